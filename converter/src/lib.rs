@@ -1,0 +1,3 @@
+//! Checkpoints to .llm files.
+
+pub mod tokenizer;

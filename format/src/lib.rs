@@ -1,0 +1,3 @@
+//! The .llm file.
+
+pub mod tokens;

@@ -1,0 +1,3 @@
+//! See the crate's description.
+
+pub mod dense;

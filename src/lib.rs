@@ -1,0 +1,23 @@
+//! libllm: maps a `.llm` file and runs the language model in it, inside the host's own process.
+//!
+//! The map, from the host inwards: [`ffi`] (C) → [`session`] → {[`sampler`], [`model`]} → {[`kv`], weights,
+//! device} → kernels. Samplers never see the model; nothing imports upwards. ARCHITECTURE.md draws it.
+
+#![deny(unsafe_code)]
+
+pub mod cancel;
+pub mod chat;
+pub mod error;
+#[allow(unsafe_code)] // the C face: proves what a foreign caller passes in
+pub mod ffi;
+pub mod kv;
+#[allow(unsafe_code)] // mappings of files that others could change
+mod mmap;
+pub mod model;
+pub mod runtime;
+pub mod sampler;
+pub mod session;
+pub mod tokenizer;
+
+pub use cancel::Cancel;
+pub use error::{Error, Result, Status};

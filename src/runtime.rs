@@ -1,0 +1,1 @@
+//! The runtime: threads, limits, log sink.
