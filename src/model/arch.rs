@@ -4,13 +4,16 @@
 //! of, and how each of them comes from the checkpoint. The converter writes by that list, loading finds by it.
 
 use super::spec::Spec;
-use crate::error::Result;
+use super::{gpt2, llama};
+use crate::error::{Error, Result, Status};
 
 /// One architecture.
 #[derive(Debug)]
 pub struct Arch {
     /// `model_type` values of the checkpoints it reads.
     pub names: &'static [&'static str],
+    /// What all its tensor names but the head's begin with; checkpoints of the bare model lack it.
+    pub prefix: &'static str,
     /// Reads `config.json`.
     pub read: fn(&serde_json::Value) -> Result<Spec>,
     /// Every tensor of a model of this spec, in the order of the file.
@@ -54,7 +57,8 @@ pub enum Take {
     Transposed(Rows),
     /// Some rows, in this order.
     Rows(Rows),
-    /// Of a 3-dimensional tensor: for every expert e, rows of `[e]`, turned round first if `transposed`.
+    /// Of a 3-dimensional tensor: for every expert e, rows of `[e]`, turned round first if `transposed`. Of a
+    /// 2-dimensional one: for every expert e, the values of `[e]` at these places, all in one vector.
     PerExpert {
         /// Whether each expert's matrix is stored `[in, out]`.
         transposed: bool,
@@ -170,12 +174,13 @@ pub enum LayerSlot {
     ChoiceBias,
     /// `[experts, inner, width]`
     ExpertGate,
-    /// `[experts, inner]`
+    /// `[experts · inner]`, one vector
     ExpertGateBias,
     ExpertUp,
     ExpertUpBias,
     /// `[experts, width, inner]`
     ExpertDown,
+    /// `[experts · width]`, one vector
     ExpertDownBias,
     SharedGate,
     SharedUp,
@@ -185,4 +190,41 @@ pub enum LayerSlot {
 }
 
 /// Every architecture.
-pub static ARCHS: &[Arch] = &[];
+pub static ARCHS: &[Arch] = &[
+    gpt2::GPT2, //
+    llama::LLAMA,
+    llama::MISTRAL,
+];
+
+/// The architecture that reads checkpoints of `model_type`, which is also a spec's `architecture`.
+pub fn by_name(model_type: &str) -> Option<&'static Arch> {
+    ARCHS.iter().find(|arch| arch.names.contains(&model_type))
+}
+
+/// [`by_name`], or the reason why there is none.
+///
+/// # Errors
+/// `UNSUPPORTED`, with the names there are.
+pub fn find(model_type: &str) -> Result<&'static Arch> {
+    by_name(model_type).ok_or_else(|| {
+        let known: Vec<&str> = ARCHS.iter().flat_map(|arch| arch.names).copied().collect();
+        Error::new(
+            Status::UNSUPPORTED,
+            format!("architecture `{model_type}` is not supported; supported are {}", known.join(", ")),
+        )
+    })
+}
+
+/// Reads a checkpoint's `config.json` into a checked [`Spec`].
+///
+/// # Errors
+/// `UNSUPPORTED` for an architecture or a value that is not supported, `BAD_FORMAT` for a malformed file.
+pub fn read_config(config: &serde_json::Value) -> Result<(&'static Arch, Spec)> {
+    let model_type = config.get("model_type").and_then(serde_json::Value::as_str).ok_or_else(|| {
+        Error::new(Status::BAD_FORMAT, "config.json: `model_type` is missing or not a string")
+    })?;
+    let arch = find(model_type)?;
+    let spec = (arch.read)(config)?;
+    spec.check()?;
+    Ok((arch, spec))
+}

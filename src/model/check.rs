@@ -1,0 +1,256 @@
+//! Checking a [`Spec`]: it comes from a checkpoint or from a file's metadata, so no number in it is trusted.
+//!
+//! After [`Spec::check`] the shapes of all tensors fit u64, counts are bounded, indices are in range, and floats
+//! are finite and of sane size; what runs the model divides, allocates and indexes without asking again.
+
+use super::spec::{
+    Activation, Attention, Dense, Experts, Ffn, Heads, Latent, Layer, Norm, Rope, Scaling, Spec,
+};
+use crate::error::{Error, Result, Status};
+
+/// Layers a model may have.
+const LAYERS: usize = 4096;
+/// Any one dimension: width, inner width, positions.
+const DIM: u32 = 1 << 24;
+/// Heads of a layer.
+const HEADS: u32 = 1 << 14;
+/// Width of one head; also of MLA's compressed vectors.
+const HEAD_DIM: u32 = 1 << 14;
+/// Experts of a layer.
+const EXPERTS: u32 = 1 << 14;
+/// Positions.
+const CONTEXT: u32 = 1 << 30;
+/// Rotary tables.
+const ROPES: usize = 64;
+
+fn wrong(what: &str, expected: impl std::fmt::Display, got: impl std::fmt::Display) -> Error {
+    Error::new(Status::BAD_FORMAT, format!("model description: {what} should be {expected}, got {got}"))
+}
+
+/// 1 ..= max
+fn range(what: &str, value: u32, max: u32) -> Result<()> {
+    if (1..=max).contains(&value) { Ok(()) } else { Err(wrong(what, format_args!("from 1 to {max}"), value)) }
+}
+
+/// Finite, above zero, below 1e12.
+fn positive(what: &str, value: f64) -> Result<()> {
+    if value > 0.0 && value < 1e12 { Ok(()) } else { Err(wrong(what, "above 0 and below 1e12", value)) }
+}
+
+fn norm(what: &str, norm: Option<Norm>) -> Result<()> {
+    match norm {
+        Some(n) if !(0.0..=1.0).contains(&n.eps) => {
+            Err(wrong(&format!("epsilon of the {what}"), "from 0 to 1", n.eps))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Spec {
+    /// Checks every number and index.
+    ///
+    /// # Errors
+    /// `BAD_FORMAT`, naming the layer, the field, its bounds and its value.
+    pub fn check(&self) -> Result<()> {
+        range("the vocabulary", self.vocab, DIM)?;
+        range("the width", self.width, DIM)?;
+        range("the context", self.context, CONTEXT)?;
+        positive("the embedding scale", f64::from(self.embedding_scale))?;
+        positive("the logit scale", f64::from(self.logit_scale))?;
+        if let Some(cap) = self.logit_softcap {
+            positive("the logit soft cap", f64::from(cap))?;
+        }
+        norm("embedding's norm", self.embedding_norm)?;
+        norm("final norm", Some(self.final_norm))?;
+        if let Some(positions) = self.learned_positions {
+            range("the number of learned positions", positions, DIM)?;
+            if self.context > positions {
+                return Err(wrong("the context", format_args!("at most {positions}"), self.context));
+            }
+        }
+        if self.layers.is_empty() || self.layers.len() > LAYERS {
+            return Err(wrong("the number of layers", format_args!("from 1 to {LAYERS}"), self.layers.len()));
+        }
+        if self.ropes.len() > ROPES {
+            return Err(wrong(
+                "the number of rotary tables",
+                format_args!("at most {ROPES}"),
+                self.ropes.len(),
+            ));
+        }
+        for (i, rope) in self.ropes.iter().enumerate() {
+            check_rope(rope).map_err(|e| e.context(format_args!("rotary table {i}")))?;
+        }
+        for (i, layer) in self.layers.iter().enumerate() {
+            self.check_layer(layer).map_err(|e| e.context(format_args!("layer {i}")))?;
+        }
+        Ok(())
+    }
+
+    fn check_layer(&self, layer: &Layer) -> Result<()> {
+        norm("norm before attention", layer.attention_norm)?;
+        norm("norm after attention", layer.attention_post_norm)?;
+        norm("norm before the feed-forward block", layer.ffn_norm)?;
+        norm("norm after the feed-forward block", layer.ffn_post_norm)?;
+        match &layer.attention {
+            Attention::Heads(heads) => self.check_heads(heads)?,
+            Attention::Latent(latent) => self.check_latent(latent)?,
+        }
+        match &layer.ffn {
+            Ffn::Plain(dense) => {
+                if matches!(dense.activation, Activation::ClampedSwiglu { .. }) {
+                    return Err(wrong(
+                        "the activation of an ungated block",
+                        "an ungated one",
+                        "clamped_swiglu",
+                    ));
+                }
+                check_dense(dense)
+            }
+            Ffn::Gated(dense) => check_dense(dense),
+            Ffn::Experts(experts) => check_experts(experts),
+        }
+    }
+
+    fn check_rotation(&self, index: u32, dim: u32) -> Result<()> {
+        match self.ropes.get(index as usize) {
+            None => Err(wrong("the rotary table", format_args!("one of {} tables", self.ropes.len()), index)),
+            Some(rope) if rope.dim > dim => {
+                Err(wrong("the rotated part", format_args!("at most the head's {dim} values"), rope.dim))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn check_heads(&self, h: &Heads) -> Result<()> {
+        range("the number of heads", h.heads, HEADS)?;
+        range("the number of key-value heads", h.kv_heads, h.heads)?;
+        if !h.heads.is_multiple_of(h.kv_heads) {
+            return Err(wrong("the number of heads", format_args!("a multiple of {}", h.kv_heads), h.heads));
+        }
+        range("the head's width", h.head_dim, HEAD_DIM)?;
+        range("the heads' width together", h.heads.saturating_mul(h.head_dim), DIM)?;
+        positive("the score scale", f64::from(h.scale))?;
+        if let Some(rope) = h.rope {
+            self.check_rotation(rope, h.head_dim)?;
+        }
+        if let Some(window) = h.window {
+            range("the window", window, u32::MAX)?;
+        }
+        if let Some(cap) = h.softcap {
+            positive("the score soft cap", f64::from(cap))?;
+        }
+        if !h.alibi.is_empty() && h.alibi.len() != h.heads as usize {
+            return Err(wrong("the number of ALiBi slopes", h.heads, h.alibi.len()));
+        }
+        h.alibi.iter().try_for_each(|slope| positive("an ALiBi slope", f64::from(*slope)))?;
+        norm("norm of queries and keys", h.qk_norm.map(|q| q.norm))
+    }
+
+    fn check_latent(&self, a: &Latent) -> Result<()> {
+        range("the number of heads", a.heads, HEADS)?;
+        let dims = [
+            ("the unrotated part of a head", a.nope_dim),
+            ("the rotated part of a head", a.rope_dim),
+            ("the value head's width", a.value_dim),
+            ("the keys' rank", a.kv_rank),
+            ("the queries' rank", a.q_rank.unwrap_or(1)),
+        ];
+        dims.iter().try_for_each(|(what, dim)| range(what, *dim, HEAD_DIM))?;
+        let widest = a.nope_dim.max(a.value_dim).max(a.kv_rank) + a.rope_dim;
+        range("the heads' width together", a.heads.saturating_mul(widest), DIM)?;
+        positive("the score scale", f64::from(a.scale))?;
+        norm("norm of the compressed vectors", Some(a.norm))?;
+        self.check_rotation(a.rope, a.rope_dim)?;
+        match self.ropes.get(a.rope as usize) {
+            Some(rope) if rope.dim != a.rope_dim => {
+                Err(wrong("the rotary table's width", a.rope_dim, rope.dim))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn check_dense(dense: &Dense) -> Result<()> {
+    range("the inner width", dense.inner, DIM)?;
+    if let Activation::ClampedSwiglu { alpha, limit } = dense.activation {
+        positive("alpha", f64::from(alpha))?;
+        positive("the clamp", f64::from(limit))?;
+    }
+    Ok(())
+}
+
+fn check_experts(x: &Experts) -> Result<()> {
+    range("the number of experts", x.count, EXPERTS)?;
+    range("the number of active experts", x.active, x.count)?;
+    check_dense(&x.expert)?;
+    positive("the experts' scale", f64::from(x.scale))?;
+    range("the number of expert groups", x.groups, x.count)?;
+    if !x.count.is_multiple_of(x.groups) {
+        return Err(wrong(
+            "the number of experts",
+            format_args!("a multiple of {} groups", x.groups),
+            x.count,
+        ));
+    }
+    range("the number of active expert groups", x.active_groups, x.groups)?;
+    let choosable = x.count / x.groups * x.active_groups;
+    range("the number of active experts", x.active, choosable)?;
+    if let Some(shared) = x.shared {
+        check_dense(&shared.dense)?;
+        if shared.dense.bias {
+            return Err(wrong("the shared expert", "without biases", "biases"));
+        }
+    }
+    Ok(())
+}
+
+fn check_rope(rope: &Rope) -> Result<()> {
+    positive("theta", rope.theta)?;
+    range("the rotated part", rope.dim, HEAD_DIM)?;
+    if !rope.dim.is_multiple_of(2) {
+        return Err(wrong("the rotated part", "even", rope.dim));
+    }
+    match &rope.scaling {
+        Scaling::None => Ok(()),
+        Scaling::Linear { factor } => positive("the factor", *factor),
+        Scaling::Dynamic { factor, original } => {
+            positive("the factor", *factor)?;
+            if rope.dim < 4 {
+                // Its exponent is dim / (dim − 2).
+                return Err(wrong("the rotated part", "at least 4 with dynamic scaling", rope.dim));
+            }
+            range("the original context", *original, CONTEXT)
+        }
+        Scaling::Llama3 { factor, low, high, original } => {
+            [("the factor", factor), ("the low factor", low), ("the high factor", high)]
+                .iter()
+                .try_for_each(|(what, value)| positive(what, **value))?;
+            if high <= low {
+                return Err(wrong("the high factor", format_args!("above the low one, {low}"), high));
+            }
+            range("the original context", *original, CONTEXT)
+        }
+        Scaling::Yarn { factor, original, beta_fast, beta_slow, truncate: _, attention_factor } => {
+            positive("the factor", *factor)?;
+            positive("beta_fast", *beta_fast)?;
+            positive("beta_slow", *beta_slow)?;
+            positive("the attention factor", *attention_factor)?;
+            if rope.theta <= 1.0 {
+                // Its correction range divides by ln(theta).
+                return Err(wrong("theta", "above 1 with yarn", rope.theta));
+            }
+            range("the original context", *original, CONTEXT)
+        }
+        Scaling::Longrope { short, long, original, attention_factor } => {
+            for (what, list) in [("the short factors", short), ("the long factors", long)] {
+                if list.len() != rope.dim as usize / 2 {
+                    return Err(wrong(what, format_args!("{} numbers", rope.dim / 2), list.len()));
+                }
+                list.iter().try_for_each(|factor| positive(what, *factor))?;
+            }
+            positive("the attention factor", *attention_factor)?;
+            range("the original context", *original, CONTEXT)
+        }
+    }
+}
