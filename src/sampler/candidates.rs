@@ -1,0 +1,92 @@
+//! The working set of one choice: tokens with their logits, always in ascending order of id.
+//!
+//! Filters change logits and take tokens away; none adds or reorders. So "the lowest id wins a tie" is "the first
+//! wins", and sums over candidates have one order.
+
+use std::cmp::Ordering;
+
+/// A token that may still be chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// Its id.
+    pub id: u32,
+    /// Its logit so far; never NaN or +∞.
+    pub logit: f32,
+}
+
+impl Candidate {
+    /// Likelier first, then the lower id: a total order, as logits are never NaN and −0 is made +0 on entry.
+    pub fn by_rank(&self, other: &Self) -> Ordering {
+        other.logit.total_cmp(&self.logit).then(self.id.cmp(&other.id))
+    }
+}
+
+/// The tokens that may still be chosen, and scratch of the same size. Allocates once per vocabulary size.
+#[derive(Clone, Debug, Default)]
+pub struct Candidates {
+    items: Vec<Candidate>,
+    scratch: Vec<Candidate>,
+}
+
+impl Candidates {
+    /// All tokens of the vocabulary with their logits.
+    pub fn fill(&mut self, logits: &[f32]) {
+        self.items.clear();
+        // `+ 0.0` turns −0 into +0, which total_cmp would otherwise tell apart.
+        self.items.extend((0u32..).zip(logits).map(|(id, &logit)| Candidate { id, logit: logit + 0.0 }));
+    }
+
+    /// The candidates in ascending order of id.
+    pub fn as_slice(&self) -> &[Candidate] {
+        &self.items
+    }
+
+    /// The candidates, for changes of their logits.
+    pub fn as_mut_slice(&mut self) -> &mut [Candidate] {
+        &mut self.items
+    }
+
+    /// The candidate of token `id`.
+    pub fn find(&mut self, id: u32) -> Option<&mut Candidate> {
+        // Until the first cut the index is the id.
+        let guess = id as usize;
+        if self.items.get(guess).is_some_and(|c| c.id == id) {
+            return self.items.get_mut(guess);
+        }
+        let index = self.items.binary_search_by_key(&id, |c| c.id).ok()?;
+        self.items.get_mut(index)
+    }
+
+    /// The highest logit; −∞ when nothing is left.
+    pub fn max(&self) -> f32 {
+        self.items.iter().fold(f32::NEG_INFINITY, |max, c| if c.logit > max { c.logit } else { max })
+    }
+
+    /// Keeps what `keep` says.
+    pub fn retain(&mut self, keep: impl FnMut(&Candidate) -> bool) {
+        self.items.retain(keep);
+    }
+
+    /// Keeps `last` and everything that ranks before it.
+    pub fn keep_through(&mut self, last: Candidate) {
+        self.items.retain(|c| c.by_rank(&last) != Ordering::Greater);
+    }
+
+    /// A copy of the candidates that may be reordered freely.
+    pub fn scratch(&mut self) -> &mut [Candidate] {
+        self.scratch.clear();
+        self.scratch.extend_from_slice(&self.items);
+        &mut self.scratch
+    }
+}
+
+/// The candidate with the highest logit, the lowest id among equals.
+pub fn argmax(candidates: &[Candidate]) -> Option<Candidate> {
+    let mut best = *candidates.first()?;
+    for &c in candidates {
+        if c.logit > best.logit {
+            best = c;
+        }
+    }
+    Some(best)
+}

@@ -1,0 +1,98 @@
+//! Noise by counter: a number for (seed, stream, absolute position, token id), computed, never drawn in sequence.
+//!
+//! ```text
+//! Philox4x32-10:  key     = seed (64 bit)
+//!                 counter = id / 4 · position · stream (64 bit)   →  4 words, one for each of 4 neighbouring ids
+//! r = top 23 bits of the word     u = (r + ½) · 2⁻²³     g = −ln(−ln u)   a standard Gumbel variate
+//! ```
+//!
+//! argmax(logit + g) is a draw from softmax(logit). Philox is the counter-based generator of Salmon et al.,
+//! "Parallel random numbers: as easy as 1, 2, 3" (2011); its published test vectors are a test here.
+
+use super::{Candidate, math};
+
+/// What the noise of one choice depends on, besides the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// The sampler's seed.
+    pub seed: u64,
+    /// The sampler's stream: forks differ in it.
+    pub stream: u64,
+    /// Absolute position of the token to be chosen.
+    pub position: u32,
+}
+
+/// Ten rounds of Philox4x32.
+pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    for round in 0..10 {
+        if round > 0 {
+            key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+        }
+        let [a, b, c, d] = counter;
+        let low = u64::from(a) * 0xD251_1F53;
+        let high = u64::from(c) * 0xCD9E_8D57;
+        counter =
+            [(high >> 32) as u32 ^ b ^ key[0], high as u32, (low >> 32) as u32 ^ d ^ key[1], low as u32];
+    }
+    counter
+}
+
+/// The words of the four ids 4·`quad` .. 4·`quad` + 3.
+fn words(key: Key, quad: u32) -> [u32; 4] {
+    philox(
+        [quad, key.position, key.stream as u32, (key.stream >> 32) as u32],
+        [key.seed as u32, (key.seed >> 32) as u32],
+    )
+}
+
+/// The 23 random bits of a token.
+pub fn bits(key: Key, id: u32) -> u32 {
+    words(key, id / 4)[(id % 4) as usize] >> 9
+}
+
+/// The Gumbel variate of 23 random bits; between −2.82 and 16.64, rising with `r`.
+pub fn gumbel(r: u32) -> f64 {
+    let u = (f64::from(r) + 0.5) / f64::from(1u32 << 23);
+    -math::ln(-math::ln(u))
+}
+
+/// The stream of a sampler's `n`-th fork: SplitMix64's finaliser (Steele et al. 2014) over parent and count.
+pub fn child_stream(parent: u64, n: u64) -> u64 {
+    let mut z =
+        parent.wrapping_mul(0xD134_2543_DE82_EF95).wrapping_add(n.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// argmax(logit + noise), the lowest id among equals. Candidates are in ascending order of id.
+///
+/// Most tokens cannot win and cost no logarithm: with j leading ones in r, u < 1 − 2⁻ʲ⁻¹ and g < (j + 1)·ln 2, so a
+/// token whose logit plus that bound does not reach the best so far is skipped. This never changes the result.
+pub(super) fn choose(candidates: &[Candidate], key: Key) -> Option<Candidate> {
+    let mut best: Option<(Candidate, f64)> = None;
+    let mut quad = (u32::MAX, [0u32; 4]);
+    for &c in candidates {
+        if c.logit == f32::NEG_INFINITY {
+            continue;
+        }
+        let logit = f64::from(c.logit);
+        let floor = best.map_or(f64::NEG_INFINITY, |(_, score)| score);
+        if logit + 16.7 < floor {
+            continue;
+        }
+        if quad.0 != c.id / 4 {
+            quad = (c.id / 4, words(key, c.id / 4));
+        }
+        let r = quad.1[(c.id % 4) as usize] >> 9;
+        let leading_ones = (!(r << 9)).leading_zeros();
+        if logit + 0.694 * f64::from(leading_ones + 1) < floor {
+            continue;
+        }
+        let score = logit + gumbel(r);
+        if score > floor {
+            best = Some((c, score));
+        }
+    }
+    best.map(|(c, _)| c)
+}

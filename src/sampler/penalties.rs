@@ -1,0 +1,95 @@
+//! Penalties for tokens seen lately.
+//!
+//! Repetition (CTRL, Keskar et al. 2019, section 4.1): a positive logit is divided by it, a negative one multiplied.
+//! Presence and frequency (OpenAI's chat API): logit − presence − frequency · count. All three over the last
+//! `penalty_window` accepted tokens, the prompt included if the host accepted it.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::{Candidates, Filter, SamplingParams, State, refuse};
+use crate::error::Result;
+
+pub(super) const FILTER: Filter = Filter {
+    name: "penalties",
+    about: "repetition_penalty, presence_penalty, frequency_penalty over the last penalty_window tokens",
+    check,
+    apply,
+};
+
+fn check(p: &SamplingParams) -> Result<()> {
+    if !(p.repetition_penalty.is_finite() && p.repetition_penalty > 0.0) {
+        return Err(refuse("repetition_penalty", "a finite number above 0", p.repetition_penalty));
+    }
+    for (field, value) in
+        [("presence_penalty", p.presence_penalty), ("frequency_penalty", p.frequency_penalty)]
+    {
+        if !value.is_finite() {
+            return Err(refuse(field, "a finite number", value));
+        }
+    }
+    Ok(())
+}
+
+/// The accepted tokens the penalties look at, with how often each occurs among them.
+#[derive(Clone, Debug)]
+pub struct History {
+    /// 0: no limit.
+    window: usize,
+    /// Only kept with a window: what leaves it must be known.
+    recent: VecDeque<u32>,
+    counts: HashMap<u32, u32>,
+}
+
+impl History {
+    /// Nothing accepted yet; looks at the last `window` tokens, at all of them for 0.
+    pub fn new(window: u32) -> Self {
+        Self { window: window as usize, recent: VecDeque::new(), counts: HashMap::new() }
+    }
+
+    /// Takes a token in; `id` is not negative.
+    pub fn push(&mut self, id: i32) {
+        let id = id.unsigned_abs();
+        let count = self.counts.entry(id).or_insert(0);
+        *count = count.saturating_add(1);
+        if self.window == 0 {
+            return;
+        }
+        self.recent.push_back(id);
+        if self.recent.len() > self.window
+            && let Some(old) = self.recent.pop_front()
+            && let Some(count) = self.counts.get_mut(&old)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&old);
+            }
+        }
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.recent.clear();
+        self.counts.clear();
+    }
+
+    /// How often `id` occurs in the window.
+    pub fn count(&self, id: u32) -> u32 {
+        self.counts.get(&id).copied().unwrap_or(0)
+    }
+}
+
+fn apply(state: &State, candidates: &mut Candidates) {
+    let p = &state.params;
+    if p.repetition_penalty == 1.0 && p.presence_penalty == 0.0 && p.frequency_penalty == 0.0 {
+        return;
+    }
+    // The map's order does not matter: each token's logit depends on its own count alone.
+    for (&id, &count) in &state.history.counts {
+        let Some(c) = candidates.find(id) else { continue };
+        let repeated =
+            if c.logit > 0.0 { c.logit / p.repetition_penalty } else { c.logit * p.repetition_penalty };
+        let penalised = repeated - (p.frequency_penalty * count as f32 + p.presence_penalty);
+        // Extreme but valid parameters may overflow; the logit then stays a number.
+        c.logit = if penalised.is_nan() { c.logit } else { penalised.min(f32::MAX) };
+    }
+}

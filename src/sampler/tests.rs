@@ -1,0 +1,341 @@
+//! What the samplers promise, each filter against an obvious slow twin.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Rank order by a full sort: the twin of every selection.
+fn ranked(logits: &[f32]) -> Vec<(u32, f32)> {
+    let mut all: Vec<(u32, f32)> = (0u32..).zip(logits.iter().copied()).collect();
+    all.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap().then(a.0.cmp(&b.0)));
+    all
+}
+
+fn by_id(mut kept: Vec<(u32, f32)>) -> Vec<(u32, f32)> {
+    kept.sort_by_key(|&(id, _)| id);
+    kept
+}
+
+/// What is left after one filter.
+fn filtered(name: &str, params: SamplingParams, accepted: &[i32], logits: &[f32]) -> Vec<(u32, f32)> {
+    params.check().unwrap();
+    let filter = SAMPLERS.iter().find(|f| f.name == name).unwrap();
+    let mut history = History::new(params.penalty_window);
+    accepted.iter().for_each(|&id| history.push(id));
+    let state =
+        State { params, bias: Bias::new(&[(1, 2.5), (3, f32::NEG_INFINITY), (1, 0.5)]).unwrap(), history };
+    let mut candidates = Candidates::default();
+    candidates.fill(logits);
+    (filter.apply)(&state, &mut candidates);
+    candidates.as_slice().iter().map(|c| (c.id, c.logit)).collect()
+}
+
+/// Few distinct values, so that ties are common.
+fn row() -> impl Strategy<Value = Vec<f32>> {
+    prop::collection::vec(
+        prop_oneof![(-40..40).prop_map(|x| x as f32 * 0.25), -20.0f32..20.0, Just(f32::NEG_INFINITY)],
+        1..200,
+    )
+}
+
+proptest! {
+    #[test]
+    fn top_k_equals_sorting(logits in row(), k in 0u32..210) {
+        let got = filtered("top_k", SamplingParams { top_k: k, ..Default::default() }, &[], &logits);
+        let mut want = ranked(&logits);
+        if k > 0 { want.truncate(k as usize); }
+        prop_assert_eq!(got, by_id(want));
+    }
+
+    #[test]
+    fn top_p_equals_adding_up_in_order(logits in row(), p in prop_oneof![0.0f32..=1.0, Just(0.0), Just(1.0)]) {
+        let got = filtered("top_p", SamplingParams { top_p: p, ..Default::default() }, &[], &logits);
+        let sorted = ranked(&logits);
+        let max = sorted[0].1;
+        let want = if p >= 1.0 || max == f32::NEG_INFINITY { sorted } else {
+            let weights: Vec<u64> = sorted.iter().map(|&(_, x)| top_p::weight(x, max)).collect();
+            let target = ((f64::from(p) * weights.iter().sum::<u64>() as f64).ceil() as u64).max(1);
+            let mut sum = 0;
+            let mut n = 0;
+            while n < sorted.len() && sum < target { sum += weights[n]; n += 1; }
+            sorted[..n].to_vec()
+        };
+        prop_assert_eq!(got, by_id(want));
+    }
+
+    #[test]
+    fn top_p_keeps_the_smallest_set_that_reaches_p(logits in prop::collection::vec(-8.0f32..8.0, 1..100), p in 0.01f32..0.99) {
+        let got = filtered("top_p", SamplingParams { top_p: p, ..Default::default() }, &[], &logits);
+        let z: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+        let mass = |set: &[(u32, f32)]| set.iter().map(|&(_, x)| f64::from(x).exp()).sum::<f64>() / z;
+        let mut worst = got.clone();
+        worst.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap());
+        worst.pop();
+        prop_assert!(mass(&got) >= f64::from(p) - 1e-6);
+        prop_assert!(mass(&worst) <= f64::from(p) + 1e-6);
+    }
+
+    #[test]
+    fn min_p_equals_comparing_probabilities(logits in prop::collection::vec(-30.0f32..30.0, 1..100), p in 0.0f32..1.0) {
+        let got = filtered("min_p", SamplingParams { min_p: p, ..Default::default() }, &[], &logits);
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let ratio = |x: f32| f64::from(x - max).exp();
+        for (id, &x) in logits.iter().enumerate() {
+            let kept = got.iter().any(|&(i, _)| i == id as u32);
+            // At the border itself rounding may decide either way.
+            if (ratio(x) - f64::from(p)).abs() > 1e-5 * f64::from(p) {
+                prop_assert_eq!(kept, ratio(x) > f64::from(p), "token {} ratio {}", id, ratio(x));
+            }
+        }
+        prop_assert!(!got.is_empty());
+    }
+
+    #[test]
+    fn penalties_equal_counting(
+        logits in prop::collection::vec(-10.0f32..10.0, 1..40),
+        accepted in prop::collection::vec(0i32..45, 0..60),
+        window in 0u32..50, r in 0.5f32..2.0, presence in -1.0f32..2.0, frequency in -1.0f32..2.0,
+    ) {
+        let params = SamplingParams {
+            repetition_penalty: r, presence_penalty: presence, frequency_penalty: frequency,
+            penalty_window: window, ..Default::default()
+        };
+        let got = filtered("penalties", params, &accepted, &logits);
+        let skip = if window == 0 { 0 } else { accepted.len().saturating_sub(window as usize) };
+        for (id, &x) in logits.iter().enumerate() {
+            let count = accepted[skip..].iter().filter(|&&t| t == id as i32).count();
+            let want = if count == 0 { x } else {
+                (if x > 0.0 { x / r } else { x * r }) - (frequency * count as f32 + presence)
+            };
+            prop_assert_eq!(got[id], (id as u32, want));
+        }
+    }
+
+    #[test]
+    fn skipping_hopeless_tokens_never_changes_the_choice(logits in row(), seed: u64, stream: u64, position: u32) {
+        let mut candidates = Candidates::default();
+        candidates.fill(&logits);
+        let key = noise::Key { seed, stream, position };
+        let mut want: Option<(u32, f64)> = None;
+        for (id, &x) in (0u32..).zip(&logits) {
+            let score = f64::from(x) + noise::gumbel(noise::bits(key, id));
+            if x > f32::NEG_INFINITY && want.is_none_or(|(_, best)| score > best) { want = Some((id, score)); }
+        }
+        prop_assert_eq!(noise::choose(candidates.as_slice(), key).map(|c| c.id), want.map(|(id, _)| id));
+    }
+
+    #[test]
+    fn any_row_gives_a_token_or_an_error(
+        logits in prop::collection::vec(prop_oneof![any::<f32>(), Just(f32::NEG_INFINITY), Just(f32::MAX)], 0..50),
+        temperature in prop_oneof![Just(0.0f32), 0.0f32..3.0, Just(1e-30), Just(f32::MAX)],
+        top_k in 0u32..60, top_p in 0.0f32..=1.0, min_p in 0.0f32..=1.0,
+        repetition_penalty in prop_oneof![Just(f32::MIN_POSITIVE), 0.1f32..9.0, Just(f32::MAX)], seed: u64,
+    ) {
+        let params = SamplingParams {
+            temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty: f32::MAX,
+            frequency_penalty: f32::MAX, seed, ..Default::default()
+        };
+        let mut sampler = Sampler::new(&params).unwrap();
+        sampler.accept_prompt(&[0, 1, 1, 7]).unwrap();
+        sampler.set_bias(&[(0, f32::MAX), (2, f32::NEG_INFINITY)]).unwrap();
+        match sampler.sample(&logits, 3) {
+            Ok(choice) => prop_assert!((0..logits.len() as i32).contains(&choice.id)),
+            Err(e) => prop_assert!([Status::INVALID_ARG, Status::DEAD_END].contains(&e.status())),
+        }
+    }
+}
+
+#[test]
+fn bias_adds_and_forbids() {
+    let got = filtered("bias", SamplingParams::default(), &[], &[1.0, 1.0, 1.0, 1.0]);
+    assert_eq!(got, [(0, 1.0), (1, 4.0), (2, 1.0), (3, f32::NEG_INFINITY)]);
+}
+
+#[test]
+fn philox_gives_its_published_vectors() {
+    // kat_vectors of the Random123 distribution, philox4x32 with 10 rounds.
+    assert_eq!(noise::philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+    assert_eq!(
+        noise::philox([u32::MAX; 4], [u32::MAX; 2]),
+        [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+    );
+    assert_eq!(
+        noise::philox([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]),
+        [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
+    );
+}
+
+/// Pearson's statistic of `counts` against `probabilities`.
+fn chi_square(counts: &[u32], probabilities: &[f64]) -> f64 {
+    let n = f64::from(counts.iter().sum::<u32>());
+    counts.iter().zip(probabilities).map(|(&c, &p)| (f64::from(c) - n * p).powi(2) / (n * p)).sum()
+}
+
+fn softmax(logits: &[f32], t: f64) -> Vec<f64> {
+    let e: Vec<f64> = logits.iter().map(|&x| (f64::from(x) / t).exp()).collect();
+    let z: f64 = e.iter().sum();
+    e.iter().map(|x| x / z).collect()
+}
+
+#[test]
+fn choices_are_distributed_as_the_softmax_over_positions_and_over_seeds() {
+    let logits = [0.3f32, -1.0, 2.0, 0.0, 1.1, -0.4, 0.9, -2.0, 1.5];
+    for t in [0.7f32, 1.0, 1.8] {
+        let exact = softmax(&logits, f64::from(t));
+        let mut by_position = [0u32; 9];
+        let mut sampler =
+            Sampler::new(&SamplingParams { temperature: t, seed: 11, ..Default::default() }).unwrap();
+        for position in 0..40_000 {
+            by_position[sampler.sample(&logits, position).unwrap().id as usize] += 1;
+        }
+        let mut by_seed = [0u32; 9];
+        for seed in 0..40_000 {
+            let mut sampler =
+                Sampler::new(&SamplingParams { temperature: t, seed, ..Default::default() }).unwrap();
+            by_seed[sampler.sample(&logits, 7).unwrap().id as usize] += 1;
+        }
+        // 8 degrees of freedom: 26.1 is exceeded by chance once in a thousand; the seeds are fixed.
+        assert!(chi_square(&by_position, &exact) < 26.1, "{t}: {by_position:?}");
+        assert!(chi_square(&by_seed, &exact) < 26.1, "{t}: {by_seed:?}");
+    }
+}
+
+#[test]
+fn a_cut_distribution_is_the_softmax_of_what_is_left() {
+    let logits = [2.0f32, 1.0, 0.5, 0.0, -1.0];
+    let mut sampler =
+        Sampler::new(&SamplingParams { temperature: 1.0, top_k: 3, seed: 5, ..Default::default() }).unwrap();
+    let mut counts = [0u32; 3];
+    for position in 0..30_000 {
+        counts[sampler.sample(&logits, position).unwrap().id as usize] += 1;
+    }
+    assert!(chi_square(&counts, &softmax(&logits[..3], 1.0)) < 13.8, "{counts:?}");
+}
+
+/// Draws at `n` positions from a fair row of four tokens.
+fn draws(sampler: &mut Sampler, n: u64) -> Vec<i32> {
+    (0..n).map(|position| sampler.sample(&[0.0; 4], position).unwrap().id).collect()
+}
+
+/// How far a 4 x 4 table of pairs is from independence (9 degrees of freedom: 27.9 once in a thousand).
+fn dependence(pairs: impl Iterator<Item = (i32, i32)>) -> f64 {
+    let mut table = [0u32; 16];
+    pairs.for_each(|(a, b)| table[(a * 4 + b) as usize] += 1);
+    chi_square(&table, &[1.0 / 16.0; 16])
+}
+
+#[test]
+fn positions_streams_and_seeds_are_independent() {
+    let params = SamplingParams { temperature: 1.0, seed: 3, ..Default::default() };
+    let mut sampler = Sampler::new(&params).unwrap();
+    let mut fork = sampler.fork();
+    let mut other = Sampler::new(&SamplingParams { seed: 4, ..params }).unwrap();
+    let (a, b, c) = (draws(&mut sampler, 20_001), draws(&mut fork, 20_001), draws(&mut other, 20_001));
+    // 15 degrees of freedom against the uniform table: 37.7 once in a thousand.
+    assert!(dependence(a.iter().copied().zip(a[1..].iter().copied())) < 37.7);
+    assert!(dependence(a.iter().copied().zip(b)) < 37.7);
+    assert!(dependence(a.into_iter().zip(c)) < 37.7);
+}
+
+#[test]
+fn equal_samplers_choose_equally_in_any_order_of_positions() {
+    let params = SamplingParams { temperature: 1.0, seed: 9, top_p: 0.9, ..Default::default() };
+    let (mut one, mut two) = (Sampler::new(&params).unwrap(), Sampler::new(&params).unwrap());
+    let logits: Vec<f32> = (0..100).map(|i| (i % 17) as f32 * 0.2).collect();
+    let forward: Vec<_> = (0..50).map(|p| one.sample(&logits, p).unwrap()).collect();
+    let mut backward: Vec<_> = (0..50).rev().map(|p| two.sample(&logits, p).unwrap()).collect();
+    backward.reverse();
+    assert_eq!(forward, backward);
+    assert_eq!(one.fork_same_stream().sample(&logits, 5).unwrap(), forward[5]);
+}
+
+#[test]
+fn forks_take_streams_of_their_own() {
+    let mut parent =
+        Sampler::new(&SamplingParams { temperature: 1.0, seed: 1, ..Default::default() }).unwrap();
+    let (mut a, mut b) = (parent.fork(), parent.fork());
+    let grandchild = a.fork();
+    let mut streams = vec![parent.stream(), a.stream(), b.stream(), grandchild.stream(), b.fork().stream()];
+    streams.sort_unstable();
+    streams.dedup();
+    assert_eq!(streams.len(), 5);
+    assert_ne!(draws(&mut parent, 40), draws(&mut a, 40));
+    a.set_stream(0);
+    assert_eq!(draws(&mut parent, 40), draws(&mut a, 40));
+}
+
+#[test]
+fn sampling_does_not_accept() {
+    let params = SamplingParams { frequency_penalty: 10.0, ..Default::default() };
+    let mut sampler = Sampler::new(&params).unwrap();
+    let logits = [1.0, 0.9, 0.8];
+    assert_eq!(sampler.sample(&logits, 0).unwrap().id, 0);
+    assert_eq!(sampler.sample(&logits, 0).unwrap().id, 0);
+    sampler.accept(0).unwrap();
+    assert_eq!(sampler.sample(&logits, 1).unwrap().id, 1);
+    sampler.reset();
+    assert_eq!(sampler.sample(&logits, 1).unwrap().id, 0);
+}
+
+#[test]
+fn greedy_takes_the_lowest_id_among_equals() {
+    let mut sampler = Sampler::new(&SamplingParams::default()).unwrap();
+    assert_eq!(sampler.sample(&[1.0, 3.0, 3.0, 2.0], 0).unwrap().id, 1);
+    assert_eq!(sampler.sample(&[-0.0, 0.0], 0).unwrap().id, 0);
+}
+
+#[test]
+fn log_probability_is_of_the_untouched_softmax() {
+    let logits = [0.5f32, 1.0, -2.0];
+    let mut sampler = Sampler::new(&SamplingParams { top_k: 1, ..Default::default() }).unwrap();
+    sampler.set_bias(&[(2, 9.0)]).unwrap();
+    let choice = sampler.sample(&logits, 0).unwrap();
+    assert_eq!(choice.id, 2);
+    assert!((f64::from(choice.log_probability) - softmax(&logits, 1.0)[2].ln()).abs() < 1e-6);
+}
+
+#[test]
+fn bad_rows_are_errors() {
+    let mut sampler = Sampler::new(&SamplingParams { temperature: 1.0, ..Default::default() }).unwrap();
+    let e = sampler.sample(&[0.0, f32::NAN], 0).unwrap_err();
+    assert_eq!((e.status(), e.detail("token_index")), (Status::INVALID_ARG, Some(1)));
+    assert_eq!(sampler.sample(&[f32::INFINITY], 0).unwrap_err().status(), Status::INVALID_ARG);
+    assert_eq!(sampler.sample(&[], 0).unwrap_err().status(), Status::INVALID_ARG);
+    assert_eq!(sampler.sample(&[f32::NEG_INFINITY; 5], 0).unwrap_err().status(), Status::DEAD_END);
+    sampler.set_bias(&[(0, f32::NEG_INFINITY)]).unwrap();
+    assert_eq!(sampler.sample(&[1.0], 0).unwrap_err().status(), Status::DEAD_END);
+    assert_eq!(sampler.sample(&[1.0, 1.0], 1 << 32).unwrap_err().status(), Status::INVALID_ARG);
+}
+
+#[test]
+fn parameters_out_of_range_are_refused_by_name() {
+    let d = SamplingParams::default;
+    let bad = [
+        ("temperature", SamplingParams { temperature: -1.0, ..d() }),
+        ("temperature", SamplingParams { temperature: f32::NAN, ..d() }),
+        ("top_p", SamplingParams { top_p: 1.5, ..d() }),
+        ("min_p", SamplingParams { min_p: -0.1, ..d() }),
+        ("repetition_penalty", SamplingParams { repetition_penalty: 0.0, ..d() }),
+        ("presence_penalty", SamplingParams { presence_penalty: f32::INFINITY, ..d() }),
+        ("frequency_penalty", SamplingParams { frequency_penalty: f32::NAN, ..d() }),
+    ];
+    for (field, params) in bad {
+        let e = Sampler::new(&params).err().unwrap();
+        assert_eq!(e.status(), Status::INVALID_ARG);
+        assert!(e.message().contains(field), "{e}");
+    }
+    let mut sampler = Sampler::new(&d()).unwrap();
+    assert!(sampler.set_bias(&[(-1, 0.0)]).is_err());
+    assert!(sampler.set_bias(&[(0, f32::NAN)]).is_err());
+    assert!(sampler.accept(-1).is_err());
+}
+
+#[test]
+fn a_chain_is_made_by_name() {
+    let params = SamplingParams { temperature: 2.0, top_p: 0.5, ..Default::default() };
+    let sampler = Sampler::with_chain(&params, "temperature, top_p").unwrap();
+    assert_eq!(sampler.chain(), "temperature,top_p");
+    assert_eq!(Sampler::new(&params).unwrap().chain(), "bias,penalties,top_k,top_p,min_p,temperature");
+    let e = Sampler::with_chain(&params, "top_q").err().unwrap();
+    assert!(e.message().contains("top_q") && e.message().contains("top_p"));
+}
