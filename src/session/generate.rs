@@ -1,1 +1,0 @@
-//! Generation: the loop of sample, accept, decode, and what a host sees of it.

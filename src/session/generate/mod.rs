@@ -1,0 +1,339 @@
+//! Generation: the loop of sample, accept, decode, and what a host sees of it.
+//!
+//! ```text
+//! pull ─→ decode the token told last ─→ sample ─→ accept ─→ whole characters ─→ stop texts ─→ event
+//! ```
+//!
+//! Each pull computes one token and tells it at once; the token is decoded at the next pull, so that nobody waits
+//! for a forward pass to see a token that is already known. When [`Event::kind`] is [`Kind::Done`]:
+//!
+//! * `ids` of all events, in order, are the tokens chosen, an end or stop token included.
+//! * `text` of all events is their text up to, and without, the stop text. Text that could still become a stop text
+//!   is held back until that is decided, so the text of an event need not belong to its ids.
+//! * The session holds what it held before and every token told, but not the end or stop token; after a stop text it
+//!   also holds the tokens that spelled it ([`Generation::unheld`] tells which of the last tokens it does not hold).
+//!
+//! Cancelling loses nothing that was told: the token that was being decoded is not held by the session, which stands
+//! where it stood before the pull. What this file does not know: models and tokenizers. It drives anything that is
+//! [`Evaluate`] and reads text from anything that is [`Text`].
+
+mod stop;
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, Instant};
+
+use crate::cancel::Cancel;
+use crate::error::{Error, Result, Status};
+use crate::sampler::Sampler;
+use stop::StopTexts;
+
+/// How many of the session's last tokens the text stream is shown first, so that the text goes on as that of the
+/// whole sequence would: enough for the leading space of a first word and for a character begun in the prompt.
+const CONTEXT_TOKENS: usize = 16;
+
+/// What a generation does with a session.
+pub trait Evaluate {
+    /// The tokens held, in order.
+    fn tokens(&self) -> &[i32];
+    /// Logits behind the last token held.
+    ///
+    /// # Errors
+    /// `BAD_STATE` while nothing is held.
+    fn logits(&self) -> Result<&[f32]>;
+    /// Appends a token and computes its logits.
+    ///
+    /// # Errors
+    /// `CONTEXT_FULL`, `CANCELLED`, `DEADLINE` and others; the tokens held are then as before the call.
+    fn decode(&mut self, id: i32, cancel: Option<&Cancel>) -> Result<()>;
+}
+
+/// What a generation does with a tokenizer.
+pub trait Text: Send {
+    /// Takes a token; the whole characters that are now known.
+    ///
+    /// # Errors
+    /// `INVALID_ARG` for an id that the vocabulary does not have.
+    fn push(&mut self, id: i32) -> Result<String>;
+    /// The rest, with U+FFFD for bytes that never became a character.
+    fn finish(&mut self) -> String;
+    /// Whether the token ends a turn.
+    fn is_end(&self, id: i32) -> bool;
+}
+
+/// What a host can ask of a generation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerationOptions {
+    /// Tokens to choose at most; 0: until something else ends it.
+    pub max_tokens: usize,
+    /// The generation ends where one of these texts appears, whatever the tokens' borders; the text is withheld.
+    pub stop_texts: Vec<String>,
+    /// The generation ends at these tokens.
+    pub stop_tokens: Vec<i32>,
+    /// Go on past the tokenizer's end tokens.
+    pub ignore_end: bool,
+    /// Begin with an event that tells the tokens the session already holds.
+    pub echo: bool,
+}
+
+impl Default for GenerationOptions {
+    fn default() -> Self {
+        Self {
+            max_tokens: 128,
+            stop_texts: Vec::new(),
+            stop_tokens: Vec::new(),
+            ignore_end: false,
+            echo: false,
+        }
+    }
+}
+
+/// Whether more events follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Tokens, or text, or both; more may follow.
+    Text,
+    /// The last event.
+    Done,
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The model ended its turn.
+    EndToken,
+    /// A stop text appeared.
+    StopText,
+    /// A stop token was chosen.
+    StopToken,
+    /// `max_tokens` were chosen.
+    Length,
+    /// The host cancelled, or its deadline passed.
+    Cancelled,
+    /// The session cannot hold the last token told.
+    ContextFull,
+    /// Bias and filters left no token.
+    DeadEnd,
+}
+
+/// What one pull tells.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Whether more follows.
+    pub kind: Kind,
+    /// The token chosen by this pull, if any (all tokens held, for the event of `echo`).
+    pub ids: Vec<i32>,
+    /// The text that is now certain; may be empty.
+    pub text: String,
+    /// Of the token chosen, as [`crate::sampler::Choice::log_probability`]; 0 without one.
+    pub log_probability: f32,
+    /// Why it ended, with [`Kind::Done`].
+    pub reason: Option<Reason>,
+}
+
+/// Counters of a generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Perf {
+    /// Tokens chosen.
+    pub tokens: u64,
+    /// Tokens decoded.
+    pub decoded: u64,
+    /// Time spent choosing.
+    pub sample: Duration,
+    /// Time spent decoding.
+    pub decode: Duration,
+}
+
+/// A running generation. It borrows session and sampler for each pull only.
+pub struct Generation {
+    options: GenerationOptions,
+    text: Option<Box<dyn Text>>,
+    stop: StopTexts,
+    started: bool,
+    /// Told, but not yet decoded.
+    pending: Option<i32>,
+    /// An end or stop token, which the session does not get.
+    last: Option<i32>,
+    reason: Option<Reason>,
+    perf: Perf,
+}
+
+impl Generation {
+    /// A generation that reads its text from `text`; without one it works on ids and every text is empty.
+    ///
+    /// # Errors
+    /// `INVALID_ARG` for an empty stop text, or stop texts without a `text`.
+    pub fn with_text(text: Option<Box<dyn Text>>, options: &GenerationOptions) -> Result<Self> {
+        if let Some(index) = options.stop_texts.iter().position(String::is_empty) {
+            return Err(Error::new(
+                Status::INVALID_ARG,
+                format!("stop text {index}: expected at least one character, got an empty text"),
+            ));
+        }
+        if text.is_none() && !options.stop_texts.is_empty() {
+            return Err(Error::new(
+                Status::INVALID_ARG,
+                "stop texts need a tokenizer, and the model has none: use stop tokens",
+            ));
+        }
+        Ok(Self {
+            stop: StopTexts::new(&options.stop_texts),
+            options: options.clone(),
+            text,
+            started: false,
+            pending: None,
+            last: None,
+            reason: None,
+            perf: Perf::default(),
+        })
+    }
+
+    /// Why it ended; `None` while it runs.
+    pub fn reason(&self) -> Option<Reason> {
+        self.reason
+    }
+
+    /// Counters so far.
+    pub fn perf(&self) -> Perf {
+        self.perf
+    }
+
+    /// The tokens told that the session does not hold: one that waits to be decoded, an end or stop token. A host
+    /// that continues the sequence decodes them first, if it wants them.
+    pub fn unheld(&self) -> impl Iterator<Item = i32> {
+        self.pending.into_iter().chain(self.last)
+    }
+
+    /// Computes the next event. After [`Kind::Done`] it tells the same end again, without ids and text.
+    ///
+    /// # Errors
+    /// Those of the session and the sampler other than `CANCELLED`, `DEADLINE`, `CONTEXT_FULL` and `DEAD_END`, which
+    /// are ends with a [`Reason`]. After an error the pull can be repeated.
+    pub fn next<E: Evaluate + ?Sized>(
+        &mut self,
+        session: &mut E,
+        sampler: &mut Sampler,
+        cancel: Option<&Cancel>,
+    ) -> Result<Event> {
+        if let Some(reason) = self.reason {
+            return Ok(Event::done(reason, Vec::new(), String::new(), 0.0));
+        }
+        if !self.started {
+            let context = self.begin(session.tokens())?;
+            self.started = true;
+            if let Some(text) = context {
+                let ids = session.tokens().to_vec();
+                return Ok(Event { kind: Kind::Text, ids, text, log_probability: 0.0, reason: None });
+            }
+        }
+        if let Some(reason) = self.advance(session, cancel)? {
+            return Ok(self.end(reason));
+        }
+        if self.options.max_tokens > 0 && self.perf.tokens >= self.options.max_tokens as u64 {
+            return Ok(self.end(Reason::Length));
+        }
+
+        let clock = Instant::now();
+        let position = session.tokens().len() as u64;
+        let choice = match sampler.sample(session.logits()?, position) {
+            Err(e) if e.status() == Status::DEAD_END => return Ok(self.end(Reason::DeadEnd)),
+            choice => choice?,
+        };
+        // Before accepting: an id without text must leave the sampler as it was.
+        let ends = self.ends(choice.id);
+        let text = match (&mut self.text, ends) {
+            (Some(text), None) => text.push(choice.id)?,
+            _ => String::new(),
+        };
+        sampler.accept(choice.id)?;
+        self.perf.sample += clock.elapsed();
+        self.perf.tokens += 1;
+
+        let ids = vec![choice.id];
+        if let Some(reason) = ends {
+            self.last = Some(choice.id);
+            let mut event = self.end(reason);
+            (event.ids, event.log_probability) = (ids, choice.log_probability);
+            return Ok(event);
+        }
+        self.pending = Some(choice.id);
+        let (text, stopped) = self.stop.push(&text);
+        if stopped {
+            // The session gets the token that completed the stop text, like those before it. Where it cannot take
+            // it, for whatever reason, the token stays among the unheld ones: the text is complete all the same.
+            self.advance(session, cancel).ok();
+            self.reason = Some(Reason::StopText);
+            return Ok(Event::done(Reason::StopText, ids, text, choice.log_probability));
+        }
+        Ok(Event { kind: Kind::Text, ids, text, log_probability: choice.log_probability, reason: None })
+    }
+
+    /// Shows the text stream what the session holds; its text if the host wants it.
+    fn begin(&mut self, held: &[i32]) -> Result<Option<String>> {
+        let from = if self.options.echo { 0 } else { held.len().saturating_sub(CONTEXT_TOKENS) };
+        let mut before = String::new();
+        if let Some(text) = &mut self.text {
+            for &id in held.get(from..).unwrap_or_default() {
+                before.push_str(&text.push(id)?);
+            }
+        }
+        Ok(self.options.echo.then_some(before))
+    }
+
+    /// Decodes the token told last; the reason to end, if it could not be.
+    fn advance<E: Evaluate + ?Sized>(
+        &mut self,
+        session: &mut E,
+        cancel: Option<&Cancel>,
+    ) -> Result<Option<Reason>> {
+        if let Some(cancel) = cancel
+            && cancel.check().is_err()
+        {
+            return Ok(Some(Reason::Cancelled));
+        }
+        let Some(id) = self.pending else { return Ok(None) };
+        let clock = Instant::now();
+        let outcome = session.decode(id, cancel);
+        self.perf.decode += clock.elapsed();
+        match outcome {
+            Ok(()) => {
+                self.pending = None;
+                self.perf.decoded += 1;
+                Ok(None)
+            }
+            Err(e) => match e.status() {
+                Status::CANCELLED | Status::DEADLINE => Ok(Some(Reason::Cancelled)),
+                Status::CONTEXT_FULL => Ok(Some(Reason::ContextFull)),
+                _ => Err(e),
+            },
+        }
+    }
+
+    /// Whether choosing `id` ends the generation.
+    fn ends(&self, id: i32) -> Option<Reason> {
+        if self.options.stop_tokens.contains(&id) {
+            Some(Reason::StopToken)
+        } else if !self.options.ignore_end && self.text.as_ref().is_some_and(|text| text.is_end(id)) {
+            Some(Reason::EndToken)
+        } else {
+            None
+        }
+    }
+
+    /// Ends without a stop text: all text held back is told, unless its last piece completes a stop text after all.
+    fn end(&mut self, reason: Reason) -> Event {
+        let rest = self.text.as_mut().map(|text| text.finish()).unwrap_or_default();
+        let (mut text, stopped) = self.stop.push(&rest);
+        if !stopped {
+            text.push_str(&self.stop.flush());
+        }
+        self.reason = Some(reason);
+        Event::done(reason, Vec::new(), text, 0.0)
+    }
+}
+
+impl Event {
+    fn done(reason: Reason, ids: Vec<i32>, text: String, log_probability: f32) -> Self {
+        Self { kind: Kind::Done, ids, text, log_probability, reason: Some(reason) }
+    }
+}
