@@ -1,0 +1,277 @@
+//! Causal attention with grouped heads, forward and backward, one piece of work per (sequence, key head).
+//!
+//! ```text
+//!   for each block of 48 queries, keys 0..=last of the block:
+//!     forward    S = Q·Kᵀ   p = exp(scale·S − max)   O = p·V / Σp          saved: O and lse = max + ln Σp
+//!     backward   S again    P = exp(scale·S − lse)   dP = dO·Vᵀ            δ = Σ dO·O per row
+//!                dS = scale·P·(dP − δ)               dQ = dS·K    dK += dSᵀ·Q    dV += Pᵀ·dO
+//! ```
+//!
+//! A row of `qkv` holds the query heads, then the key heads, then the value heads. The scores of one block of queries
+//! are the only quadratic thing in memory. Dropout of probabilities is a hash of (key, sequence·head·query, key
+//! position), made again in the backward pass.
+
+use super::gemm::{View, panels, serial};
+use super::math::{exp, fold2, hash, tree};
+use super::rows::threshold;
+use super::{Dense, Shared, versions};
+use std::cell::RefCell;
+
+/// Queries per block.
+const BLOCK: usize = 48;
+
+/// The shape of an attention layer over `qkv[batch·length, (heads + 2·kv_heads)·dim]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads, a divisor of `heads`.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub dim: usize,
+    /// Tokens per sequence.
+    pub length: usize,
+    /// Factor on the scores.
+    pub scale: f32,
+    /// Share of the probabilities to drop.
+    pub dropout: f32,
+    /// Key of the dropout's random numbers.
+    pub key: u64,
+}
+
+impl Heads {
+    fn stride(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.dim
+    }
+}
+
+/// What one thread needs for one piece.
+#[derive(Default)]
+struct Scratch {
+    keys: Vec<f32>,
+    keys_t: Vec<f32>,
+    values: Vec<f32>,
+    scores: Vec<f32>,
+    grads: Vec<f32>,
+    block: Vec<f32>,
+    right: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Dropout of one row of probabilities.
+#[derive(Clone, Copy)]
+struct Drop {
+    key: u64,
+    threshold: u32,
+    factor: f32,
+}
+
+impl Drop {
+    fn of(h: &Heads) -> Option<Drop> {
+        let factor = 1.0 / (1.0 - h.dropout);
+        (h.dropout > 0.0).then(|| Drop { key: h.key, threshold: threshold(h.dropout), factor })
+    }
+}
+
+versions! {
+    /// Scores of `keys` keys in `row` become exponentials, the rest zeros; returns (maximum, sum).
+    fn soften(row: &mut [f32], keys: usize, scale: f32, drop: Option<Drop>, index: u32) -> (f32, f32) {
+        let (seen, hidden) = row.split_at_mut(keys);
+        let mut tops = [f32::NEG_INFINITY; 16];
+        for chunk in seen.chunks(16) {
+            for (t, x) in tops.iter_mut().zip(chunk) {
+                *t = if *x > *t { *x } else { *t };
+            }
+        }
+        let top = scale * tops.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+        let mut lanes = [0.0f32; 16];
+        for chunk in seen.chunks_mut(16) {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *x = exp(x.mul_add(scale, -top));
+                *lane += *x;
+            }
+        }
+        if let Some(d) = drop {
+            for (k, x) in seen.iter_mut().enumerate() {
+                *x = if hash(d.key, index, k as u32) >= d.threshold { *x * d.factor } else { 0.0 };
+            }
+        }
+        hidden.fill(0.0);
+        (top, tree(lanes))
+    }
+}
+
+versions! {
+    /// Scores become (dropped) probabilities, `grads` (dP) becomes dS.
+    fn harden(row: &mut [f32], grads: &mut [f32], keys: usize, scale: f32, lse: f32, delta: f32, drop: Option<Drop>, index: u32) {
+        let (seen, hidden) = row.split_at_mut(keys);
+        let (dseen, dhidden) = grads.split_at_mut(keys);
+        if let Some(d) = drop {
+            for (k, (p, g)) in seen.iter_mut().zip(dseen).enumerate() {
+                let factor = if hash(d.key, index, k as u32) >= d.threshold { d.factor } else { 0.0 };
+                let whole = exp(p.mul_add(scale, -lse));
+                *g = scale * whole * g.mul_add(factor, -delta);
+                *p = whole * factor;
+            }
+        } else {
+            for (p, g) in seen.iter_mut().zip(dseen) {
+                *p = exp(p.mul_add(scale, -lse));
+                *g = scale * *p * (*g - delta);
+            }
+        }
+        hidden.fill(0.0);
+        dhidden.fill(0.0);
+    }
+}
+
+versions! {
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        fold2(a, b, |s, a, b| a.mul_add(b, s))
+    }
+}
+
+impl Dense {
+    /// `out[rows, heads·dim]` = attention of `qkv`; `lse[rows, heads]` takes the log-sum-exp of each row's scores.
+    pub fn attention(&mut self, h: &Heads, qkv: &[f32], out: &mut [f32], lse: &mut [f32]) {
+        let rows = check(h, qkv, out, lse);
+        let (d, width) = (h.dim, h.heads * h.dim);
+        let (out, lse) = (Shared::new(out), Shared::new(lse));
+        let level = self.level;
+        self.team.run(rows / h.length * h.kv_heads, &|piece| {
+            let (first, kv) = (piece / h.kv_heads * h.length, piece % h.kv_heads);
+            SCRATCH.with_borrow_mut(|s| {
+                let (keys, values) = operands(h, qkv, first, kv);
+                panels(level, keys.t(), &mut s.keys_t);
+                panels(level, values, &mut s.values);
+                s.block.resize(BLOCK * d, 0.0);
+                for head in kv * (h.heads / h.kv_heads)..(kv + 1) * (h.heads / h.kv_heads) {
+                    for q0 in (0..h.length).step_by(BLOCK) {
+                        let (n, end) = (BLOCK.min(h.length - q0), (q0 + BLOCK).min(h.length));
+                        let q = View::new(&qkv[(first + q0) * h.stride() + head * d..], n, d, h.stride());
+                        s.scores.resize(s.scores.len().max(BLOCK * h.length), 0.0);
+                        serial(level, q, &s.keys_t, d, end, &mut s.scores, end, false);
+                        let mut sums = [1.0f32; BLOCK];
+                        for (i, row) in s.scores[..n * end].chunks_exact_mut(end).enumerate() {
+                            let row_index = row_index(h, first + q0 + i, head);
+                            let (top, sum) = soften(level, row, q0 + i + 1, h.scale, Drop::of(h), row_index);
+                            sums[i] = sum;
+                            let at = (first + q0 + i) * h.heads + head;
+                            // SAFETY: (row, head) belongs to this piece alone.
+                            let slot = unsafe { lse.part(at..at + 1) };
+                            slot[0] = top + f64::from(sum).ln() as f32;
+                        }
+                        let p = View::new(&s.scores, n, end, end);
+                        serial(level, p, &s.values, h.length, d, &mut s.block, d, false);
+                        for (i, row) in s.block[..n * d].chunks_exact(d).enumerate() {
+                            let at = (first + q0 + i) * width + head * d;
+                            // SAFETY: (row, head) belongs to this piece alone.
+                            let out = unsafe { out.part(at..at + d) };
+                            let factor = 1.0 / sums[i];
+                            out.iter_mut().zip(row).for_each(|(o, x)| *o = x * factor);
+                        }
+                    }
+                }
+            });
+        });
+    }
+
+    /// The gradient of [`Dense::attention`]'s `qkv`, written to `dqkv`, from its output, its log-sum-exp and the
+    /// gradient `dout` of its output.
+    pub fn attention_back(
+        &mut self,
+        h: &Heads,
+        qkv: &[f32],
+        out: &[f32],
+        lse: &[f32],
+        dout: &[f32],
+        dqkv: &mut [f32],
+    ) {
+        let rows = check(h, qkv, out, lse);
+        assert!(dout.len() == out.len() && dqkv.len() == qkv.len(), "attention gradient of {rows} rows");
+        let (d, width, stride) = (h.dim, h.heads * h.dim, h.stride());
+        let dqkv = Shared::new(dqkv);
+        let level = self.level;
+        self.team.run(rows / h.length * h.kv_heads, &|piece| {
+            let (first, kv) = (piece / h.kv_heads * h.length, piece % h.kv_heads);
+            SCRATCH.with_borrow_mut(|s| {
+                let (keys, values) = operands(h, qkv, first, kv);
+                panels(level, keys, &mut s.keys);
+                panels(level, keys.t(), &mut s.keys_t);
+                panels(level, values.t(), &mut s.values);
+                s.block.resize(BLOCK * d, 0.0);
+                s.scores.resize(s.scores.len().max(BLOCK * h.length), 0.0);
+                s.grads.resize(s.grads.len().max(BLOCK * h.length), 0.0);
+                for grad in [&mut s.dk, &mut s.dv] {
+                    grad.clear();
+                    grad.resize(h.length * d, 0.0);
+                }
+                for head in kv * (h.heads / h.kv_heads)..(kv + 1) * (h.heads / h.kv_heads) {
+                    for q0 in (0..h.length).step_by(BLOCK) {
+                        let (n, end) = (BLOCK.min(h.length - q0), (q0 + BLOCK).min(h.length));
+                        let q = View::new(&qkv[(first + q0) * stride + head * d..], n, d, stride);
+                        let g = View::new(&dout[(first + q0) * width + head * d..], n, d, width);
+                        serial(level, q, &s.keys_t, d, end, &mut s.scores, end, false);
+                        serial(level, g, &s.values, d, end, &mut s.grads, end, false);
+                        for i in 0..n {
+                            let (row, at) = (first + q0 + i, (first + q0 + i) * width + head * d);
+                            let delta = dot(level, &dout[at..at + d], &out[at..at + d]);
+                            let span = i * end..(i + 1) * end;
+                            let (p, ds) = (&mut s.scores[span.clone()], &mut s.grads[span]);
+                            let (lse, index) = (lse[row * h.heads + head], row_index(h, row, head));
+                            harden(level, p, ds, q0 + i + 1, h.scale, lse, delta, Drop::of(h), index);
+                        }
+                        let (p, ds) = (View::new(&s.scores, n, end, end), View::new(&s.grads, n, end, end));
+                        serial(level, ds, &s.keys, h.length, d, &mut s.block, d, false);
+                        for (i, row) in s.block[..n * d].chunks_exact(d).enumerate() {
+                            let at = (first + q0 + i) * stride + head * d;
+                            // SAFETY: this query head's columns of this row belong to this piece alone.
+                            unsafe { dqkv.part(at..at + d) }.copy_from_slice(row);
+                        }
+                        panels(level, q, &mut s.right);
+                        serial(level, ds.t(), &s.right, n, d, &mut s.dk, d, true);
+                        panels(level, g, &mut s.right);
+                        serial(level, p.t(), &s.right, n, d, &mut s.dv, d, true);
+                    }
+                }
+                let rows = s.dk.chunks_exact(d).zip(s.dv.chunks_exact(d)).enumerate();
+                for (i, (dk, dv)) in rows {
+                    let at = (first + i) * stride + (h.heads + kv) * d;
+                    // SAFETY: this key head's and value head's columns of this row belong to this piece alone.
+                    unsafe { dqkv.part(at..at + d) }.copy_from_slice(dk);
+                    let at = at + h.kv_heads * d;
+                    // SAFETY: as above.
+                    unsafe { dqkv.part(at..at + d) }.copy_from_slice(dv);
+                }
+            });
+        });
+    }
+}
+
+/// Names the row (token, head) for dropout.
+fn row_index(h: &Heads, row: usize, head: usize) -> u32 {
+    (row * h.heads + head) as u32
+}
+
+/// Keys and values of one head over one sequence, `[length, dim]`.
+fn operands<'a>(h: &Heads, qkv: &'a [f32], first: usize, kv: usize) -> (View<'a>, View<'a>) {
+    let at = first * h.stride() + (h.heads + kv) * h.dim;
+    let view = |at: usize| View::new(&qkv[at..], h.length, h.dim, h.stride());
+    (view(at), view(at + h.kv_heads * h.dim))
+}
+
+fn check(h: &Heads, qkv: &[f32], out: &[f32], lse: &[f32]) -> usize {
+    assert!(h.kv_heads > 0 && h.heads.is_multiple_of(h.kv_heads) && h.dim > 0 && h.length > 0, "{h:?}");
+    let rows = qkv.len() / h.stride();
+    assert!(
+        qkv.len() == rows * h.stride() && rows.is_multiple_of(h.length),
+        "{} of qkv for {h:?}",
+        qkv.len()
+    );
+    assert!(out.len() == rows * h.heads * h.dim && lse.len() == rows * h.heads, "outputs of {h:?}");
+    rows
+}

@@ -1,0 +1,214 @@
+//! The linear layer's three products with their biases, embedding lookup, rotary positions, dropout, sums.
+
+use super::gemm::View;
+use super::math::hash;
+use super::{Dense, Shared, versions};
+
+/// Elements per piece of an elementwise pass.
+const PIECE: usize = 16384;
+/// Rows per piece of a bias gradient, part of the order of its sum.
+const ROWS: usize = 64;
+/// Columns per piece of an embedding gradient.
+const COLUMNS: usize = 64;
+
+versions! {
+    fn add_to(a: &mut [f32], b: &[f32]) {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a += *b;
+        }
+    }
+}
+
+versions! {
+    fn rotate(x: &mut [f32], stride: usize, heads: usize, first: usize, period: usize, cos: &[f32], sin: &[f32], back: f32) {
+        let half = cos.len() / period;
+        for (r, row) in x.chunks_mut(stride).enumerate() {
+            let p = (first + r) % period;
+            let (cos, sin) = (&cos[p * half..][..half], &sin[p * half..][..half]);
+            for head in row[..heads * half * 2].chunks_exact_mut(half * 2) {
+                let (a, b) = head.split_at_mut(half);
+                for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                    let s = s * back;
+                    let (x, y) = (*a, *b);
+                    *a = x.mul_add(*c, -(y * s));
+                    *b = y.mul_add(*c, x * s);
+                }
+            }
+        }
+    }
+}
+
+versions! {
+    fn drop(x: &mut [f32], first: usize, key: u64, threshold: u32, factor: f32) {
+        for (i, x) in x.iter_mut().enumerate() {
+            let at = first + i;
+            let keep = hash(key, (at >> 32) as u32, at as u32) >= threshold;
+            *x = if keep { *x * factor } else { 0.0 };
+        }
+    }
+}
+
+/// The hash values below which an element is dropped.
+pub(super) fn threshold(rate: f32) -> u32 {
+    (f64::from(rate) * 4_294_967_296.0) as u32
+}
+
+impl Dense {
+    /// `y[m, n] = x[m, k]·w[n, k]ᵀ`, plus `bias[n]`, plus `residual[m, n]`.
+    #[allow(clippy::too_many_arguments)] // operands and shape of one layer
+    pub fn linear(
+        &mut self,
+        x: &[f32],
+        w: &[f32],
+        bias: Option<&[f32]>,
+        residual: Option<&[f32]>,
+        y: &mut [f32],
+        (m, n, k): (usize, usize, usize),
+    ) {
+        assert!(y.len() == m * n && x.len() == m * k && w.len() == n * k, "linear [{m}, {n}, {k}]");
+        let add = bias.is_some() || residual.is_some();
+        if let Some(residual) = residual {
+            y.copy_from_slice(residual);
+        }
+        if let Some(bias) = bias {
+            assert!(bias.len() == n, "bias of {} for {n}", bias.len());
+            for row in y.chunks_exact_mut(n) {
+                if residual.is_some() {
+                    add_to(self.level, row, bias);
+                } else {
+                    row.copy_from_slice(bias);
+                }
+            }
+        }
+        self.product(View::new(x, m, k, k), View::new(w, n, k, k).t(), y, n, add);
+    }
+
+    /// `dx[m, k] = dy[m, n]·w[n, k]`, or `+=` if `add`.
+    pub fn linear_dx(
+        &mut self,
+        dy: &[f32],
+        w: &[f32],
+        dx: &mut [f32],
+        (m, n, k): (usize, usize, usize),
+        add: bool,
+    ) {
+        assert!(dy.len() == m * n && dx.len() == m * k && w.len() == n * k, "linear [{m}, {n}, {k}]");
+        self.product(View::new(dy, m, n, n), View::new(w, n, k, k), dx, k, add);
+    }
+
+    /// `dw[n, k] += dy[m, n]ᵀ·x[m, k]`.
+    pub fn linear_dw(&mut self, dy: &[f32], x: &[f32], dw: &mut [f32], (m, n, k): (usize, usize, usize)) {
+        assert!(dy.len() == m * n && x.len() == m * k && dw.len() == n * k, "linear [{m}, {n}, {k}]");
+        self.product(View::new(dy, m, n, n).t(), View::new(x, m, k, k), dw, k, true);
+    }
+
+    /// `db[n] += Σ rows of dy[m, n]`.
+    pub fn bias_back(&mut self, dy: &[f32], db: &mut [f32]) {
+        let n = db.len();
+        let m = dy.len() / n;
+        assert!(dy.len() == m * n, "bias gradient of {} by {n}", dy.len());
+        let pieces = m.div_ceil(ROWS);
+        let mut partial = std::mem::take(&mut self.partial);
+        partial.clear();
+        partial.resize(pieces * n, 0.0);
+        let shared = Shared::new(&mut partial);
+        self.pieces(m, ROWS, |p, r| {
+            // SAFETY: each piece takes its own row of partial sums.
+            let sums = unsafe { shared.part(p * n..(p + 1) * n) };
+            for row in dy[r.start * n..r.end * n].chunks_exact(n) {
+                add_to(self.level, sums, row);
+            }
+        });
+        self.partial = partial;
+        self.fold_partial(pieces, db);
+    }
+
+    /// `a += b`.
+    pub fn add(&mut self, a: &mut [f32], b: &[f32]) {
+        assert!(a.len() == b.len(), "sum of {} and {}", a.len(), b.len());
+        let a = Shared::new(a);
+        self.pieces(b.len(), PIECE, |_, r| {
+            // SAFETY: each piece takes its own range.
+            add_to(self.level, unsafe { a.part(r.clone()) }, &b[r]);
+        });
+    }
+
+    /// `out[rows, d]` = rows `ids` of `table[vocab, d]`, plus row `r mod period` of `positions[period, d]`.
+    ///
+    /// # Panics
+    /// If an id is beyond the table: the reader of the data proves ids.
+    pub fn embed(&mut self, ids: &[u32], table: &[f32], positions: Option<&[f32]>, out: &mut [f32]) {
+        let d = out.len() / ids.len();
+        assert!(out.len() == d * ids.len(), "{} ids into {}", ids.len(), out.len());
+        for (r, (id, out)) in ids.iter().zip(out.chunks_exact_mut(d)).enumerate() {
+            out.copy_from_slice(&table[*id as usize * d..][..d]);
+            if let Some(positions) = positions {
+                let p = r % (positions.len() / d);
+                add_to(self.level, out, &positions[p * d..][..d]);
+            }
+        }
+    }
+
+    /// Adds the gradient of [`Dense::embed`] to `table` and `positions`, in the order of the rows.
+    pub fn embed_back(&mut self, ids: &[u32], dy: &[f32], table: &mut [f32], positions: Option<&mut [f32]>) {
+        let d = dy.len() / ids.len();
+        assert!(
+            dy.len() == d * ids.len() && table.len().is_multiple_of(d),
+            "{} ids of {}",
+            ids.len(),
+            dy.len()
+        );
+        if let Some(positions) = positions {
+            let whole = dy.chunks(positions.len());
+            whole.for_each(|dy| add_to(self.level, positions, dy));
+        }
+        let table = Shared::new(table);
+        self.pieces(d, COLUMNS, |_, cols| {
+            for (id, dy) in ids.iter().zip(dy.chunks_exact(d)) {
+                let at = *id as usize * d;
+                // SAFETY: each piece takes its own columns of every row.
+                let row = unsafe { table.part(at + cols.start..at + cols.end) };
+                add_to(self.level, row, &dy[cols.clone()]);
+            }
+        });
+    }
+
+    /// Rotates the first `heads` heads of each row of `x[rows, stride]` in place, pairing element i with i + half of
+    /// the head. Row r is at position `r mod period`; `cos` and `sin` are `[period, half]`. `back` undoes the
+    /// rotation, which is also its gradient.
+    #[allow(clippy::too_many_arguments)] // operands and shape of one pass
+    pub fn rope(
+        &mut self,
+        x: &mut [f32],
+        stride: usize,
+        heads: usize,
+        period: usize,
+        cos: &[f32],
+        sin: &[f32],
+        back: bool,
+    ) {
+        let half = cos.len() / period;
+        assert!(
+            cos.len() == half * period && sin.len() == cos.len() && heads * half * 2 <= stride,
+            "rope tables"
+        );
+        assert!(x.len().is_multiple_of(stride), "rope of {} by {stride}", x.len());
+        let x = Shared::new(x);
+        self.pieces(x.len() / stride, 16, |_, r| {
+            // SAFETY: each piece takes its own rows.
+            let rows = unsafe { x.part(r.start * stride..r.end * stride) };
+            rotate(self.level, rows, stride, heads, r.start, period, cos, sin, if back { -1.0 } else { 1.0 });
+        });
+    }
+
+    /// Zeroes the elements of `x` that `(key, index)` chooses with probability `rate` and scales the others by
+    /// `1/(1 − rate)`: dropout, and, with the same key, its gradient.
+    pub fn dropout(&mut self, x: &mut [f32], rate: f32, key: u64) {
+        let x = Shared::new(x);
+        let factor = 1.0 / (1.0 - rate);
+        self.pieces(x.len(), PIECE, |_, r| {
+            // SAFETY: each piece takes its own range.
+            drop(self.level, unsafe { x.part(r.clone()) }, r.start, key, threshold(rate), factor);
+        });
+    }
+}

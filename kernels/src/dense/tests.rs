@@ -1,0 +1,165 @@
+//! Every product against a slow twin; every instruction set and thread count against each other, bit by bit.
+
+use super::gemm::{KC, View};
+use super::*;
+use proptest::prelude::*;
+
+/// Deterministic values in −1..1.
+fn values(n: usize, seed: u32) -> Vec<f32> {
+    (0..n).map(|i| math::hash(7, seed, i as u32) as f32 / 2_147_483_648.0 - 1.0).collect()
+}
+
+fn levels() -> Vec<Level> {
+    [Level::Scalar, Level::Avx2, Level::Avx512].into_iter().filter(|l| l.available()).collect()
+}
+
+/// The product by its definition, in the order that [`gemm`] promises.
+fn twin(
+    a: impl Fn(usize, usize) -> f32,
+    b: impl Fn(usize, usize) -> f32,
+    c: &mut [f32],
+    mnk: [usize; 3],
+    add: bool,
+) {
+    let [m, n, k] = mnk;
+    for i in 0..m {
+        for j in 0..n {
+            let mut total = if add { Some(c[i * n + j]) } else { None };
+            for k0 in (0..k).step_by(KC) {
+                let block = (k0..k.min(k0 + KC)).fold(0.0f32, |s, k| a(i, k).mul_add(b(k, j), s));
+                total = Some(total.map_or(block, |t| t + block));
+            }
+            c[i * n + j] = total.unwrap();
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn products_equal_the_slow_twin_on_odd_shapes_bit_for_bit(m in 1usize..40, n in 1usize..70, k in 1usize..40, deep in 0usize..2) {
+        let k = k + deep * KC;
+        let (x, w, dy) = (values(m * k, 1), values(n * k, 2), values(m * n, 3));
+        let (mut y, mut dx, mut dw) = (vec![0.0; m * n], vec![0.0; m * k], values(n * k, 4));
+        twin(|i, q| x[i * k + q], |q, j| w[j * k + q], &mut y, [m, n, k], false);
+        twin(|i, q| dy[i * n + q], |q, j| w[q * k + j], &mut dx, [m, k, n], false);
+        twin(|i, q| dy[q * n + i], |q, j| x[q * k + j], &mut dw, [n, k, m], true);
+        for level in levels() {
+            let mut dense = Dense::with_level(2, level).unwrap();
+            let (mut y2, mut dx2, mut dw2) = (vec![9.0; m * n], vec![9.0; m * k], values(n * k, 4));
+            dense.linear(&x, &w, None, None, &mut y2, (m, n, k));
+            dense.linear_dx(&dy, &w, &mut dx2, (m, n, k), false);
+            dense.linear_dw(&dy, &x, &mut dw2, (m, n, k));
+            prop_assert!(y == y2 && dx == dx2 && dw == dw2, "{level:?}");
+        }
+    }
+}
+
+#[test]
+fn rows_four_kib_apart_and_many_tiles_give_the_twins_bits() {
+    let (m, n, k) = (200, 230, 1024);
+    let (x, w) = (values(m * k, 1), values(n * k, 2));
+    let mut y = vec![0.0; m * n];
+    twin(|i, q| x[i * k + q], |q, j| w[j * k + q], &mut y, [m, n, k], false);
+    for level in levels() {
+        let mut y2 = vec![0.0; m * n];
+        Dense::with_level(2, level).unwrap().product(
+            View::new(&x, m, k, k),
+            View::new(&w, n, k, k).t(),
+            &mut y2,
+            n,
+            false,
+        );
+        assert!(y == y2, "{level:?}");
+    }
+}
+
+/// Runs every pass once and returns all that was written.
+fn everything(level: Level, threads: usize) -> Vec<f32> {
+    let mut dense = Dense::with_level(threads, level).unwrap();
+    let (rows, d, all) = (100usize, 36usize, &mut Vec::new());
+    let (x, dy) = (values(rows * d, 1), values(rows * d, 2));
+    let (w, b) = (values(d, 3), values(d, 4));
+    let (mut y, mut stats, mut dx) = (vec![0.0; rows * d], vec![0.0; rows * 2], values(rows * d, 5));
+    let (mut dw, mut db) = (vec![0.0; d], vec![0.0; d]);
+    dense.norm(&x, &w, Some(&b), 1e-5, &mut y, &mut stats);
+    dense.norm_back(&dy, &x, &w, &stats, &mut dx, true, &mut dw, Some(&mut db));
+    all.extend([&y[..], &stats, &dx, &dw, &db].concat());
+    dense.norm(&x, &w, None, 1e-5, &mut y, &mut stats);
+    dense.norm_back(&dy, &x, &w, &stats, &mut dx, false, &mut dw, None);
+    dense.bias_back(&dy, &mut db);
+    all.extend([&y[..], &stats, &dx, &dw, &db].concat());
+    dense.gelu(&x, &mut y);
+    let mut g = dy.clone();
+    dense.gelu_back(&mut g, &x);
+    all.extend([&y[..], &g].concat());
+    let mut half = vec![0.0; rows * d / 2];
+    dense.swiglu(&x, d / 2, &mut half);
+    dense.swiglu_back(&dy[..rows * d / 2], &x, d / 2, &mut dx);
+    dense.dropout(&mut g, 0.3, 99);
+    all.extend([&half[..], &dx, &g].concat());
+    let targets: Vec<u32> =
+        (0..rows as u32).map(|i| if i % 9 == 0 { u32::MAX } else { i % d as u32 }).collect();
+    let mut logits = x.clone();
+    all.push(dense.cross_entropy(&mut logits, d, &targets, None) as f32);
+    all.push(dense.cross_entropy(&mut logits, d, &targets, Some(0.5)) as f32);
+    all.extend(logits);
+    for dropout in [0.0, 0.25] {
+        let h = Heads { heads: 4, kv_heads: 2, dim: 18, length: 100, scale: 0.3, dropout, key: 5 };
+        let (qkv, dout) = (values(rows * 8 * 18, 6), values(rows * 4 * 18, 7));
+        let (mut out, mut lse, mut dqkv) =
+            (vec![0.0; rows * 4 * 18], vec![0.0; rows * 4], vec![0.0; qkv.len()]);
+        dense.attention(&h, &qkv, &mut out, &mut lse);
+        dense.attention_back(&h, &qkv, &out, &lse, &dout, &mut dqkv);
+        all.extend([out, lse, dqkv].concat());
+    }
+    let o = AdamW {
+        rate: 0.1,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        decay: 0.1,
+        scale: 0.7,
+        correction1: 0.1,
+        correction2: 0.05,
+    };
+    let (mut p, mut m, mut v) = (x.clone(), vec![0.0; x.len()], vec![0.0; x.len()]);
+    dense.adamw(&o, &mut p, &dy, &mut m, &mut v);
+    all.extend([p, m, v].concat());
+    all.push(dense.sum_squares(&x) as f32);
+    std::mem::take(all)
+}
+
+#[test]
+fn every_pass_gives_the_same_bits_on_every_instruction_set_and_thread_count() {
+    let expected = everything(Level::Scalar, 1);
+    assert!(expected.iter().all(|x| x.is_finite()));
+    for level in levels() {
+        for threads in [1, 2, 3] {
+            let got = everything(level, threads);
+            let bad = expected.iter().zip(&got).position(|(a, b)| a.to_bits() != b.to_bits());
+            assert_eq!(bad, None, "{level:?} with {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn exp_is_within_two_units_in_the_last_place() {
+    for i in -870_000..880_000 {
+        let x = i as f32 * 1e-4;
+        let (got, exact) = (math::exp(x), f64::from(x).exp());
+        let unit = f64::from(f32::from_bits((exact as f32).to_bits() + 1) - exact as f32);
+        assert!((f64::from(got) - exact).abs() <= 2.0 * unit, "exp({x}) = {got}, exactly {exact}");
+    }
+    assert_eq!(math::exp(f32::NEG_INFINITY), 0.0);
+    assert_eq!(math::exp(0.0), 1.0);
+}
+
+#[test]
+fn dropout_drops_the_asked_share_and_keeps_the_mean() {
+    let mut x = vec![1.0; 100_000];
+    Dense::new(2).dropout(&mut x, 0.2, 12345);
+    let dropped = x.iter().filter(|x| **x == 0.0).count() as f64 / 1e5;
+    assert!((dropped - 0.2).abs() < 0.01, "{dropped}");
+    assert!(x.iter().all(|x| *x == 0.0 || *x == 1.25));
+}
