@@ -4,7 +4,7 @@
 //! of, and how each of them comes from the checkpoint. The converter writes by that list, loading finds by it.
 
 use super::spec::Spec;
-use super::{gpt2, llama};
+use super::{bloom, deepseek, gemma, gpt_neox, gpt_oss, gpt2, llama, mixtral, mpt, olmo2, phi3, qwen};
 use crate::error::{Error, Result, Status};
 
 /// One architecture.
@@ -194,6 +194,22 @@ pub static ARCHS: &[Arch] = &[
     gpt2::GPT2, //
     llama::LLAMA,
     llama::MISTRAL,
+    mixtral::MIXTRAL,
+    qwen::QWEN2,
+    qwen::QWEN3,
+    qwen::QWEN2_MOE,
+    qwen::QWEN3_MOE,
+    olmo2::OLMO2,
+    phi3::PHI3,
+    gemma::GEMMA2,
+    gemma::GEMMA3,
+    gemma::GEMMA3_VISION,
+    gpt_neox::GPT_NEOX,
+    bloom::BLOOM,
+    mpt::MPT,
+    deepseek::DEEPSEEK_V2,
+    deepseek::DEEPSEEK_V3,
+    gpt_oss::GPT_OSS,
 ];
 
 /// The architecture that reads checkpoints of `model_type`, which is also a spec's `architecture`.
@@ -224,6 +240,16 @@ pub fn read_config(config: &serde_json::Value) -> Result<(&'static Arch, Spec)> 
         Error::new(Status::BAD_FORMAT, "config.json: `model_type` is missing or not a string")
     })?;
     let arch = find(model_type)?;
+    if let Some(quantized) = config.get("quantization_config").filter(|v| !v.is_null()) {
+        let method = quantized.get("quant_method").and_then(serde_json::Value::as_str).unwrap_or("unnamed");
+        return Err(Error::new(
+            Status::UNSUPPORTED,
+            format!(
+                "config.json: `quantization_config` says the weights are stored quantized ({method}), \
+                 supported are float32, float16 and bfloat16 weights"
+            ),
+        ));
+    }
     let spec = (arch.read)(config)?;
     spec.check()?;
     Ok((arch, spec))

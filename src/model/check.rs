@@ -9,7 +9,7 @@ use super::spec::{
 use crate::error::{Error, Result, Status};
 
 /// Layers a model may have.
-const LAYERS: usize = 4096;
+pub(crate) const LAYERS: usize = 4096;
 /// Any one dimension: width, inner width, positions.
 const DIM: u32 = 1 << 24;
 /// Heads of a layer.

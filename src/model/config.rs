@@ -98,6 +98,14 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// The number of layers, bounded before anything is made of each.
+    pub(crate) fn layers(&self, key: &str, default: u32) -> Result<u32> {
+        match self.u32(key, default)? {
+            n if n as usize <= super::check::LAYERS => Ok(n),
+            n => Err(malformed(&self.full(key), &format!("at most {}", super::check::LAYERS), &n.into())),
+        }
+    }
+
     /// A number that must be there.
     pub(crate) fn required(&self, key: &str) -> Result<f64> {
         self.number(key)?.ok_or_else(|| {
@@ -227,7 +235,7 @@ impl<'a> Config<'a> {
         Ok(Rope { theta, dim, pairs: defaults.pairs, scaling })
     }
 
-    fn scaling(&self, params: &Config<'_>, defaults: &RopeDefaults) -> Result<Scaling> {
+    pub(crate) fn scaling(&self, params: &Config<'_>, defaults: &RopeDefaults) -> Result<Scaling> {
         let original = match self.whole("original_max_position_embeddings")? {
             Some(n) => n,
             None => params.u32("original_max_position_embeddings", defaults.context)?,

@@ -57,7 +57,7 @@ fn read(config: &Value) -> Result<Spec> {
         embedding_norm: None,
         learned_positions: Some(positions),
         ropes: Vec::new(),
-        layers: (0..c.u32(c.spelling(&["n_layer", "num_hidden_layers"]), 12)?).map(layer).collect(),
+        layers: (0..c.layers(c.spelling(&["n_layer", "num_hidden_layers"]), 12)?).map(layer).collect(),
         final_norm: norm,
         tied: c.flag("tie_word_embeddings", true)?,
         head_bias: false,

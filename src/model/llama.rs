@@ -49,7 +49,7 @@ impl Common {
         let heads = c.u32("num_attention_heads", d.heads)?;
         Ok(Self {
             width,
-            layers: c.u32("num_hidden_layers", d.layers)?,
+            layers: c.layers("num_hidden_layers", d.layers)?,
             heads,
             kv_heads: c.kv_heads(heads, d.kv_heads)?,
             head_dim: match d.head_dim {

@@ -1,9 +1,21 @@
 //! Models: what an architecture is ([`spec`]), which there are ([`arch`], one file each), and how one runs.
 
+mod alibi;
 pub mod arch;
+mod bloom;
 mod check;
 mod config;
+mod deepseek;
+mod fused;
+mod gemma;
 mod gpt2;
+mod gpt_neox;
+mod gpt_oss;
 pub mod list;
 mod llama;
+mod mixtral;
+mod mpt;
+mod olmo2;
+mod phi3;
+mod qwen;
 pub mod spec;
