@@ -1,0 +1,120 @@
+//! The floating-point control word around calls that compute.
+//!
+//! Results must not depend on a host that flushes denormals or rounds differently, and a host must not notice
+//! ours: a call saves the word, sets the default, and puts the saved one back; while a callback runs, the
+//! host's own word is in force.
+
+use std::cell::Cell;
+
+thread_local! {
+    /// The host's word while a computing call runs on this thread.
+    static HOST_WORD: Cell<Option<Word>> = const { Cell::new(None) };
+}
+
+type Word = u64;
+
+/// Round to nearest even, denormals on, exceptions masked.
+#[cfg(target_arch = "x86_64")]
+const DEFAULT: Word = 0x1F80;
+#[cfg(not(target_arch = "x86_64"))]
+const DEFAULT: Word = 0;
+
+/// The default word until dropped.
+pub(super) struct Float {
+    saved: Word,
+    outer: Option<Word>,
+}
+
+impl Float {
+    /// Saves this thread's word and sets the default.
+    pub(super) fn enter() -> Self {
+        let saved = read();
+        write(DEFAULT);
+        Self { saved, outer: HOST_WORD.replace(Some(saved)) }
+    }
+}
+
+impl Drop for Float {
+    fn drop(&mut self) {
+        HOST_WORD.set(self.outer);
+        write(self.saved);
+    }
+}
+
+/// Runs host code with the host's word in force.
+pub(super) fn as_host<T>(host_code: impl FnOnce() -> T) -> T {
+    match HOST_WORD.get() {
+        None => host_code(),
+        Some(word) => {
+            let ours = read();
+            write(word);
+            let answer = host_code();
+            write(ours);
+            answer
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn read() -> Word {
+    let mut word = 0u32;
+    // SAFETY: stmxcsr writes four bytes to an aligned u32 of ours; SSE is part of x86_64.
+    unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut word, options(nostack, preserves_flags)) };
+    Word::from(word)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn write(word: Word) {
+    let word = word as u32;
+    // SAFETY: ldmxcsr reads four bytes; the value is the default or one that stmxcsr gave, so no reserved bit
+    // is set.
+    unsafe {
+        std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const word, options(nostack, preserves_flags, readonly));
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+fn read() -> Word {
+    let word: u64;
+    // SAFETY: reading FPCR has no effect; it is accessible at user level.
+    unsafe { std::arch::asm!("mrs {}, fpcr", out(reg) word, options(nomem, nostack, preserves_flags)) };
+    word
+}
+
+#[cfg(target_arch = "aarch64")]
+fn write(word: Word) {
+    // SAFETY: the value is the default or one read from FPCR before.
+    unsafe { std::arch::asm!("msr fpcr, {}", in(reg) word, options(nomem, nostack, preserves_flags)) };
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn read() -> Word {
+    DEFAULT
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn write(_: Word) {}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_word_is_restored_and_in_force_in_callbacks() {
+        let flush_to_zero = DEFAULT | 1 << 15;
+        let before = read();
+        write(flush_to_zero);
+        {
+            let _float = Float::enter();
+            assert_eq!(read() & !0x3F, DEFAULT);
+            as_host(|| assert_eq!(read() & !0x3F, flush_to_zero));
+            {
+                let _nested = Float::enter();
+                as_host(|| assert_eq!(read() & !0x3F, DEFAULT));
+            }
+            as_host(|| assert_eq!(read() & !0x3F, flush_to_zero));
+        }
+        assert_eq!(read() & !0x3F, flush_to_zero);
+        write(before);
+    }
+}

@@ -1,0 +1,169 @@
+//! What stands around every exported function: the fork check, the panic fence, the error object, the
+//! floating-point word. `entry!` is the only way in.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::marker::PhantomData;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
+
+use super::error::{self, llm_error};
+use super::float::Float;
+use super::types::llm_status;
+use crate::error::{Error, Result, Status};
+
+/// Stands for the promise a C caller gives by calling: every pointer argument is NULL or what `llm.h` says of
+/// it, for the length of the call `'c`. Only `entry!` makes one; the helpers that dereference ask for it.
+#[derive(Clone, Copy)]
+pub(super) struct Host<'c>(PhantomData<&'c ()>);
+
+impl Host<'_> {
+    /// # Safety
+    /// - Called on entry of an exported function, for that function's arguments only.
+    pub(super) unsafe fn trust() -> Self {
+        Host(PhantomData)
+    }
+}
+
+/// The body of an exported function: `entry!(out_err, |host| ...)` with an error object, `entry!(|host| ...)`
+/// without; `entry!(compute out_err, ...)` also sets the floating-point word. The closure returns
+/// `Result<Status>`. `entry!(else FALLBACK, |host| ...)` is for functions that return a plain value.
+macro_rules! entry {
+    (compute $err:expr, |$host:ident| $body:expr) => {
+        // SAFETY: the body of an exported function; its caller gives the promise that `Host` stands for.
+        unsafe { $crate::ffi::guard::run($err, true, |$host| $body) }
+    };
+    (else $fallback:expr, |$host:ident| $body:expr) => {
+        // SAFETY: as above.
+        unsafe { $crate::ffi::guard::value($fallback, |$host| $body) }
+    };
+    ($err:expr, |$host:ident| $body:expr) => {
+        // SAFETY: as above.
+        unsafe { $crate::ffi::guard::run($err, false, |$host| $body) }
+    };
+    (|$host:ident| $body:expr) => {
+        // SAFETY: as above.
+        unsafe { $crate::ffi::guard::run(std::ptr::null_mut(), false, |$host| $body) }
+    };
+}
+
+/// # Safety
+/// - Only as the body of an exported function, through `entry!`.
+pub(super) unsafe fn run(
+    out_err: *mut *mut llm_error,
+    compute: bool,
+    body: impl for<'c> FnOnce(Host<'c>) -> Result<Status>,
+) -> llm_status {
+    // SAFETY: the caller's promise.
+    let host = unsafe { Host::trust() };
+    error::clear(host, out_err);
+    let result = fence(|| {
+        check_fork()?;
+        let _float = compute.then(Float::enter);
+        body(host)
+    });
+    match result {
+        Ok(status) => status.0,
+        Err(e) => {
+            let status = e.status().0;
+            error::store(host, out_err, &e);
+            status
+        }
+    }
+}
+
+/// # Safety
+/// - Only as the body of an exported function, through `entry!`.
+pub(super) unsafe fn value<T>(fallback: T, body: impl for<'c> FnOnce(Host<'c>) -> Result<T>) -> T {
+    // SAFETY: the caller's promise.
+    fence(|| body(unsafe { Host::trust() })).unwrap_or(fallback)
+}
+
+/// Runs `body`; a panic becomes `INTERNAL`. The handles it held poison themselves while unwinding.
+fn fence<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(keep_panics_quiet);
+    let depth = INSIDE.get();
+    INSIDE.set(depth + 1);
+    // Nothing torn can be seen afterwards: whatever was borrowed exclusively is poisoned by its guard.
+    let outcome = panic::catch_unwind(AssertUnwindSafe(body));
+    INSIDE.set(depth);
+    match outcome {
+        Ok(result) => result,
+        Err(payload) => {
+            let what = LAST_PANIC.take().unwrap_or_else(|| text_of(&*payload));
+            // A payload may itself panic when dropped; it is a string in all but contrived cases.
+            std::mem::forget(payload);
+            Err(Error::new(Status::INTERNAL, format!("a defect in libllm: {what}; the handle is poisoned")))
+        }
+    }
+}
+
+thread_local! {
+    static INSIDE: Cell<u32> = const { Cell::new(0) };
+    static LAST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// The default hook writes to standard error, which belongs to the host. Ours keeps the text for the error
+/// object where the panic is inside a call from C, and leaves all others to the hook that was there.
+fn keep_panics_quiet() {
+    let previous = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if INSIDE.try_with(Cell::get).unwrap_or(0) == 0 {
+            return previous(info);
+        }
+        let place = info.location().map(|l| format!(" at {}:{}", l.file(), l.line())).unwrap_or_default();
+        let text = format!("{}{place}", text_of(info.payload()));
+        let _ = LAST_PANIC.try_with(|slot| slot.replace(Some(text)));
+    }));
+}
+
+fn text_of(payload: &(dyn Any + Send)) -> String {
+    match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
+        (Some(s), _) => (*s).to_owned(),
+        (_, Some(s)) => s.clone(),
+        _ => "panic without a text".to_owned(),
+    }
+}
+
+/// Process that owns the live runtimes, and how many there are. A child of `fork` has a copy of the numbers but
+/// none of the threads, so everything there is answered with `BAD_STATE`.
+static OWNER: AtomicU32 = AtomicU32::new(0);
+static ALIVE: AtomicUsize = AtomicUsize::new(0);
+
+/// Held by everything that keeps a runtime's threads alive.
+#[derive(Clone)]
+pub(super) struct Alive(#[allow(dead_code /* held for its drop */)] Arc<AliveCount>);
+
+struct AliveCount;
+
+impl Alive {
+    /// Counts one runtime until the last clone is dropped.
+    pub(super) fn new() -> Self {
+        ALIVE.fetch_add(1, Ordering::AcqRel);
+        OWNER.store(std::process::id(), Ordering::Release);
+        Self(Arc::new(AliveCount))
+    }
+}
+
+impl Drop for AliveCount {
+    fn drop(&mut self) {
+        ALIVE.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Whether this process is a child of `fork` that inherited a runtime.
+pub(super) fn forked() -> bool {
+    ALIVE.load(Ordering::Acquire) != 0 && OWNER.load(Ordering::Acquire) != std::process::id()
+}
+
+fn check_fork() -> Result<()> {
+    if forked() {
+        return Err(Error::new(
+            Status::BAD_STATE,
+            "this process was forked while a runtime existed; call exec, or create the runtime after fork",
+        ));
+    }
+    Ok(())
+}
