@@ -12,7 +12,7 @@ pub mod error;
 pub mod ffi;
 pub mod kv;
 #[allow(unsafe_code)] // mappings of files that others could change
-mod mmap;
+pub mod mmap;
 pub mod model;
 pub mod runtime;
 pub mod sampler;

@@ -1,0 +1,181 @@
+//! Text to ids: added tokens out, normalise, split, and the model on what is left.
+
+use super::added::{self, Cut};
+use super::bpe::{Bpe, Symbols};
+use super::unigram::{Node, Unigram};
+use super::{EncodeOptions, Tokenizer};
+use crate::error::{Error, Result, Status};
+use llm_format::tokens::{Kind, View};
+
+/// The longest text in one call: places inside it are kept in 32 bits with room for normalisation to grow it.
+const LONGEST_TEXT: usize = 1 << 28;
+
+/// What encoding needs, kept by the tokenizer from call to call.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    pub cache: Cache,
+    pub symbols: Symbols,
+    pub best: Vec<Node>,
+    pub ids: Vec<u32>,
+}
+
+enum Model<'a> {
+    Bpe(Bpe<'a>),
+    Unigram(Unigram<'a>),
+}
+
+impl Tokenizer {
+    /// The ids of `text`.
+    ///
+    /// # Errors
+    /// A text beyond 256 MiB, a character the model has no token for, a general split pattern that backtracks
+    /// without end, damaged tables.
+    pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<i32>> {
+        if text.len() > LONGEST_TEXT {
+            let what = format!("a text of {} bytes, at most {LONGEST_TEXT} in one call", text.len());
+            return Err(Error::new(Status::INVALID_ARG, what));
+        }
+        let mut scratch = self.take_scratch();
+        let result = self.encode_with(text, options, &mut scratch);
+        let ids = result.and_then(|()| self.check(&scratch.ids));
+        self.give_scratch(scratch);
+        ids
+    }
+
+    fn encode_with(&self, text: &str, options: EncodeOptions, scratch: &mut Scratch) -> Result<()> {
+        let view = self.view();
+        let unknown = self.special_id(2);
+        let settings = self.layout.settings;
+        let model = match self.layout.kind {
+            Kind::Bpe => Model::Bpe(Bpe { view, settings, unknown }),
+            Kind::Unigram => Model::Unigram(Unigram {
+                view,
+                settings,
+                unknown,
+                unknown_score: self.layout.unknown_score,
+                max_score: self.layout.max_score,
+                longest: self.layout.longest,
+            }),
+        };
+        let mut ids = std::mem::take(&mut scratch.ids);
+        ids.clear();
+        if options.add_special {
+            ids.extend(view.prefix());
+        }
+        let mut result = Ok(());
+        added::split(&view.raw, text, options.parse_special, |cut| match cut {
+            Cut::Token(id) => ids.push(id),
+            Cut::Text(range) if result.is_ok() => {
+                let first = range.start == 0;
+                result = self.plain(&view, &model, &text[range], first, options, scratch, &mut ids);
+            }
+            Cut::Text(_) => {}
+        });
+        if options.add_special {
+            ids.extend(view.suffix());
+        }
+        scratch.ids = ids;
+        result
+    }
+
+    /// Text without raw added tokens; `first`: it begins where the input begins.
+    #[allow(clippy::too_many_arguments)] // one caller, and a struct for it would only repeat the list
+    fn plain(
+        &self,
+        view: &View,
+        model: &Model,
+        text: &str,
+        first: bool,
+        options: EncodeOptions,
+        scratch: &mut Scratch,
+        ids: &mut Vec<u32>,
+    ) -> Result<()> {
+        let text = self.normalizers.run(view, text)?;
+        let mut result = Ok(());
+        added::split(&view.normal, &text, options.parse_special, |cut| match cut {
+            Cut::Token(id) => ids.push(id),
+            Cut::Text(range) if result.is_ok() => {
+                let first = first && range.start == 0;
+                let words = self.pre_tokenizers.run(&text[range], first, |word| match model {
+                    Model::Bpe(bpe) => bpe.encode(word, scratch, ids),
+                    Model::Unigram(unigram) => {
+                        if !unigram.encode(word, &mut scratch.best, ids) && result.is_ok() {
+                            let what = format!(
+                                "{word:?} has a character without a token, and there is no unknown token"
+                            );
+                            result = Err(Error::new(Status::UNSUPPORTED, what));
+                        }
+                    }
+                });
+                if result.is_ok() {
+                    result = words;
+                }
+            }
+            Cut::Text(_) => {}
+        });
+        result
+    }
+
+    /// The ids as they go out: a damaged table may have named one that does not exist.
+    fn check(&self, ids: &[u32]) -> Result<Vec<i32>> {
+        let size = self.layout.size;
+        let mut out = Vec::with_capacity(ids.len());
+        for &id in ids {
+            match i32::try_from(id) {
+                Ok(known) if id < size => out.push(known),
+                _ => {
+                    let what =
+                        format!("the tokenizer tables name token {id}, of {size}: the file is damaged");
+                    return Err(Error::new(Status::BAD_FORMAT, what));
+                }
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// Bytes of a word and ids that fit in one entry of the cache.
+const WORD: usize = 30;
+const IDS: usize = 8;
+/// Entries of the cache, 64 bytes each.
+const ENTRIES: usize = 1 << 14;
+
+/// Words met before: one place per hash, the newest word wins.
+#[derive(Default)]
+pub(crate) struct Cache(Vec<Entry>);
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Entry {
+    ids: [u32; IDS],
+    word: [u8; WORD],
+    len: u8,
+    count: u8,
+}
+
+impl Cache {
+    #[inline]
+    fn place(hash: u64) -> usize {
+        (hash >> 40) as usize % ENTRIES
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, hash: u64, word: &[u8]) -> Option<&[u32]> {
+        let entry = self.0.get(Self::place(hash))?;
+        let same = usize::from(entry.len) == word.len() && entry.word[..word.len().min(WORD)] == *word;
+        if same { entry.ids.get(..usize::from(entry.count)) } else { None }
+    }
+
+    pub(crate) fn put(&mut self, hash: u64, word: &[u8], ids: &[u32]) {
+        if word.is_empty() || word.len() > WORD || ids.len() > IDS {
+            return;
+        }
+        if self.0.is_empty() {
+            self.0 = vec![Entry { ids: [0; IDS], word: [0; WORD], len: 0, count: 0 }; ENTRIES];
+        }
+        let entry = &mut self.0[Self::place(hash)];
+        entry.word[..word.len()].copy_from_slice(word);
+        entry.ids[..ids.len()].copy_from_slice(ids);
+        (entry.len, entry.count) = (word.len() as u8, ids.len() as u8);
+    }
+}

@@ -1,0 +1,174 @@
+//! The steps text goes through before it is split.
+
+use super::charsmap::Charsmap;
+use super::classes::{MARK, classes};
+use super::pattern::Matcher;
+use crate::error::Result;
+use llm_format::tokens::{Normalizer, Pattern, View};
+use std::borrow::Cow;
+use unicode_normalization::{IsNormalized, UnicodeNormalization};
+use unicode_segmentation::UnicodeSegmentation;
+
+/// SentencePiece's character for a space.
+const SPACE_SYMBOL: &str = "\u{2581}";
+
+/// A normalisation program with its compiled patterns.
+#[derive(Debug)]
+pub(crate) struct Normalizers {
+    steps: Vec<(Normalizer, Option<Matcher>)>,
+}
+
+impl Normalizers {
+    pub(crate) fn new(steps: &[Normalizer]) -> Normalizers {
+        let matcher = |step: &Normalizer| match step {
+            Normalizer::Replace(pattern, _) => Some(Matcher::new(pattern.clone())),
+            _ => None,
+        };
+        Normalizers { steps: steps.iter().map(|s| (s.clone(), matcher(s))).collect() }
+    }
+
+    /// `text` after all steps.
+    pub(crate) fn run<'t>(&self, view: &View, text: &'t str) -> Result<Cow<'t, str>> {
+        let mut text = Cow::Borrowed(text);
+        for (step, matcher) in &self.steps {
+            if let Some(new) = one(step, matcher.as_ref(), view, &text)? {
+                text = Cow::Owned(new);
+            }
+        }
+        Ok(text)
+    }
+}
+
+/// What `step` makes of `text`; `None` where it changes nothing.
+fn one(step: &Normalizer, matcher: Option<&Matcher>, view: &View, text: &str) -> Result<Option<String>> {
+    let quick = |answer| text.is_ascii() || answer == IsNormalized::Yes;
+    Ok(match step {
+        Normalizer::Nfc if quick(unicode_normalization::is_nfc_quick(text.chars())) => None,
+        Normalizer::Nfc => Some(text.nfc().collect()),
+        Normalizer::Nfd if text.is_ascii() => None,
+        Normalizer::Nfd => Some(text.nfd().collect()),
+        Normalizer::Nfkc if quick(unicode_normalization::is_nfkc_quick(text.chars())) => None,
+        Normalizer::Nfkc => Some(text.nfkc().collect()),
+        Normalizer::Nfkd if text.is_ascii() => None,
+        Normalizer::Nfkd => Some(text.nfkd().collect()),
+        Normalizer::Lowercase => Some(text.chars().flat_map(char::to_lowercase).collect()),
+        Normalizer::Strip(left, right) => {
+            let text = if *left { text.trim_start() } else { text };
+            Some(if *right { text.trim_end() } else { text }.to_owned())
+        }
+        Normalizer::StripAccents => {
+            let classes = classes();
+            Some(text.chars().filter(|c| classes.of(*c) & MARK == 0).collect())
+        }
+        Normalizer::Prepend(_) if text.is_empty() => None,
+        Normalizer::Prepend(prefix) => Some([prefix, text].concat()),
+        Normalizer::Replace(Pattern::Literal(from), to) if !from.is_empty() => {
+            text.contains(from.as_str()).then(|| text.replace(from.as_str(), to))
+        }
+        Normalizer::Replace(_, to) => match matcher {
+            Some(matcher) => matcher.replace(text, to)?,
+            None => None,
+        },
+        Normalizer::Charsmap => by_graphemes(Charsmap::new(view.charsmap), text),
+        Normalizer::SentencePiece(dummy, extra, escape, suffix) => {
+            Some(sentencepiece(view, text, [*dummy, *extra, *escape, *suffix]))
+        }
+        Normalizer::Nmt => Some(nmt(text)),
+    })
+}
+
+/// The charsmap as Hugging Face applies it: a grapheme cluster of fewer than six bytes becomes the replacement of its
+/// shortest prefix that has one, anything else goes character by character.
+fn by_graphemes(map: Charsmap, text: &str) -> Option<String> {
+    if map.is_empty() {
+        return None;
+    }
+    let mut out = String::with_capacity(text.len());
+    for cluster in text.graphemes(true) {
+        if cluster.len() < 6
+            && let Some(new) = map.shortest(cluster.as_bytes())
+        {
+            out.push_str(new);
+            continue;
+        }
+        for c in cluster.chars() {
+            match map.shortest(c.encode_utf8(&mut [0; 4]).as_bytes()) {
+                Some(new) => out.push_str(new),
+                None => out.push(c),
+            }
+        }
+    }
+    Some(out)
+}
+
+/// The clean-up of the NMT recipes of SentencePiece.
+fn nmt(text: &str) -> String {
+    let kept =
+        text.chars().filter(|c| !matches!(u32::from(*c), 0x1..=0x8 | 0xB | 0xE..=0x1F | 0x7F | 0x8F | 0x9F));
+    let mapped = kept.map(|c| match u32::from(c) {
+        0x9 | 0xA | 0xC | 0xD | 0x1680 | 0x200B..=0x200F | 0x2028 | 0x2029 | 0x2581 | 0xFEFF | 0xFFFD => ' ',
+        _ => c,
+    });
+    mapped.collect()
+}
+
+/// SentencePiece's normaliser (`normalizer.cc`): longest replacements, protected user-defined tokens, and the
+/// handling of white space that the model was trained with.
+fn sentencepiece(view: &View, text: &str, [dummy, extra, escape, suffix]: [bool; 4]) -> String {
+    let map = Charsmap::new(view.charsmap);
+    let space = if escape { SPACE_SYMBOL } else { " " };
+    // One step: (what it becomes, bytes consumed).
+    let prefix = |at: usize| -> (&str, usize) {
+        let rest = &text[at..];
+        if let Some(token) = view.normal.longest_prefix(rest.as_bytes())
+            && let Some(kept) = rest.get(..token.pattern.len())
+        {
+            return (kept, kept.len());
+        }
+        let found = if map.is_empty() { None } else { map.longest(rest.as_bytes()) };
+        if let Some((len, new)) = found.filter(|(len, _)| rest.is_char_boundary(*len)) {
+            return (new, len);
+        }
+        let len = rest.chars().next().map_or(rest.len(), char::len_utf8);
+        (&rest[..len], len)
+    };
+    let mut at = 0;
+    while extra && at < text.len() {
+        let (new, len) = prefix(at);
+        if new != " " {
+            break;
+        }
+        at += len;
+    }
+    let mut out = String::with_capacity(text.len() + text.len() / 4 + 3);
+    if at >= text.len() {
+        return out;
+    }
+    if dummy && !suffix {
+        out.push_str(space);
+    }
+    let mut after_space = extra;
+    while at < text.len() {
+        let (mut new, len) = prefix(at);
+        if after_space {
+            new = new.trim_start_matches(' ');
+        }
+        if !new.is_empty() {
+            for (i, part) in new.split(' ').enumerate() {
+                if i > 0 {
+                    out.push_str(space);
+                }
+                out.push_str(part);
+            }
+            after_space = extra && new.ends_with(' ');
+        }
+        at += len;
+    }
+    while extra && out.ends_with(space) {
+        out.truncate(out.len() - space.len());
+    }
+    if dummy && suffix {
+        out.push_str(space);
+    }
+    out
+}
