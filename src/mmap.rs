@@ -1,49 +1,289 @@
-//! Bytes that somebody keeps alive: a mapped file, a copy of one, or a buffer of the host.
+//! Bytes that somebody keeps alive: a mapped file, a copy of one, or memory of the host; and address space for a cache.
+//!
+//! ```text
+//! Bytes (pointer, length, owner) ──slice──▶ Bytes (part, same owner)      the last one drops the owner
+//! owner = a mapping | a vector | whatever the host handed in
+//! ```
+//! A file that is changed or cut while it is mapped changes under us, and a read behind its new end is a signal no
+//! library can answer: `docs/embedding.md` says so first, and load mode *copy* is immune. Our own writers only
+//! rename. This file does not know what the bytes mean.
 
-use std::ops::{Deref, Range};
+use std::fs::File;
+use std::io::Read;
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
+
+use memmap2::{Mmap, MmapMut, MmapOptions};
+
+use crate::error::{Error, Result, Status};
+
+/// What a host's access to a mapping looks like to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Advice {
+    /// The whole range will be read soon.
+    WillNeed,
+    /// Reads jump about; reading ahead is of no use.
+    Random,
+}
 
 /// A shared, immutable stretch of bytes. Cloning and slicing copy nothing.
 #[derive(Clone)]
 pub struct Bytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
-    start: usize,
-    end: usize,
+    start: *const u8,
+    len: usize,
+    /// Keeps `start .. start + len` alive.
+    owner: Owner,
 }
 
+#[derive(Clone)]
+enum Owner {
+    /// Kept apart, because only a mapping takes advice.
+    Mapping(Arc<Mmap>),
+    Other(#[allow(dead_code)] Arc<dyn Send + Sync>), // held for its drop alone
+}
+
+// SAFETY: the bytes are read-only for as long as the owner lives, and the owner itself is `Send + Sync`.
+unsafe impl Send for Bytes {}
+// SAFETY: as above.
+unsafe impl Sync for Bytes {}
+
 impl Bytes {
-    /// The bytes of `owner`, which must be the same at every call of `as_ref`.
-    pub fn from_owner(owner: impl AsRef<[u8]> + Send + Sync + 'static) -> Bytes {
-        let end = owner.as_ref().len();
-        Bytes { owner: Arc::new(owner), start: 0, end }
+    /// The bytes of `owner`.
+    pub fn from_owner(owner: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
+        let owner = Arc::new(owner);
+        // `as_ref` on a shared borrow that lasts as long as the `Arc`: nobody can move or change it meanwhile.
+        let bytes: &[u8] = (*owner).as_ref();
+        Self { start: bytes.as_ptr(), len: bytes.len(), owner: Owner::Other(owner) }
+    }
+
+    /// Memory of the host. `owner` is dropped, once, with the last `Bytes` over it.
+    ///
+    /// # Safety
+    /// - `start` is valid for reads of `len` bytes, and nobody writes to them, until `owner` has been dropped.
+    /// - `start` is not null, and `len` is at most `isize::MAX`.
+    pub unsafe fn from_raw(start: *const u8, len: usize, owner: impl Send + Sync + 'static) -> Self {
+        Self { start, len, owner: Owner::Other(Arc::new(owner)) }
+    }
+
+    /// Maps `len` bytes of `file` from `offset` on; `len` 0 means to the end of the file.
+    ///
+    /// # Errors
+    /// `BAD_FORMAT` if the file is too short for it, or empty; `IO` if the system refuses.
+    pub fn map(file: &File, offset: u64, len: u64) -> Result<Self> {
+        let len = part(file, offset, len)?;
+        // SAFETY: the mapping is read-only. That no other process changes the file is the contract of load mode
+        // map, which the head of this file and docs/embedding.md state; all that is read from it is checked.
+        let mapping = unsafe { MmapOptions::new().offset(offset).len(len).map(file) }
+            .map_err(|e| Error::from(e).context("mapping the file"))?;
+        Ok(Self { start: mapping.as_ptr(), len: mapping.len(), owner: Owner::Mapping(Arc::new(mapping)) })
+    }
+
+    /// Reads `len` bytes of `file` from `offset` on into memory of our own; `len` 0 means to the end of the file.
+    /// `progress` is told how many bytes there are so far, of how many, and may end it with an error.
+    ///
+    /// # Errors
+    /// As [`Bytes::map`]; `NO_MEMORY` if there is none; what `progress` returns.
+    pub fn read(
+        file: &File,
+        offset: u64,
+        len: u64,
+        progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+    ) -> Result<Self> {
+        const STEP: usize = 16 << 20;
+        let len = part(file, offset, len)?;
+        let mut memory = Reservation::new(len)?;
+        let mut file = file;
+        // A descriptor that the host shares keeps its position: read at offsets where the system can.
+        #[cfg(not(unix))]
+        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(offset))?;
+        let mut done = 0;
+        while done < len {
+            progress(done as u64, len as u64)?;
+            let end = len.min(done + STEP);
+            let target = &mut memory[done..end];
+            #[cfg(unix)]
+            let got = std::os::unix::fs::FileExt::read_at(file, target, offset + done as u64);
+            #[cfg(not(unix))]
+            let got = Read::read(&mut file, target);
+            match got {
+                Ok(0) => {
+                    return Err(Error::new(
+                        Status::IO,
+                        format!(
+                            "reading the file: it ended after {done} of {len} bytes; was it cut meanwhile?"
+                        ),
+                    ));
+                }
+                Ok(n) => done += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::from(e).context("reading the file")),
+            }
+        }
+        progress(len as u64, len as u64)?;
+        Ok(memory.freeze())
+    }
+
+    /// A copy of these bytes at a multiple of the system's page size.
+    ///
+    /// # Errors
+    /// `NO_MEMORY`.
+    pub fn aligned_copy(&self) -> Result<Self> {
+        let mut memory = Reservation::new(self.len)?;
+        memory.copy_from_slice(self);
+        Ok(memory.freeze())
     }
 
     /// The part `range` of these bytes.
     ///
     /// # Panics
-    /// If the range does not lie inside, like slicing.
-    pub fn slice(&self, range: Range<usize>) -> Bytes {
-        assert!(range.start <= range.end && range.end <= self.len(), "{range:?} of {} bytes", self.len());
-        Bytes { owner: self.owner.clone(), start: self.start + range.start, end: self.start + range.end }
+    /// If the range does not lie inside, as slicing does.
+    #[must_use]
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        let part = &self[range];
+        Self { start: part.as_ptr(), len: part.len(), owner: self.owner.clone() }
     }
+
+    /// Tells the system how these bytes will be read. Does nothing for memory that is not a mapping.
+    pub fn advise(&self, advice: Advice) {
+        #[cfg(unix)]
+        if let Owner::Mapping(mapping) = &self.owner {
+            let offset = self.start as usize - mapping.as_ptr() as usize;
+            let advice = match advice {
+                Advice::WillNeed => memmap2::Advice::WillNeed,
+                Advice::Random => memmap2::Advice::Random,
+            };
+            // Advice that is refused changes nothing but speed.
+            let _ = mapping.advise_range(advice, offset, self.len);
+        }
+        #[cfg(not(unix))]
+        let _ = advice;
+    }
+}
+
+/// Checks that `offset .. offset + len` lies in `file`, 0 meaning its rest, and returns the length.
+fn part(file: &File, offset: u64, len: u64) -> Result<usize> {
+    let size = file.metadata()?.len();
+    let rest = size.checked_sub(offset).filter(|&rest| rest > 0 && len <= rest).ok_or_else(|| {
+        Error::new(
+            Status::BAD_FORMAT,
+            format!("the file has {size} bytes; asked for {len} from offset {offset} on (0: the rest)"),
+        )
+    })?;
+    let len = if len == 0 { rest } else { len };
+    usize::try_from(len).ok().filter(|&len| isize::try_from(len).is_ok()).ok_or_else(|| {
+        Error::new(Status::NO_MEMORY, format!("{len} bytes do not fit the address space"))
+            .with("needed", len as i64)
+    })
 }
 
 impl Deref for Bytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.owner.as_ref().as_ref().get(self.start..self.end).unwrap_or(&[])
+        // SAFETY: every constructor proves `start` valid for reads of `len` bytes while `owner` lives.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
     }
 }
 
 impl From<Vec<u8>> for Bytes {
-    fn from(bytes: Vec<u8>) -> Bytes {
-        Bytes::from_owner(bytes)
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::from_owner(bytes)
     }
 }
 
 impl std::fmt::Debug for Bytes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Bytes({} bytes)", self.len())
+        write!(f, "Bytes({} bytes)", self.len)
+    }
+}
+
+/// Zeroed memory of our own whose pages the system commits when they are first written.
+#[derive(Debug)]
+pub struct Reservation(MmapMut);
+
+impl Reservation {
+    /// Reserves `len` bytes (at least one).
+    ///
+    /// # Errors
+    /// `NO_MEMORY`.
+    pub fn new(len: usize) -> Result<Self> {
+        let mapping = MmapOptions::new().len(len.max(1)).no_reserve_swap().map_anon();
+        let refused = |e: std::io::Error| {
+            Error::new(Status::NO_MEMORY, format!("reserving {len} bytes: {e}")).with("needed", len as i64)
+        };
+        mapping.map(Self).map_err(refused)
+    }
+
+    /// Makes it read-only.
+    fn freeze(self) -> Bytes {
+        Bytes::from_owner(self.0)
+    }
+}
+
+impl Deref for Reservation {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl DerefMut for Reservation {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn file(content: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        file
+    }
+
+    #[test]
+    fn mapped_equals_read_at_any_offset() {
+        let content: Vec<u8> = (0..10_000u32).map(|i| (i * 7) as u8).collect();
+        let file = file(&content);
+        for (offset, len) in [(0, 0), (0, 10_000), (1, 9_999), (4096, 64), (4100, 0), (9_999, 1)] {
+            let end = if len == 0 { content.len() } else { offset + len };
+            let mapped = Bytes::map(&file, offset as u64, len as u64).unwrap();
+            let read = Bytes::read(&file, offset as u64, len as u64, &mut |_, _| Ok(())).unwrap();
+            assert_eq!(&*mapped, &content[offset..end]);
+            assert_eq!(&*read, &content[offset..end]);
+            mapped.advise(Advice::WillNeed);
+        }
+    }
+
+    #[test]
+    fn a_range_outside_the_file_is_refused() {
+        let file = file(&[1; 100]);
+        for (offset, len) in [(0, 101), (100, 0), (101, 0), (u64::MAX, 2), (50, u64::MAX)] {
+            assert_eq!(Bytes::map(&file, offset, len).unwrap_err().status(), Status::BAD_FORMAT);
+        }
+    }
+
+    #[test]
+    fn the_owner_is_dropped_once_with_the_last_slice() {
+        struct Hook(Arc<AtomicUsize>);
+        impl Drop for Hook {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        static MEMORY: [u8; 4] = [1, 2, 3, 4];
+        let drops = Arc::new(AtomicUsize::new(0));
+        // SAFETY: a static lives for ever and is never written.
+        let bytes = unsafe { Bytes::from_raw(MEMORY.as_ptr(), 4, Hook(drops.clone())) };
+        let part = bytes.slice(1..3);
+        drop(bytes);
+        assert_eq!((&*part, drops.load(Ordering::Relaxed)), (&[2u8, 3][..], 0));
+        drop(part);
+        assert_eq!(drops.load(Ordering::Relaxed), 1);
     }
 }
