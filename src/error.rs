@@ -105,3 +105,27 @@ impl From<std::io::Error> for Error {
         }
     }
 }
+
+impl From<llm_format::Error> for Error {
+    fn from(e: llm_format::Error) -> Self {
+        use llm_format::ErrorKind;
+        let status = match e.kind {
+            ErrorKind::BadFormat | ErrorKind::TooLarge => Status::BAD_FORMAT,
+            ErrorKind::BadVersion => Status::BAD_VERSION,
+            ErrorKind::Checksum => Status::CHECKSUM,
+            ErrorKind::Unsupported => Status::UNSUPPORTED,
+            ErrorKind::Invalid => Status::INVALID_ARG,
+            ErrorKind::Cancelled => Status::CANCELLED,
+            ErrorKind::Io => Status::IO,
+            _ => Status::INTERNAL,
+        };
+        let mut error = Error::new(status, e.to_string());
+        if let Some(offset) = e.offset {
+            error = error.with("offset", offset as i64);
+        }
+        if let Some(code) = e.os_error {
+            error = error.with("os_error", i64::from(code));
+        }
+        error
+    }
+}
