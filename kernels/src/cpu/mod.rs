@@ -1,0 +1,135 @@
+//! The CPU as a device: proves shapes, splits work over the pool, calls the instruction set's kernels.
+//!
+//! Every public function here is safe: it checks lengths with assertions (a wrong length is a programming error of
+//! the layer above, which has checked everything that came from outside) and below it nobody asks again. Results do
+//! not depend on the number of threads, the instruction set, or what else is in the batch.
+
+mod attention;
+mod product;
+mod route;
+mod vector;
+
+pub use attention::{Attention, Level, Row};
+pub use product::Job;
+pub use route::{GroupRank, RouteSpec, Scoring};
+
+use crate::detect::{Isa, detect};
+use crate::ops::Ops;
+use crate::threads::Pool;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Activations of feed-forward blocks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Activation {
+    /// x · sigmoid(x)
+    Silu,
+    /// x/2 · (1 + erf(x/√2))
+    Gelu,
+    /// The tanh approximation of gelu.
+    GeluTanh,
+    /// max(x, 0)
+    Relu,
+    /// Gated only: gate = min(gate, limit), up = clamp(up, ±limit), (up + 1) · gate · sigmoid(alpha · gate).
+    ClampedSwiglu {
+        /// alpha
+        alpha: f32,
+        /// limit
+        limit: f32,
+    },
+}
+
+/// Which values form a rotated pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairs {
+    /// (i, i + dim/2)
+    Halves,
+    /// (2i, 2i + 1)
+    Neighbours,
+}
+
+/// A function of one value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Map {
+    /// An activation.
+    Activate(Activation),
+    /// 1 / (1 + e^−x)
+    Sigmoid,
+    /// x · factor
+    Scale(f32),
+    /// cap · tanh(x / cap)
+    Softcap(f32),
+}
+
+/// Work, in values touched, below which a pass is not worth a fork-join.
+const SMALL: usize = 4096;
+
+/// A CPU with its threads and the kernels of one instruction set.
+pub struct Cpu {
+    isa: Isa,
+    pub(crate) ops: &'static Ops,
+    pool: Pool,
+}
+
+impl Cpu {
+    /// `threads` in all (0: what the process may use) with the instruction set that [`detect`] chooses.
+    pub fn new(threads: usize) -> Cpu {
+        let isa = detect();
+        Cpu { isa, ops: isa.ops(), pool: Pool::new(threads) }
+    }
+
+    /// The same with a given instruction set; `None` if the machine lacks it.
+    pub fn with_isa(threads: usize, isa: Isa) -> Option<Cpu> {
+        isa.is_available().then(|| Cpu { isa, ops: isa.ops(), pool: Pool::new(threads) })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The threads, for other work.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Splits 0..n into ranges over the threads; all in one where `work` (values touched) is small.
+    pub(crate) fn split(&self, n: usize, work: usize, f: impl Fn(Range<usize>) + Sync) {
+        let chunks =
+            if work < SMALL { 1 } else { (self.pool.threads() * 4).min(n).min(work.div_ceil(SMALL / 2)) };
+        let size = n.div_ceil(chunks.max(1)).max(1);
+        self.pool.run(n.div_ceil(size), |c| f(c * size..((c + 1) * size).min(n)));
+    }
+}
+
+/// A slice that several threads write, each its own part.
+pub(crate) struct Shared<'a, T> {
+    at: *mut T,
+    len: usize,
+    of: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it hands out parts only through `slice`, whose caller promises that they do not overlap.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
+
+impl<'a, T> Shared<'a, T> {
+    pub(crate) fn of(slice: &'a mut [T]) -> Self {
+        Shared { at: slice.as_mut_ptr(), len: slice.len(), of: PhantomData }
+    }
+
+    /// The part `at..at + n`.
+    ///
+    /// # Safety
+    /// No other part that is alive overlaps it.
+    #[allow(clippy::mut_from_ref)] // that is its purpose
+    pub(crate) unsafe fn slice(&self, at: usize, n: usize) -> &mut [T] {
+        assert!(at <= self.len && n <= self.len - at, "part {at}+{n} of {}", self.len);
+        // SAFETY: inside the slice, and unshared by the caller's promise
+        unsafe { std::slice::from_raw_parts_mut(self.at.add(at), n) }
+    }
+
+    /// The start, for kernels that stride.
+    pub(crate) fn pointer(&self) -> *mut T {
+        self.at
+    }
+}

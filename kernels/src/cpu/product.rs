@@ -1,0 +1,232 @@
+//! Matrix products: cuts them into chunks of row blocks and tokens and runs them in one fork-join.
+
+use super::{Cpu, Shared};
+use crate::generic::float::{FloatBlock, FloatKind};
+use crate::generic::panel;
+use crate::generic::rows::{IntBlock, STREAMS};
+use crate::input::Input;
+use crate::matrix::{Experts, Matrix};
+use llm_format::quant::{Type, decode_row};
+use std::ops::Range;
+
+/// One product of a group: `out[i] = matrix · x[i] + bias` for all rows i of the shared input.
+pub struct Job<'a> {
+    /// Weights `[rows, cols]`.
+    pub matrix: Matrix<'a>,
+    /// `[rows]`, added once at the end.
+    pub bias: Option<&'a [f32]>,
+    /// `[m, rows]`.
+    pub out: &'a mut [f32],
+}
+
+/// A proved product: tokens `tokens` of the input, out rows at the same indices.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    matrix: Matrix<'a>,
+    bias: Option<&'a [f32]>,
+    out: *mut f32,
+    from: usize,
+    to: usize,
+}
+
+// SAFETY: `out` is written in disjoint parts (see `chunk`).
+unsafe impl Sync for Part<'_> {}
+
+impl Part<'_> {
+    /// Row blocks and tokens of one chunk.
+    fn grain(&self, threads: usize) -> (usize, usize) {
+        let blocks = self.matrix.rows().div_ceil(32);
+        let tokens = self.to - self.from;
+        if self.matrix.ty().is_integer() && tokens < panel::FROM {
+            return (STREAMS.min(blocks.div_ceil(threads * 2)).max(1), tokens.max(1));
+        }
+        // long inputs with few blocks are cut along the tokens too, so that every thread finds work
+        let cuts = (threads * 4).div_ceil(blocks).clamp(1, tokens.div_ceil(panel::SLAB).max(1));
+        (1, tokens.div_ceil(cuts).max(1))
+    }
+
+    fn chunks(&self, threads: usize) -> usize {
+        let (blocks, tokens) = self.grain(threads);
+        self.matrix.rows().div_ceil(32).div_ceil(blocks) * (self.to - self.from).div_ceil(tokens)
+    }
+}
+
+impl Cpu {
+    /// `out[i] = w · x[i] + bias`, `[m, rows]`.
+    ///
+    /// # Panics
+    /// If the widths of `w` and `x`, or the lengths of `bias` and `out`, do not fit.
+    pub fn matmul(&self, w: Matrix, x: &mut Input, bias: Option<&[f32]>, out: &mut [f32]) {
+        self.matmul_group(&mut [Job { matrix: w, bias, out }], x);
+    }
+
+    /// Several products of one input in one fork-join (q, k, v; gate and up).
+    ///
+    /// # Panics
+    /// As [`Cpu::matmul`].
+    pub fn matmul_group(&self, jobs: &mut [Job], x: &mut Input) {
+        let m = x.m();
+        for job in jobs.iter() {
+            check(&job.matrix, x);
+            let rows = job.matrix.rows();
+            assert!(job.bias.is_none_or(|b| b.len() == rows), "bias of {rows} outputs");
+            assert_eq!(job.out.len(), m * rows, "outputs [{m}, {rows}]");
+        }
+        if jobs.iter().any(|j| j.matrix.ty().is_integer()) {
+            x.quantize(self);
+        }
+        let count = jobs.len();
+        let jobs = Shared::of(jobs);
+
+        self.products(count, x, |i| {
+            // SAFETY: `products` asks from every thread, but only copies and the pointer's value are taken
+            let job = unsafe { &*jobs.pointer().add(i) };
+            Part { matrix: job.matrix, bias: job.bias, out: job.out.as_ptr().cast_mut(), from: 0, to: m }
+        });
+    }
+
+    /// Products with experts: rows `tokens` of `x` go through expert `e` for every `(e, tokens)` of `groups`, to
+    /// the same rows of `out` (`[m, rows]`). `bias` is `[experts, rows]`. Rows of no group keep what they hold.
+    ///
+    /// # Panics
+    /// If lengths do not fit, an expert does not exist, or groups are not ascending and disjoint.
+    pub fn expert_matmul(
+        &self,
+        w: &Experts,
+        groups: &[(usize, Range<usize>)],
+        x: &mut Input,
+        bias: Option<&[f32]>,
+        out: &mut [f32],
+    ) {
+        let (m, rows) = (x.m(), w.rows());
+        assert_eq!(out.len(), m * rows, "outputs [{m}, {rows}]");
+        assert!(bias.is_none_or(|b| b.len() == w.count() * rows), "bias of {} x {rows} outputs", w.count());
+        let mut end = 0;
+        for (e, tokens) in groups {
+            assert!(*e < w.count(), "expert {e} of {}", w.count());
+            assert!(
+                end <= tokens.start && tokens.start <= tokens.end && tokens.end <= m,
+                "rows {tokens:?} of {m}"
+            );
+            end = tokens.end;
+        }
+        check(&w.matrix(0), x);
+        if w.matrix(0).ty().is_integer() {
+            x.quantize(self);
+        }
+        let out = Shared::of(out);
+        self.products(groups.len(), x, |i| {
+            let (e, tokens) = &groups[i];
+            Part {
+                matrix: w.matrix(*e),
+                bias: bias.map(|b| &b[e * rows..][..rows]),
+                out: out.pointer(),
+                from: tokens.start,
+                to: tokens.end,
+            }
+        });
+    }
+
+    fn products<'p>(&self, count: usize, x: &Input, part: impl Fn(usize) -> Part<'p> + Sync) {
+        let threads = self.pool.threads();
+        let total = (0..count).map(|i| part(i).chunks(threads)).sum();
+        self.pool.run(total, |mut chunk| {
+            for i in 0..count {
+                let part = part(i);
+                let n = part.chunks(threads);
+                if chunk < n {
+                    return self.product_chunk(&part, x, chunk, threads);
+                }
+                chunk -= n;
+            }
+        });
+    }
+
+    /// One chunk: some row blocks and tokens. Chunks of a part write disjoint rectangles of its output.
+    fn product_chunk(&self, part: &Part, x: &Input, chunk: usize, threads: usize) {
+        let w = &part.matrix;
+        let (blocks, tokens) = part.grain(threads);
+        let across = (part.to - part.from).div_ceil(tokens);
+        let (first, from) = (chunk / across * blocks, part.from + chunk % across * tokens);
+        let to = (from + tokens).min(part.to);
+        let count = blocks.min(w.rows().div_ceil(32) - first);
+        let rows = (w.rows() - first * 32).min(count * 32);
+        let block_bytes = w.block_bytes();
+        let data = &w.blocks()[first * block_bytes..][..count * block_bytes];
+        let bias = part.bias.map_or(std::ptr::null(), |b| b[first * 32..].as_ptr());
+        let out = part.out.wrapping_add(first * 32);
+        let kind = match w.ty() {
+            Type::F32 => FloatKind::F32,
+            Type::F16 => FloatKind::F16,
+            Type::Bf16 => FloatKind::Bf16,
+            Type::Q8 | Type::Q4 => {
+                let a = IntBlock {
+                    head: w.data().as_ptr(),
+                    blocks: data.as_ptr(),
+                    count,
+                    block_bytes,
+                    cols: x.width,
+                    x: x.q.as_ptr(),
+                    scale: x.scale.as_ptr(),
+                    sum: x.sum.as_ptr(),
+                    tokens: x.m(),
+                    from,
+                    to,
+                    rows,
+                    bias,
+                    out,
+                    stride: w.rows(),
+                };
+                // SAFETY: `data` holds `count` whole blocks of x.width inputs; the quantized input holds x.m() rows
+                // of that width and from..to lie inside; out rows from..to and bias hold `rows` values from here;
+                // the machine has the table's instruction set
+                return unsafe { (if w.ty() == Type::Q8 { self.ops.q8 } else { self.ops.q4 })(&a) };
+            }
+        };
+        for b in 0..count {
+            let a = FloatBlock {
+                kind,
+                block: data[b * block_bytes..].as_ptr(),
+                cols: x.width,
+                x: x.x.as_ptr(),
+                from,
+                to,
+                rows: (rows - b * 32).min(32),
+                bias: if bias.is_null() { bias } else { bias.wrapping_add(b * 32) },
+                out: out.wrapping_add(b * 32),
+                stride: w.rows(),
+            };
+            // SAFETY: as above, one block at a time
+            unsafe { (self.ops.float)(&a) };
+        }
+    }
+
+    /// Rows `ids` of `w`, decoded, times `scale`: the embedding of tokens, `[ids, cols]`.
+    ///
+    /// # Panics
+    /// If an id is not below the matrix's rows, or `out` has another length.
+    pub fn embed(&self, w: Matrix, ids: &[u32], scale: f32, out: &mut [f32]) {
+        let cols = w.cols();
+        assert_eq!(out.len(), ids.len() * cols, "embeddings [{}, {cols}]", ids.len());
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= w.rows()) {
+            panic!("token {id} of {}", w.rows());
+        }
+        let out = Shared::of(out);
+        self.split(ids.len(), ids.len() * cols, |range| {
+            for i in range {
+                // SAFETY: row i is written by the thread that has i, alone
+                let to = unsafe { out.slice(i * cols, cols) };
+                decode_row(w.ty(), w.data(), w.rows(), cols, ids[i] as usize, to);
+                if scale != 1.0 {
+                    to.iter_mut().for_each(|v| *v *= scale);
+                }
+            }
+        });
+    }
+}
+
+fn check(w: &Matrix, x: &Input) {
+    assert_eq!(w.cols(), x.k(), "a matrix [{}, {}] against inputs of width {}", w.rows(), w.cols(), x.k());
+    // the exact sum over 256 inputs and every index fits; widths beyond are refused by the format
+    assert!(x.m() < i32::MAX as usize / 256, "too many tokens at once");
+}

@@ -1,0 +1,238 @@
+//! Norms, rotations, activations and the small passes between products.
+
+use super::{Activation, Cpu, Map, Pairs, Shared};
+use crate::generic::norm::Norm;
+
+impl Cpu {
+    /// `out = x / sqrt(mean(x²) + eps) · weight` for each of `rows` rows of `width`. With `rows · heads` rows of
+    /// `head_dim` it is the norm of heads.
+    ///
+    /// # Panics
+    /// If lengths do not fit.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, rows: usize, width: usize, out: &mut [f32]) {
+        self.norm(self.ops.rms, Some(x), weight, None, eps, rows, width, out);
+    }
+
+    /// [`Cpu::rms_norm`] in place.
+    pub fn rms_norm_in_place(&self, x: &mut [f32], weight: &[f32], eps: f32, rows: usize, width: usize) {
+        self.norm(self.ops.rms, None, weight, None, eps, rows, width, x);
+    }
+
+    /// `out = (x − mean) / sqrt(var + eps) · weight + bias` for each row.
+    ///
+    /// # Panics
+    /// If lengths do not fit.
+    #[allow(clippy::too_many_arguments)] // a norm's operands
+    pub fn layer_norm(
+        &self,
+        x: &[f32],
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        eps: f32,
+        rows: usize,
+        width: usize,
+        out: &mut [f32],
+    ) {
+        self.norm(self.ops.layer, Some(x), weight, bias, eps, rows, width, out);
+    }
+
+    /// [`Cpu::layer_norm`] in place.
+    pub fn layer_norm_in_place(
+        &self,
+        x: &mut [f32],
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        eps: f32,
+        rows: usize,
+        width: usize,
+    ) {
+        self.norm(self.ops.layer, None, weight, bias, eps, rows, width, x);
+    }
+
+    #[allow(clippy::too_many_arguments)] // a norm's operands
+    fn norm(
+        &self,
+        kernel: unsafe fn(&Norm),
+        x: Option<&[f32]>,
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        eps: f32,
+        rows: usize,
+        width: usize,
+        out: &mut [f32],
+    ) {
+        assert_eq!(weight.len(), width, "a norm's weight");
+        assert!(bias.is_none_or(|b| b.len() == width), "a norm's bias of {width}");
+        assert_eq!(out.len(), rows * width, "outputs [{rows}, {width}]");
+        assert!(x.is_none_or(|x| x.len() == rows * width), "inputs [{rows}, {width}]");
+        let out = Shared::of(out);
+        self.split(rows, rows * width, |range| {
+            for i in range {
+                // SAFETY: row i is this thread's alone
+                let to = unsafe { out.slice(i * width, width) }.as_mut_ptr();
+                let x = x.map_or(to.cast_const(), |x| x[i * width..].as_ptr());
+                let bias = bias.map_or(std::ptr::null(), <[f32]>::as_ptr);
+                // SAFETY: all pointers hold `width` values; the machine has the table's instruction set
+                unsafe { kernel(&Norm { x, out: to, width, weight: weight.as_ptr(), bias, eps }) };
+            }
+        });
+    }
+
+    /// Rotates the first `rot_dim` values of each of `heads` heads of `head_dim` in `rows` rows that lie
+    /// `row_stride` apart. `cos` and `sin` are `[rows, rot_dim/2]`: each row's angles.
+    ///
+    /// # Panics
+    /// If lengths do not fit.
+    #[allow(clippy::too_many_arguments)] // a strided batch of heads and its tables
+    pub fn rope(
+        &self,
+        x: &mut [f32],
+        rows: usize,
+        row_stride: usize,
+        heads: usize,
+        head_dim: usize,
+        rot_dim: usize,
+        pairs: Pairs,
+        cos: &[f32],
+        sin: &[f32],
+    ) {
+        let half = rot_dim / 2;
+        assert!(rot_dim.is_multiple_of(2) && rot_dim <= head_dim, "rotated part {rot_dim} of {head_dim}");
+        assert!(heads * head_dim <= row_stride, "{heads} heads of {head_dim} in rows of {row_stride}");
+        assert_eq!(cos.len(), rows * half, "cosines [{rows}, {half}]");
+        assert_eq!(sin.len(), rows * half, "sines [{rows}, {half}]");
+        assert!(
+            rows == 0 || x.len() >= (rows - 1) * row_stride + heads * head_dim,
+            "{rows} rows of {row_stride}"
+        );
+        let x = Shared::of(x);
+        self.split(rows, rows * heads * rot_dim, |range| {
+            for i in range {
+                for h in 0..heads {
+                    // SAFETY: row i is this thread's alone; the tables hold `half` angles for it; the machine has
+                    // the table's instruction set
+                    unsafe {
+                        let head = x.slice(i * row_stride + h * head_dim, head_dim).as_mut_ptr();
+                        let (c, s) = (&cos[i * half..][..half], &sin[i * half..][..half]);
+                        (self.ops.rope)(head, half, pairs, c.as_ptr(), s.as_ptr());
+                    }
+                }
+            }
+        });
+    }
+
+    /// x = f(x), each value.
+    ///
+    /// # Panics
+    /// For [`Activation::ClampedSwiglu`], which is gated only.
+    pub fn map(&self, f: Map, x: &mut [f32]) {
+        assert!(
+            !matches!(f, Map::Activate(Activation::ClampedSwiglu { .. })),
+            "clamped swiglu is gated only"
+        );
+        let n = x.len();
+        let x = Shared::of(x);
+        self.split(n.div_ceil(16), n, |range| {
+            let (from, to) = (range.start * 16, (range.end * 16).min(n));
+            // SAFETY: the part is this thread's alone; the machine has the table's instruction set
+            unsafe { (self.ops.map)(f, x.slice(from, to - from).as_mut_ptr(), to - from) };
+        });
+    }
+
+    /// x = act(x).
+    ///
+    /// # Panics
+    /// For [`Activation::ClampedSwiglu`], which is gated only.
+    pub fn activate(&self, kind: Activation, x: &mut [f32]) {
+        self.map(Map::Activate(kind), x);
+    }
+
+    /// x = x · factor.
+    pub fn scale(&self, x: &mut [f32], factor: f32) {
+        self.map(Map::Scale(factor), x);
+    }
+
+    /// x = cap · tanh(x / cap).
+    pub fn softcap(&self, x: &mut [f32], cap: f32) {
+        self.map(Map::Softcap(cap), x);
+    }
+
+    /// x = 1 / (1 + e^−x).
+    pub fn sigmoid(&self, x: &mut [f32]) {
+        self.map(Map::Sigmoid, x);
+    }
+
+    /// out = act(gate) · up.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn gated(&self, kind: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        let n = out.len();
+        assert!(gate.len() == n && up.len() == n, "gate {}, up {}, out {n}", gate.len(), up.len());
+        let out = Shared::of(out);
+        self.split(n.div_ceil(16), n, |range| {
+            let (from, to) = (range.start * 16, (range.end * 16).min(n));
+            let (gate, up) = (&gate[from..to], &up[from..to]);
+            // SAFETY: the part is this thread's alone; the machine has the table's instruction set
+            unsafe {
+                let out = out.slice(from, to - from);
+                (self.ops.gated)(kind, gate.as_ptr(), up.as_ptr(), out.as_mut_ptr(), out.len());
+            }
+        });
+    }
+
+    /// a = a + b.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn add(&self, a: &mut [f32], b: &[f32]) {
+        self.add_with(a, b, None);
+    }
+
+    /// a = fma(b, factor, a): an expert's output with its weight.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn add_scaled(&self, a: &mut [f32], b: &[f32], factor: f32) {
+        self.add_with(a, b, Some(factor));
+    }
+
+    fn add_with(&self, a: &mut [f32], b: &[f32], factor: Option<f32>) {
+        let n = a.len();
+        assert_eq!(b.len(), n, "terms of a sum");
+        let a = Shared::of(a);
+        self.split(n.div_ceil(16), n, |range| {
+            let (from, to) = (range.start * 16, (range.end * 16).min(n));
+            let b = &b[from..to];
+            // SAFETY: the part is this thread's alone; the machine has the table's instruction set
+            unsafe { (self.ops.add)(a.slice(from, to - from).as_mut_ptr(), b.as_ptr(), factor, b.len()) };
+        });
+    }
+
+    /// e^(x − max) / Σ over each of `rows` rows, in place.
+    ///
+    /// # Panics
+    /// If `rows` does not divide the length.
+    pub fn softmax(&self, x: &mut [f32], rows: usize) {
+        assert!(rows > 0 && x.len().is_multiple_of(rows), "{} values in {rows} rows", x.len());
+        let width = x.len() / rows;
+        let x = Shared::of(x);
+        self.split(rows, rows * width, |range| {
+            for i in range {
+                // SAFETY: row i is this thread's alone; the machine has the table's instruction set
+                unsafe { (self.ops.softmax)(x.slice(i * width, width).as_mut_ptr(), width) };
+            }
+        });
+    }
+
+    /// Index of the largest value, the lowest of equal ones; NaN never wins. `None` without any number.
+    pub fn argmax(&self, x: &[f32]) -> Option<usize> {
+        let mut best: Option<(usize, f32)> = None;
+        for (i, &v) in x.iter().enumerate() {
+            if !v.is_nan() && best.is_none_or(|(_, b)| v > b) {
+                best = Some((i, v));
+            }
+        }
+        best.map(|(i, _)| i)
+    }
+}

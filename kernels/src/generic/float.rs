@@ -1,0 +1,116 @@
+//! Products with f32, f16 and bf16 matrices: a line is one row's next 16 or 32 inputs.
+//!
+//! A sum is sixteen partial sums by k mod 16, each a chain of fused multiply-adds in ascending k, then the tree.
+//! A tile of R rows and T tokens keeps R·T accumulators in registers through all inputs.
+
+use crate::simd::Simd;
+
+/// Storage of a full-precision matrix.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum FloatKind {
+    F32,
+    F16,
+    Bf16,
+}
+
+/// One block of 32 rows against tokens `from..to`.
+pub struct FloatBlock {
+    pub kind: FloatKind,
+    pub block: *const u8,
+    /// Inputs, a multiple of 128.
+    pub cols: usize,
+    /// `[tokens][cols]`.
+    pub x: *const f32,
+    pub from: usize,
+    pub to: usize,
+    /// Valid rows, at most 32.
+    pub rows: usize,
+    pub bias: *const f32,
+    /// Token 0, first row.
+    pub out: *mut f32,
+    pub stride: usize,
+}
+
+const F32: u8 = 0;
+const F16: u8 = 1;
+const BF16: u8 = 2;
+
+/// The tokens in tiles of R rows × T tokens; single tokens in tiles of ONE rows.
+#[inline(always)]
+pub unsafe fn tiles<S: Simd, const R: usize, const T: usize, const ONE: usize>(a: &FloatBlock) {
+    // SAFETY: passed on
+    unsafe {
+        match a.kind {
+            FloatKind::F32 => walk::<S, F32, R, T, ONE>(a),
+            FloatKind::F16 => walk::<S, F16, R, T, ONE>(a),
+            FloatKind::Bf16 => walk::<S, BF16, R, T, ONE>(a),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn walk<S: Simd, const K: u8, const R: usize, const T: usize, const ONE: usize>(a: &FloatBlock) {
+    // SAFETY: passed on; R, ONE divide 32
+    unsafe {
+        let mut t = a.from;
+        while t + T <= a.to {
+            for row in (0..a.rows).step_by(R) {
+                tile::<S, K, R, T>(a, row, t);
+            }
+            t += T;
+        }
+        while t < a.to {
+            for row in (0..a.rows).step_by(ONE) {
+                tile::<S, K, ONE, 1>(a, row, t);
+            }
+            t += 1;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<S: Simd, const K: u8, const R: usize, const T: usize>(
+    a: &FloatBlock,
+    row: usize,
+    token: usize,
+) {
+    // SAFETY: a block has 32 rows in every step, padded; tokens exist; only valid rows are stored
+    unsafe {
+        let mut acc = [[S::splat(0.0); T]; R];
+        let x = a.x.add(token * a.cols);
+        let mut w = a.block.add(row * 64);
+        let per_line = if K == F32 { 16 } else { 32 };
+        let mut k = 0;
+        while k < a.cols {
+            for part in 0..per_line / 16 {
+                let mut xs = [S::load(x.add(k + part * 16)); T];
+                for (t, v) in xs.iter_mut().enumerate().skip(1) {
+                    *v = S::load(x.add(t * a.cols + k + part * 16));
+                }
+                for r in 0..R {
+                    let line = w.add(r * 64);
+                    let v = match K {
+                        F32 => S::load(line.cast()),
+                        F16 => S::load_f16(line.cast::<u16>().add(part * 16)),
+                        _ => S::load_bf16(line.cast::<u16>().add(part * 16)),
+                    };
+                    if T == 1 && part == 0 {
+                        S::prefetch(line.wrapping_add(8192));
+                    }
+                    for t in 0..T {
+                        acc[r][t] = S::fma(v, xs[t], acc[r][t]);
+                    }
+                }
+            }
+            w = w.add(2048);
+            k += per_line;
+        }
+        for r in 0..R.min(a.rows - row) {
+            for t in 0..T {
+                let sum = S::tree(acc[r][t]);
+                let sum = if a.bias.is_null() { sum } else { sum + *a.bias.add(row + r) };
+                *a.out.add((token + t) * a.stride + row + r) = sum;
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! exp, tanh, erf on sixteen lanes: the same sequences of IEEE operations as `crate::math`, lane by lane.
+
+use crate::math::{ERF_BIG, ERF_SMALL, EXP, EXP_HIGH, EXP_LOW, LN2_HIGH, LN2_LOW, TANH};
+use crate::simd::Simd;
+
+#[inline(always)]
+unsafe fn horner<S: Simd>(coefficients: &[f32], x: S::F) -> S::F {
+    // SAFETY: arithmetic only; the machine has S
+    unsafe {
+        let mut acc = S::splat(coefficients[coefficients.len() - 1]);
+        for &c in coefficients.iter().rev().skip(1) {
+            acc = S::fma(acc, x, S::splat(c));
+        }
+        acc
+    }
+}
+
+/// e^x. See [`crate::math::exp`].
+#[inline(always)]
+pub unsafe fn exp<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: arithmetic only; the machine has S
+    unsafe {
+        let x = S::max(S::splat(EXP_LOW), S::min(S::splat(EXP_HIGH), x));
+        let n = S::round(S::mul(x, S::splat(core::f32::consts::LOG2_E)));
+        let r = S::fma(n, S::splat(-LN2_HIGH), x);
+        let r = S::fma(n, S::splat(-LN2_LOW), r);
+        let p = horner::<S>(&EXP, r);
+        let n = S::to_int(n);
+        let half = S::i_half(n);
+        S::mul(S::mul(p, S::pow2(half)), S::pow2(S::i_sub(n, half)))
+    }
+}
+
+/// tanh x. See [`crate::math::tanh`].
+#[inline(always)]
+pub unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: arithmetic only; the machine has S
+    unsafe {
+        let a = S::abs(x);
+        let s = S::mul(x, x);
+        let small = S::fma(S::mul(x, s), horner::<S>(&TANH, s), x);
+        let e = exp::<S>(S::add(a, a));
+        let big = S::sub(S::splat(1.0), S::div(S::splat(2.0), S::add(e, S::splat(1.0))));
+        S::if_less(a, S::splat(0.625), small, S::copysign(big, x))
+    }
+}
+
+/// erf x. See [`crate::math::erf`].
+#[inline(always)]
+pub unsafe fn erf<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: arithmetic only; the machine has S
+    unsafe {
+        let a = S::min(S::splat(4.0), S::abs(x));
+        let s = S::mul(x, x);
+        let small = S::fma(x, horner::<S>(&ERF_SMALL, s), x);
+        let big = S::sub(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), horner::<S>(&ERF_BIG, a))));
+        S::if_less(a, S::splat(0.9), small, S::copysign(big, x))
+    }
+}
+
+/// 1 / (1 + e^−x).
+#[inline(always)]
+pub unsafe fn sigmoid<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: arithmetic only; the machine has S
+    unsafe { S::div(S::splat(1.0), one_plus_exp_minus::<S>(x)) }
+}
+
+/// x / (1 + e^−x).
+#[inline(always)]
+pub unsafe fn silu<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: arithmetic only; the machine has S
+    unsafe { S::div(x, one_plus_exp_minus::<S>(x)) }
+}
+
+#[inline(always)]
+unsafe fn one_plus_exp_minus<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: arithmetic only; the machine has S
+    unsafe { S::add(S::splat(1.0), exp::<S>(S::mul(S::splat(-1.0), x))) }
+}
+
+/// x/2 · (1 + erf(x/√2)).
+#[inline(always)]
+pub unsafe fn gelu<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: arithmetic only; the machine has S
+    unsafe {
+        let e = erf::<S>(S::mul(x, S::splat(core::f32::consts::FRAC_1_SQRT_2)));
+        S::mul(S::mul(x, S::splat(0.5)), S::add(S::splat(1.0), e))
+    }
+}
+
+/// x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))).
+#[inline(always)]
+pub unsafe fn gelu_tanh<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: arithmetic only; the machine has S
+    unsafe {
+        let cubic = S::fma(S::mul(S::mul(x, x), x), S::splat(0.044715), x);
+        let t = tanh::<S>(S::mul(cubic, S::splat(crate::math::SQRT_2_OVER_PI)));
+        S::mul(S::mul(x, S::splat(0.5)), S::add(S::splat(1.0), t))
+    }
+}

@@ -1,0 +1,169 @@
+//! Integer products for many tokens: a record is decoded once into a panel and used by every token.
+//!
+//! ```text
+//! panel, for each tile of 16 rows:  [4 inputs at a time, 64 of them][16 rows][4 bytes]
+//! ```
+//! One load of a panel line holds 4 inputs of 16 rows; 4 activations broadcast against it add to sixteen i32
+//! sums, one per row, so nothing is summed across lanes. Decoding pays from about eight tokens on.
+
+use super::rows::{DEPTH, IntBlock, Q4, exponent, finish, lines_at, record_bytes};
+use crate::simd::Simd;
+use core::mem::MaybeUninit;
+
+/// Tokens from which on a panel is made.
+pub const FROM: usize = 7;
+/// Tokens at a time: their sums lie on the stack.
+pub const SLAB: usize = 256;
+
+#[repr(C, align(64))]
+struct Aligned<T>(T);
+
+/// One record's panel against a slab of tokens.
+pub struct Tiles {
+    pub panel: *const u8,
+    /// Groups of four inputs: 64, or 32 of a short record.
+    pub groups: usize,
+    /// First token's 256 activations; the next token's follow.
+    pub x: *const i8,
+    pub scale: *const f32,
+    pub sum: *const i32,
+    pub tokens: usize,
+    /// 32 row scales.
+    pub rows: *const f32,
+    /// `[tokens][32]`.
+    pub acc: *mut f32,
+}
+
+#[inline(always)]
+pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock) {
+    // SAFETY: `a` describes whole blocks; panel and sums are written before they are read
+    unsafe {
+        let mut panel = Aligned(MaybeUninit::<[u8; 32 * DEPTH]>::uninit());
+        let mut acc = Aligned(MaybeUninit::<[f32; SLAB * 32]>::uninit());
+        let (panel, acc) = (panel.0.as_mut_ptr().cast::<u8>(), acc.0.as_mut_ptr().cast::<f32>());
+        let e = S::splat(exponent(a.head));
+        for block in 0..a.count {
+            let mut from = a.from;
+            while from < a.to {
+                let tokens = (a.to - from).min(SLAB);
+                core::ptr::write_bytes(acc, 0, tokens * 32);
+                let mut record = a.blocks.add(block * a.block_bytes);
+                for r in 0..a.cols.div_ceil(DEPTH) {
+                    let halves = if a.cols - r * DEPTH > 128 { 2 } else { 1 };
+                    decode::<S, BITS>(a.head, record, halves, panel);
+                    let mut rows = Aligned([0f32; 32]);
+                    for tile in 0..2 {
+                        let scales = S::load_f16(record.cast::<u16>().add(tile * 16));
+                        S::store(rows.0.as_mut_ptr().add(tile * 16), S::mul(scales, e));
+                    }
+                    let first = r * a.tokens + from;
+                    S::tiles(&Tiles {
+                        panel,
+                        groups: halves * 32,
+                        x: a.x.add(first * DEPTH),
+                        scale: a.scale.add(first),
+                        sum: a.sum.add(first),
+                        tokens,
+                        rows: rows.0.as_ptr(),
+                        acc,
+                    });
+                    record = record.add(record_bytes(BITS, halves));
+                }
+                for t in 0..tokens {
+                    finish(a, block, from + t, acc.add(t * 32));
+                }
+                from += tokens;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn decode<S: Simd, const BITS: u8>(head: *const u8, record: *const u8, halves: usize, panel: *mut u8) {
+    // SAFETY: a record holds what its layout says; a panel holds 8192 bytes, a half of a tile 2048 of them
+    unsafe {
+        let base = S::table(head.cast());
+        let lines = record.add(lines_at(BITS));
+        let mut sets = Aligned(MaybeUninit::<[u8; 2048]>::uninit());
+        let sets = sets.0.as_mut_ptr().cast::<u8>();
+        for tile in 0..2 {
+            for h in 0..halves {
+                for row in 0..16 {
+                    let (low, high) = if BITS == Q4 {
+                        let m = record.add(64 + (tile * 16 + row) * 8 + 4 * h).cast::<i8>();
+                        let line = S::b_load(lines.add(((tile * halves + h) * 16 + row) * 64));
+                        S::lookup(line, S::scaled(base, m))
+                    } else {
+                        let line = lines.add(((tile * 2 * halves + 2 * h) * 16 + row) * 64);
+                        (S::biased(S::b_load(line)), S::biased(S::b_load(line.add(1024))))
+                    };
+                    S::b_store(sets.add(row * 64), low);
+                    S::b_store(sets.add(1024 + row * 64), high);
+                }
+                let to = panel.add(tile * 4096 + h * 2048);
+                S::transpose(sets, to);
+                S::transpose(sets.add(1024), to.add(1024));
+            }
+        }
+    }
+}
+
+/// All tokens in tiles of T, `N` tiles of 16 rows at a time.
+#[inline(always)]
+pub unsafe fn tiles<S: Simd, const N: usize, const T: usize>(a: &Tiles) {
+    // SAFETY: passed on
+    unsafe {
+        let mut t = 0;
+        while t + T <= a.tokens {
+            tile::<S, N, T>(a, t);
+            t += T;
+        }
+        while t + 4 <= a.tokens {
+            tile::<S, N, 4>(a, t);
+            t += 4;
+        }
+        while t < a.tokens {
+            tile::<S, N, 1>(a, t);
+            t += 1;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<S: Simd, const N: usize, const T: usize>(a: &Tiles, token: usize) {
+    // SAFETY: tokens token..token + T exist
+    unsafe {
+        for first in (0..2).step_by(N) {
+            let mut sums = [[S::i_splat(0); T]; N];
+            for t in 0..T {
+                let start = S::i_splat((-S::BIAS).wrapping_mul(*a.sum.add(token + t)));
+                for sums in sums.iter_mut() {
+                    sums[t] = start;
+                }
+            }
+            let panel = a.panel.add(first * 4096);
+            let x = a.x.add(token * DEPTH).cast::<i32>();
+            for g in 0..a.groups {
+                let mut w = [S::b_load(panel.add(g * 64)); N];
+                for (n, w) in w.iter_mut().enumerate().skip(1) {
+                    *w = S::b_load(panel.add(n * 4096 + g * 64));
+                }
+                for t in 0..T {
+                    let x = x.add(t * (DEPTH / 4) + g).read_unaligned();
+                    for n in 0..N {
+                        sums[n][t] = S::dot4(sums[n][t], w[n], x);
+                    }
+                }
+            }
+            for t in 0..T {
+                let s = S::splat(*a.scale.add(token + t));
+                for n in 0..N {
+                    let at = (first + n) * 16;
+                    let to = a.acc.add((token + t) * 32 + at);
+                    let s = S::mul(S::load(a.rows.add(at)), s);
+                    S::store(to, S::fma(S::from_int(sums[n][t]), s, S::load(to)));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Activations to int8, rule 1 of the design: one scale per 256 consecutive inputs, round to nearest even.
+
+use crate::simd::{Simd, part, runs};
+
+/// Amplitudes below 2⁻⁹⁰ count as zero, so that 1/scale stays finite.
+pub const TINY: f32 = f32::from_bits((127 - 90) << 23);
+
+/// Quantizes `n` ≤ 256 values into `out`; returns the scale and the sum of the integers.
+///
+/// With `SETS` they are stored as the weights' records are: in every 128, the even runs of sixteen first (the
+/// low set), then the odd ones. Room for a multiple of 16 values is written. A non-finite value makes the block
+/// zeros with the scale NaN.
+#[inline(always)]
+pub unsafe fn quantize<S: Simd, const SETS: bool>(x: *const f32, n: usize, out: *mut i8) -> (f32, i32) {
+    // SAFETY: the caller vouches for n readable floats and n (rounded up to 16) writable bytes
+    unsafe {
+        let load = |i: usize, k: usize| if k == 16 { S::load(x.add(i)) } else { part::<S>(x.add(i), k, 0.0) };
+        let mut top = S::splat(0.0);
+        let mut odd = S::splat(0.0);
+        runs(n, |i, k| {
+            let v = load(i, k);
+            top = S::max(S::abs(v), top);
+            odd = S::fma(v, S::splat(0.0), odd);
+        });
+        let mut lanes = [0f32; 16];
+        S::store(lanes.as_mut_ptr(), top);
+        let amax = lanes.iter().fold(0f32, |a, &b| if b > a { b } else { a });
+        let finite = S::tree(odd) == 0.0;
+        let scale = if !finite {
+            f32::NAN
+        } else if amax < TINY {
+            0.0
+        } else {
+            amax / 127.0
+        };
+        let inverse = if finite && amax >= TINY { 1.0 / scale } else { 0.0 };
+        let mut sum = S::i_splat(0);
+        runs(n, |i, k| {
+            let q = S::round(S::mul(load(i, k), S::splat(inverse)));
+            let q = S::max(S::splat(-127.0), S::min(S::splat(127.0), q));
+            let q = if finite { q } else { S::splat(0.0) };
+            sum = S::i_add(sum, S::to_int(q));
+            let at = if SETS { i / 128 * 128 + i / 16 % 2 * 64 + i % 128 / 32 * 16 } else { i };
+            S::store_i8(out.add(at), q);
+        });
+        let mut lanes = [0i32; 16];
+        S::i_store(lanes.as_mut_ptr(), sum);
+        (scale, lanes.iter().sum())
+    }
+}

@@ -1,0 +1,201 @@
+//! Integer products for few tokens: a line of 64 bytes is one row, sixteen rows are folded at a time.
+//!
+//! ```text
+//! record of 32 rows x 256 inputs:  scales | multipliers (q4) | lines, [tile of 16 rows][half][row]
+//! ```
+//! Up to [`STREAMS`] blocks are walked side by side, record by record; while one block's record is multiplied the
+//! next records of all of them are prefetched, a line of each in turn, so that memory sees several streams.
+
+use super::panel;
+use crate::simd::Simd;
+
+/// Blocks walked together.
+pub const STREAMS: usize = 4;
+/// Inputs of one record.
+pub const DEPTH: usize = 256;
+
+/// A product with an int8-decoded matrix: consecutive blocks of 32 rows against tokens `from..to`.
+pub struct IntBlock {
+    /// The matrix's 64-byte head.
+    pub head: *const u8,
+    /// First of the blocks.
+    pub blocks: *const u8,
+    /// 1..=STREAMS of them.
+    pub count: usize,
+    /// Bytes of one.
+    pub block_bytes: usize,
+    /// Inputs, a multiple of 128.
+    pub cols: usize,
+    /// Activations `[records][tokens][256]`, in the records' order.
+    pub x: *const i8,
+    /// Their scales `[records][tokens]`.
+    pub scale: *const f32,
+    /// Sums of their integers `[records][tokens]`.
+    pub sum: *const i32,
+    /// Tokens in `x`.
+    pub tokens: usize,
+    pub from: usize,
+    pub to: usize,
+    /// Valid rows, at most 32 · count.
+    pub rows: usize,
+    /// Of the first row; null without one.
+    pub bias: *const f32,
+    /// Token 0, first row.
+    pub out: *mut f32,
+    /// Between tokens.
+    pub stride: usize,
+}
+
+/// Which integer record.
+pub const Q8: u8 = 8;
+/// 4-bit codes with a multiplier per 32 inputs.
+pub const Q4: u8 = 4;
+
+/// Bytes before a record's lines.
+pub const fn lines_at(bits: u8) -> usize {
+    if bits == Q4 { 320 } else { 64 }
+}
+
+/// Bytes of a record of `halves` halves.
+pub const fn record_bytes(bits: u8, halves: usize) -> usize {
+    lines_at(bits) + halves * 32 * if bits == Q4 { 64 } else { 128 }
+}
+
+/// 2^e of a tensor's head.
+#[inline(always)]
+pub unsafe fn exponent(head: *const u8) -> f32 {
+    // SAFETY: a head is 64 bytes
+    let e = unsafe { *head.add(16) } as i8 as i32;
+    if e >= -126 { f32::from_bits(((e + 127) as u32) << 23) } else { f32::from_bits(1 << (e + 149)) }
+}
+
+/// The product, by the form that suits the number of tokens. Same bits either way.
+#[inline(always)]
+pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock) {
+    // SAFETY: passed on
+    unsafe {
+        if a.to - a.from >= panel::FROM {
+            return panel::product::<S, BITS>(a);
+        }
+        let mut t = a.from;
+        while t + 4 <= a.to {
+            few::<S, BITS, 4>(a, t);
+            t += 4;
+        }
+        match a.to - t {
+            1 => few::<S, BITS, 1>(a, t),
+            2 => few::<S, BITS, 2>(a, t),
+            3 => few::<S, BITS, 3>(a, t),
+            _ => {}
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn few<S: Simd, const BITS: u8, const T: usize>(a: &IntBlock, token: usize) {
+    // SAFETY: `a` describes `count` whole blocks and the tokens' activations, proved by the caller
+    unsafe {
+        let mut acc = [[[0f32; 32]; T]; STREAMS];
+        let full = record_bytes(BITS, 2);
+        let mut at = 0;
+        for r in 0..a.cols.div_ceil(DEPTH) {
+            let halves = if a.cols - r * DEPTH > 128 { 2 } else { 1 };
+            // one past the end of the block is the next block or the end of the matrix: only a hint is read there
+            let ahead = a.blocks.wrapping_add(at + full);
+            for (s, acc) in acc.iter_mut().enumerate().take(a.count) {
+                let record = a.blocks.add(s * a.block_bytes + at);
+                if halves == 2 {
+                    few_record::<S, BITS, T, 2>(a, record, r, token, ahead, s, acc);
+                } else {
+                    few_record::<S, BITS, T, 1>(a, record, r, token, ahead, s, acc);
+                }
+            }
+            at += full;
+        }
+        for s in 0..a.count {
+            for t in 0..T {
+                finish(a, s, token + t, acc[s][t].as_ptr());
+            }
+        }
+    }
+}
+
+/// Adds the bias and stores a block's 32 sums of a token.
+#[inline(always)]
+pub unsafe fn finish(a: &IntBlock, block: usize, token: usize, acc: *const f32) {
+    // SAFETY: only valid rows are stored
+    unsafe {
+        let valid = (a.rows - block * 32).min(32);
+        let out = a.out.add(token * a.stride + block * 32);
+        for r in 0..valid {
+            let v = *acc.add(r);
+            *out.add(r) = if a.bias.is_null() { v } else { v + *a.bias.add(block * 32 + r) };
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn few_record<S: Simd, const BITS: u8, const T: usize, const HALVES: usize>(
+    a: &IntBlock,
+    record: *const u8,
+    r: usize,
+    token: usize,
+    ahead: *const u8,
+    stream: usize,
+    acc: &mut [[f32; 32]; T],
+) {
+    // SAFETY: as `few`
+    unsafe {
+        let base = S::table(a.head.cast());
+        let lines = record.add(lines_at(BITS));
+        let first = r * a.tokens + token;
+        let x = a.x.add(first * DEPTH).cast::<u8>();
+        // share of the coming records that this call fetches: its quarter of every stream
+        let share = record_bytes(BITS, 2).div_ceil(64).div_ceil(STREAMS);
+        let mut hint = 0;
+        for tile in 0..2 {
+            let mut quads = [[S::p_zero(); 4]; T];
+            for quad in 0..4 {
+                let mut p = [[S::p_zero(); 4]; T];
+                for l in 0..4 {
+                    let row = quad * 4 + l;
+                    for h in 0..HALVES {
+                        let (low, high) = if BITS == Q4 {
+                            let m = record.add(64 + (tile * 16 + row) * 8 + 4 * h).cast::<i8>();
+                            let line = S::b_load(lines.add(((tile * HALVES + h) * 16 + row) * 64));
+                            S::lookup(line, S::scaled(base, m))
+                        } else {
+                            let line = lines.add(((tile * 2 * HALVES + 2 * h) * 16 + row) * 64);
+                            (S::biased(S::b_load(line)), S::biased(S::b_load(line.add(1024))))
+                        };
+                        for t in 0..T {
+                            let x = x.add(t * DEPTH + h * 128);
+                            p[t][l] = S::dot(p[t][l], low, S::b_load(x));
+                            p[t][l] = S::dot(p[t][l], high, S::b_load(x.add(64)));
+                        }
+                    }
+                    for _ in 0..share.div_ceil(32) {
+                        if hint < share {
+                            for s in 0..a.count {
+                                let to = s * a.block_bytes + (stream * share + hint) * 64;
+                                S::prefetch(ahead.wrapping_add(to));
+                            }
+                            hint += 1;
+                        }
+                    }
+                }
+                for t in 0..T {
+                    quads[t][quad] = S::fold4(&p[t]);
+                }
+            }
+            let scales = S::mul(S::load_f16(record.cast::<u16>().add(tile * 16)), S::splat(exponent(a.head)));
+            for t in 0..T {
+                let correction = S::i_splat(S::BIAS * *a.sum.add(first + t));
+                let sums = S::i_sub(S::fold16(&quads[t]), correction);
+                let s = S::mul(scales, S::splat(*a.scale.add(first + t)));
+                let to = acc[t].as_mut_ptr().add(tile * 16);
+                S::store(to, S::fma(S::from_int(sums), s, S::load(to)));
+            }
+        }
+    }
+}

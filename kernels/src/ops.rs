@@ -1,0 +1,96 @@
+//! The table of kernels of an instruction set: what `cpu/` calls.
+//!
+//! [`table!`] fills one by inlining the algorithms of `generic/` into functions with the instruction set's features.
+//! An entry that an instruction set wants to do its own way is written after it (`Ops { q4: .., ..TABLE }`).
+
+use crate::cpu::{Activation, Map, Pairs};
+use crate::generic::attention::Tile;
+use crate::generic::float::FloatBlock;
+use crate::generic::norm::Norm;
+use crate::generic::rows::IntBlock;
+use crate::kv::KeyType;
+
+/// Function pointers; all of them need the instruction set and arguments proved by `cpu/`.
+#[derive(Clone, Copy)]
+pub struct Ops {
+    pub q8: unsafe fn(&IntBlock),
+    pub q4: unsafe fn(&IntBlock),
+    pub float: unsafe fn(&FloatBlock),
+    /// (x, n ≤ 256, out) → scale, sum of the integers.
+    pub quantize: unsafe fn(*const f32, usize, *mut i8) -> (f32, i32),
+    pub rms: unsafe fn(&Norm),
+    pub layer: unsafe fn(&Norm),
+    pub softmax: unsafe fn(*mut f32, usize),
+    pub map: unsafe fn(Map, *mut f32, usize),
+    pub gated: unsafe fn(Activation, *const f32, *const f32, *mut f32, usize),
+    pub add: unsafe fn(*mut f32, *const f32, Option<f32>, usize),
+    /// (x, half, pairs, cos, sin)
+    pub rope: unsafe fn(*mut f32, usize, Pairs, *const f32, *const f32),
+    pub attend: unsafe fn(&Tile<'_>),
+    /// (type, x, dim, vector in the page, its scale)
+    pub store: unsafe fn(KeyType, *const f32, usize, *mut u8, *mut u16),
+}
+
+/// One function of a table, with the instruction set's features.
+macro_rules! entry {
+    ([$($feature:literal)?] $name:ident($($a:ident: $t:ty),*) $(-> $r:ty)? = $body:expr) => {
+        $(#[target_feature(enable = $feature)])?
+        pub unsafe fn $name($($a: $t),*) $(-> $r)? {
+            // SAFETY: the features are on in this function, and the caller proved the arguments
+            unsafe { $body }
+        }
+    };
+}
+pub(crate) use entry;
+
+/// Defines `OPS` for an instruction set. Arguments: the type that implements `Simd`, its features.
+macro_rules! table {
+    ($s:ty $(, $feature:literal)?) => {
+        mod kernels {
+            use super::*;
+            use crate::cpu::{Activation, Map, Pairs};
+            use crate::generic::{attention, elementwise, float, norm, quantize, rows};
+            use crate::simd::Simd;
+            use crate::kv::KeyType;
+
+            use crate::ops::entry;
+
+            entry!([$($feature)?] q8(a: &rows::IntBlock) = rows::product::<$s, { rows::Q8 }>(a));
+            entry!([$($feature)?] q4(a: &rows::IntBlock) = rows::product::<$s, { rows::Q4 }>(a));
+            entry!([$($feature)?] float(a: &float::FloatBlock) = <$s>::float_tiles(a));
+            entry!([$($feature)?] quantize(x: *const f32, n: usize, out: *mut i8) -> (f32, i32)
+                = quantize::quantize::<$s, true>(x, n, out));
+            entry!([$($feature)?] rms(a: &norm::Norm) = norm::rms::<$s>(a));
+            entry!([$($feature)?] layer(a: &norm::Norm) = norm::layer::<$s>(a));
+            entry!([$($feature)?] softmax(x: *mut f32, n: usize) = norm::softmax::<$s>(x, n));
+            entry!([$($feature)?] map(f: Map, x: *mut f32, n: usize) = elementwise::map::<$s>(f, x, n));
+            entry!([$($feature)?] gated(k: Activation, gate: *const f32, up: *const f32, out: *mut f32, n: usize)
+                = elementwise::gated::<$s>(k, gate, up, out, n));
+            entry!([$($feature)?] add(a: *mut f32, b: *const f32, f: Option<f32>, n: usize)
+                = elementwise::add::<$s>(a, b, f, n));
+            entry!([$($feature)?] rope(x: *mut f32, half: usize, pairs: Pairs, cos: *const f32, sin: *const f32)
+                = elementwise::rope::<$s>(x, half, pairs, cos, sin));
+            entry!([$($feature)?] attend(a: &attention::Tile<'_>) = attention::attend::<$s>(a));
+            entry!([$($feature)?] store(kind: KeyType, x: *const f32, dim: usize, to: *mut u8, scale: *mut u16)
+                = attention::store::<$s>(kind, x, dim, to, scale));
+        }
+
+        /// The algorithms of `generic/`, for this instruction set.
+        pub static OPS: crate::ops::Ops = crate::ops::Ops {
+            q8: kernels::q8,
+            q4: kernels::q4,
+            float: kernels::float,
+            quantize: kernels::quantize,
+            rms: kernels::rms,
+            layer: kernels::layer,
+            softmax: kernels::softmax,
+            map: kernels::map,
+            gated: kernels::gated,
+            add: kernels::add,
+            rope: kernels::rope,
+            attend: kernels::attend,
+            store: kernels::store,
+        };
+    };
+}
+pub(crate) use table;

@@ -1,0 +1,161 @@
+//! Sixteen lanes, whatever the machine has: the small vocabulary in which every kernel is written once.
+//!
+//! A type that implements [`Simd`] is an instruction set. `generic/` holds the algorithms over `S: Simd`; each
+//! instruction set's folder holds the implementation and a table of `#[target_feature]` functions into which the
+//! algorithms are inlined. Every operation is defined to the bit, so two instruction sets cannot differ:
+//! additions and fused multiply-adds are IEEE, `max`/`min` return the second operand when the operands do not
+//! compare, [`Simd::tree`] adds lanes +8, +4, +2, +1.
+//!
+//! Integer products come in two shapes. *Rows*: 64 weights of one row times 64 activations into partial sums `P`,
+//! which `fold4` and `fold16` turn into one i32 per row of sixteen rows. *Lanes*: 4 weights of each of sixteen
+//! rows times 4 broadcast activations into sixteen i32. Weights come in the form that `dot` wants: where the
+//! machine multiplies unsigned by signed bytes they carry [`Simd::BIAS`], and the caller takes `BIAS` times the
+//! activations' sum off again.
+
+/// An instruction set's sixteen lanes.
+///
+/// # Safety
+/// Implementations compute exactly what the scalar one computes. Callers of any method promise that the machine
+/// has the instruction set, that pointers are valid for the stated number of elements, and that the call is
+/// inlined into a function with the features enabled (or else it is only slow).
+#[allow(clippy::missing_safety_doc)] // said once, above
+pub unsafe trait Simd: Copy + 'static {
+    /// 16 f32.
+    type F: Copy;
+    /// 16 i32.
+    type I: Copy;
+    /// 64 bytes.
+    type B: Copy;
+    /// Partial sums of one row's integer product.
+    type P: Copy;
+    /// A 4-bit code table ready to be scaled.
+    type T: Copy;
+    /// What is added to weights in the form `dot` and `dot4` take.
+    const BIAS: i32;
+
+    unsafe fn splat(x: f32) -> Self::F;
+    unsafe fn load(p: *const f32) -> Self::F;
+    unsafe fn store(p: *mut f32, x: Self::F);
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+    /// a · b + c, rounded once.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// a > b ? a : b
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    /// a < b ? a : b
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn abs(a: Self::F) -> Self::F;
+    /// |magnitude| with the sign of `sign`.
+    unsafe fn copysign(magnitude: Self::F, sign: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even.
+    unsafe fn round(a: Self::F) -> Self::F;
+    /// a < b ? x : y
+    unsafe fn if_less(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
+    /// Integer-valued lanes in i32's range; anything else gives some value.
+    unsafe fn to_int(a: Self::F) -> Self::I;
+    unsafe fn from_int(a: Self::I) -> Self::F;
+    /// 2^a for a in −126..=127.
+    unsafe fn pow2(a: Self::I) -> Self::F;
+    unsafe fn i_splat(x: i32) -> Self::I;
+    unsafe fn i_add(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn i_sub(a: Self::I, b: Self::I) -> Self::I;
+    /// Arithmetic shift right by one.
+    unsafe fn i_half(a: Self::I) -> Self::I;
+    unsafe fn i_store(p: *mut i32, x: Self::I);
+    unsafe fn load_f16(p: *const u16) -> Self::F;
+    unsafe fn load_bf16(p: *const u16) -> Self::F;
+    unsafe fn load_i8(p: *const i8) -> Self::F;
+    /// Sixteen halves, rounded to nearest even.
+    unsafe fn store_f16(p: *mut u16, x: Self::F);
+    /// Sixteen bytes from integer-valued lanes in −127..=127.
+    unsafe fn store_i8(p: *mut i8, x: Self::F);
+    /// Sum of the lanes: +8, +4, +2, +1.
+    unsafe fn tree(a: Self::F) -> f32;
+    /// Lane i of the result is `tree(rows[i])`.
+    #[inline(always)]
+    unsafe fn tree16(rows: &[Self::F; 16]) -> Self::F {
+        let mut out = [0f32; 16];
+        // SAFETY: the trait's promises; the array holds 16 values
+        unsafe {
+            for (o, r) in out.iter_mut().zip(rows) {
+                *o = Self::tree(*r);
+            }
+            Self::load(out.as_ptr())
+        }
+    }
+
+    unsafe fn b_load(p: *const u8) -> Self::B;
+    unsafe fn b_store(p: *mut u8, x: Self::B);
+    /// Signed bytes into the form that `dot` takes.
+    unsafe fn biased(w: Self::B) -> Self::B;
+    /// Reads the 16 signed bytes of a tensor's table.
+    unsafe fn table(p: *const i8) -> Self::T;
+    /// Four tables, one per 16-byte lane: (t · m + 64) >> 7 with the four multipliers at `m`, in `dot`'s form.
+    unsafe fn scaled(table: Self::T, m: *const i8) -> Self::B;
+    /// Looks up the low and the high nibbles of 64 bytes, each in its 16-byte lane's table.
+    unsafe fn lookup(line: Self::B, tables: Self::B) -> (Self::B, Self::B);
+    unsafe fn p_zero() -> Self::P;
+    unsafe fn dot(acc: Self::P, w: Self::B, x: Self::B) -> Self::P;
+    /// First step of the transposing sum over sixteen rows.
+    unsafe fn fold4(p: &[Self::P; 4]) -> Self::P;
+    /// Second step: lane 4q + l is the sum of row l of quad q.
+    unsafe fn fold16(p: &[Self::P; 4]) -> Self::I;
+    /// Lane r += Σ_c w[4r + c] · x[c] over the four signed bytes of `x`.
+    unsafe fn dot4(acc: Self::I, w: Self::B, x: i32) -> Self::I;
+    /// 16 rows of 64 bytes (consecutive) to 16 groups of [16 rows][4 bytes].
+    #[inline(always)]
+    unsafe fn transpose(from: *const u8, to: *mut u8) {
+        for row in 0..16 {
+            for group in 0..16 {
+                // SAFETY: both hold 1024 bytes
+                unsafe {
+                    let v = from.add(row * 64 + group * 4).cast::<u32>().read_unaligned();
+                    to.add(group * 64 + row * 4).cast::<u32>().write_unaligned(v);
+                }
+            }
+        }
+    }
+    unsafe fn prefetch(p: *const u8);
+
+    /// Runs [`crate::generic::panel::tile`] over all tokens with this machine's tile sizes.
+    unsafe fn tiles(a: &crate::generic::panel::Tiles);
+    /// Runs [`crate::generic::float::tile`] over 32 rows and the tokens with this machine's tile sizes.
+    unsafe fn float_tiles(a: &crate::generic::float::FloatBlock);
+}
+
+/// Loads `n` ≤ 16 values, the other lanes `fill`.
+#[inline(always)]
+pub unsafe fn part<S: Simd>(p: *const f32, n: usize, fill: f32) -> S::F {
+    let mut buffer = [fill; 16];
+    // SAFETY: the caller vouches for n readable values, n ≤ 16
+    unsafe {
+        core::ptr::copy_nonoverlapping(p, buffer.as_mut_ptr(), n);
+        S::load(buffer.as_ptr())
+    }
+}
+
+/// Stores the first `n` ≤ 16 lanes.
+#[inline(always)]
+pub unsafe fn store_part<S: Simd>(p: *mut f32, n: usize, x: S::F) {
+    let mut buffer = [0f32; 16];
+    // SAFETY: the caller vouches for n writable values, n ≤ 16
+    unsafe {
+        S::store(buffer.as_mut_ptr(), x);
+        core::ptr::copy_nonoverlapping(buffer.as_ptr(), p, n);
+    }
+}
+
+/// Calls `f(index, n)` for every run of 16 values of `len`, the last one perhaps shorter.
+#[inline(always)]
+pub fn runs(len: usize, mut f: impl FnMut(usize, usize)) {
+    let mut i = 0;
+    while i + 16 <= len {
+        f(i, 16);
+        i += 16;
+    }
+    if i < len {
+        f(i, len - i);
+    }
+}

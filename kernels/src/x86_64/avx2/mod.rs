@@ -1,0 +1,4 @@
+pub fn available() -> bool {
+    false
+}
+pub use crate::scalar::OPS;
