@@ -12,9 +12,7 @@ use std::process::Command;
 use support::{compiler, root, run};
 
 /// The files of src/ffi in the order a reader of the header wants them.
-const SOURCES: &[&str] = &[
-    "types", "library", "error", "buffer", "cancel",
-];
+const SOURCES: &[&str] = &["types", "library", "error", "buffer", "cancel"];
 
 fn generate() -> String {
     let config = cbindgen::Config::from_file(root().join("cbindgen.toml")).expect("cbindgen.toml");
@@ -125,9 +123,11 @@ fn check(mut command: Command, file: &Path) {
 fn no_struct_member_moves() {
     let Some(cc) = compiler("gcc").or_else(|| compiler("clang")) else { return };
     let header = generate();
-    let mut program = String::from("#include <stdio.h>\n#include <llm.h>\n#define M(s, m) \
+    let mut program = String::from(
+        "#include <stdio.h>\n#include <llm.h>\n#define M(s, m) \
         printf(\"%s.%s size %u offset %u\\n\", #s, #m, (unsigned)sizeof(((s *)0)->m), (unsigned)offsetof(s, m));\n\
-        int main(void) {\n");
+        int main(void) {\n",
+    );
     for (name, members) in support::structs(&header) {
         writeln!(program, "printf(\"{name} size %u\\n\", (unsigned)sizeof({name}));").unwrap();
         for member in &members {

@@ -34,7 +34,10 @@ pub unsafe extern "C" fn llm_cancel_trigger(cancel: *const llm_cancel) {
 /// Sets a deadline this many milliseconds from now, in place of an earlier one; calls end with DEADLINE after it.
 /// NULL_ARG. I, callback-safe.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn llm_cancel_set_deadline_ms(cancel: *const llm_cancel, milliseconds: u64) -> llm_status {
+pub unsafe extern "C" fn llm_cancel_set_deadline_ms(
+    cancel: *const llm_cancel,
+    milliseconds: u64,
+) -> llm_status {
     entry!(|host| {
         handle::get(host, cancel, "cancel")?.set_deadline(Some(Duration::from_millis(milliseconds)));
         Ok(Status::OK)

@@ -94,7 +94,11 @@ pub unsafe extern "C" fn llm_error_message(error: *const llm_error, out_length: 
 /// A number that belongs to the error, by LLM_DETAIL key. NOT_FOUND if the error has none of that kind,
 /// INVALID_ARG for an unknown key. S, callback-safe.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn llm_error_detail(error: *const llm_error, key: i32, out_value: *mut i64) -> llm_status {
+pub unsafe extern "C" fn llm_error_detail(
+    error: *const llm_error,
+    key: i32,
+    out_value: *mut i64,
+) -> llm_status {
     entry!(|host| {
         let out = ptr::out(host, out_value, "out_value")?;
         let report = handle::get(host, error, "error")?;

@@ -191,7 +191,11 @@ pub(super) fn get<C: Shared>(_host: Host<'_>, handle: *const C, what: &str) -> R
 }
 
 /// Like [`get`], with NULL for "none".
-pub(super) fn get_optional<C: Shared>(host: Host<'_>, handle: *const C, what: &str) -> Result<Option<Get<C>>> {
+pub(super) fn get_optional<C: Shared>(
+    host: Host<'_>,
+    handle: *const C,
+    what: &str,
+) -> Result<Option<Get<C>>> {
     if handle.is_null() { Ok(None) } else { get(host, handle, what).map(Some) }
 }
 
@@ -248,7 +252,10 @@ pub(super) fn lock<C: Exclusive>(_host: Host<'_>, handle: *const C, what: &str) 
                 format!("`{what}`: this {} is inside a call that is running this callback", C::NAME),
             )
         } else if holder == LENT {
-            Error::new(Status::BUSY, format!("`{what}`: this {} belongs to a generation until that is freed", C::NAME))
+            Error::new(
+                Status::BUSY,
+                format!("`{what}`: this {} belongs to a generation until that is freed", C::NAME),
+            )
         } else {
             Error::new(Status::BUSY, format!("`{what}`: this {} is in a call on another thread", C::NAME))
         });
@@ -259,7 +266,11 @@ pub(super) fn lock<C: Exclusive>(_host: Host<'_>, handle: *const C, what: &str) 
 }
 
 /// Like [`lock`], with NULL for "none".
-pub(super) fn lock_optional<C: Exclusive>(host: Host<'_>, handle: *const C, what: &str) -> Result<Option<Lock<C>>> {
+pub(super) fn lock_optional<C: Exclusive>(
+    host: Host<'_>,
+    handle: *const C,
+    what: &str,
+) -> Result<Option<Lock<C>>> {
     if handle.is_null() { Ok(None) } else { lock(host, handle, what).map(Some) }
 }
 

@@ -4,9 +4,7 @@ use std::ffi::{CString, c_char};
 use std::sync::OnceLock;
 
 use super::ptr;
-use super::types::{
-    LLM_ABI, LLM_VERSION_MAJOR, LLM_VERSION_MINOR, LLM_VERSION_PATCH, llm_status,
-};
+use super::types::{LLM_ABI, LLM_VERSION_MAJOR, LLM_VERSION_MINOR, LLM_VERSION_PATCH, llm_status};
 use crate::error::{Error, Status};
 
 /// Capability: models can be mapped from a path (1 or 0).
@@ -105,7 +103,10 @@ mod tests {
         for (status, name) in Status::ALL {
             // SAFETY: static texts with a NUL.
             let got = unsafe { CStr::from_ptr(llm_status_name(status.0)) }.to_str().unwrap();
-            assert!(got == format!("LLM_{name}") || (got, *name) == ("LLM_ABI_MISMATCH", "ABI"), "{got} {name}");
+            assert!(
+                got == format!("LLM_{name}") || (got, *name) == ("LLM_ABI_MISMATCH", "ABI"),
+                "{got} {name}"
+            );
         }
         // SAFETY: as above.
         assert_eq!(unsafe { CStr::from_ptr(llm_status_name(-99)) }, c"LLM_UNKNOWN");

@@ -29,7 +29,11 @@ fn size_of_host<T: Plain>(at: *const T, what: &str) -> Result<usize> {
     if size < T::FIRST_SIZE || size > LARGEST {
         return Err(Error::new(
             Status::INVALID_ARG,
-            format!("`{what}`: struct_size is {size}, expected sizeof({}), at least {}", T::NAME, T::FIRST_SIZE),
+            format!(
+                "`{what}`: struct_size is {size}, expected sizeof({}), at least {}",
+                T::NAME,
+                T::FIRST_SIZE
+            ),
         ));
     }
     Ok(size)

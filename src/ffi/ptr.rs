@@ -54,7 +54,12 @@ pub(super) fn text<'c>(host: Host<'c>, text: *const c_char, len: usize, what: &s
 }
 
 /// A text, or `None` for NULL.
-pub(super) fn text_optional<'c>(host: Host<'c>, t: *const c_char, len: usize, what: &str) -> Result<Option<&'c str>> {
+pub(super) fn text_optional<'c>(
+    host: Host<'c>,
+    t: *const c_char,
+    len: usize,
+    what: &str,
+) -> Result<Option<&'c str>> {
     if t.is_null() && (len == 0 || len == NTS) { Ok(None) } else { text(host, t, len, what).map(Some) }
 }
 
@@ -65,7 +70,10 @@ pub(super) fn path(host: Host<'_>, path: *const c_char, len: usize, what: &str) 
     }
     let path = text(host, path, len, what)?;
     if path.is_empty() || path.contains('\0') {
-        return Err(Error::new(Status::INVALID_ARG, format!("`{what}`: a path is not empty and holds no NUL")));
+        return Err(Error::new(
+            Status::INVALID_ARG,
+            format!("`{what}`: a path is not empty and holds no NUL"),
+        ));
     }
     Ok(PathBuf::from(path))
 }
@@ -93,7 +101,11 @@ impl<T: Copy> Out<'_, T> {
 }
 
 /// A required output for a new handle, NULL from now on.
-pub(super) fn out_handle<'c, C: Class>(host: Host<'c>, handle: *mut *mut C, what: &str) -> Result<NewHandle<'c, C>> {
+pub(super) fn out_handle<'c, C: Class>(
+    host: Host<'c>,
+    handle: *mut *mut C,
+    what: &str,
+) -> Result<NewHandle<'c, C>> {
     let slot = out(host, handle, what)?;
     Ok(NewHandle(slot.0.write(ptr::null_mut())))
 }

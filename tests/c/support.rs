@@ -35,7 +35,10 @@ pub fn committed(path: &str, text: &str) {
         std::fs::write(&file, text).unwrap();
     }
     let committed = std::fs::read_to_string(&file).unwrap_or_default();
-    assert!(committed == text, "{path} is not what the sources say; LLM_BLESS=1 writes it, then read the diff");
+    assert!(
+        committed == text,
+        "{path} is not what the sources say; LLM_BLESS=1 writes it, then read the diff"
+    );
 }
 
 /// A function of the header: its return type, name and parameter types.
@@ -133,7 +136,16 @@ impl Library {
     pub fn compile(&self, cc: &Path, source: &Path, name: &str, more: &[&str]) -> PathBuf {
         let binary = self.dir.path().join(name);
         let mut command = Command::new(cc);
-        command.args(["-std=c99", "-O1", "-g", "-Wall", "-Wextra", "-pedantic", "-Werror", "-D_POSIX_C_SOURCE=200809L"]);
+        command.args([
+            "-std=c99",
+            "-O1",
+            "-g",
+            "-Wall",
+            "-Wextra",
+            "-pedantic",
+            "-Werror",
+            "-D_POSIX_C_SOURCE=200809L",
+        ]);
         command.arg("-I").arg(root().join("include")).arg(source).arg("-o").arg(&binary);
         command.arg("-L").arg(self.dir.path()).arg("-lllm").arg("-pthread").args(more);
         let mut rpath = OsStr::new("-Wl,-rpath,").to_owned();

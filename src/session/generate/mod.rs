@@ -21,11 +21,13 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
 use crate::sampler::Sampler;
+use crate::tokenizer::{TextStream, Tokenizer};
 use stop::StopTexts;
 
 /// How many of the session's last tokens the text stream is shown first, so that the text goes on as that of the
@@ -158,7 +160,39 @@ pub struct Generation {
     perf: Perf,
 }
 
+/// Text by the tokenizer of the model; special tokens have none.
+struct Tokens {
+    stream: TextStream,
+    tokenizer: Arc<Tokenizer>,
+}
+
+impl Text for Tokens {
+    fn push(&mut self, id: i32) -> Result<String> {
+        self.stream.push(id).map(str::to_owned)
+    }
+
+    fn finish(&mut self) -> String {
+        self.stream.finish()
+    }
+
+    fn is_end(&self, id: i32) -> bool {
+        self.tokenizer.is_end(id)
+    }
+}
+
 impl Generation {
+    /// A generation; without a tokenizer it works on ids and every text is empty.
+    ///
+    /// # Errors
+    /// `INVALID_ARG` for an empty stop text, or stop texts without a tokenizer.
+    pub fn new(tokenizer: Option<Arc<Tokenizer>>, options: &GenerationOptions) -> Result<Self> {
+        let text = tokenizer.map(|tokenizer| {
+            let stream = TextStream::new(&tokenizer, true);
+            Box::new(Tokens { stream, tokenizer }) as Box<dyn Text>
+        });
+        Self::with_text(text, options)
+    }
+
     /// A generation that reads its text from `text`; without one it works on ids and every text is empty.
     ///
     /// # Errors

@@ -1,0 +1,290 @@
+//! Functions, filters and tests as Python's Jinja2 and the transformers library have them, where the engine's own
+//! are missing or differ.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::sync::Arc;
+
+use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Rest, ValueKind, ValueOrKwargs};
+use minijinja::{Environment, Error, ErrorKind, Value};
+
+use super::clock::{Clock, strftime};
+use super::python::{self, Json};
+
+/// The text a template gave to `raise_exception`.
+#[derive(Debug)]
+pub(super) struct Raised(pub(super) String);
+
+impl fmt::Display for Raised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Raised {}
+
+/// What a filter such as `map` gives in Python: it can be looped over, but has no length and no slices, and it is
+/// true even when nothing comes out of it.
+#[derive(Debug)]
+struct Generator(Vec<Value>);
+
+impl Object for Generator {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Values(self.0.clone())
+    }
+
+    fn is_true(self: &Arc<Self>) -> bool {
+        true
+    }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<generator object>")
+    }
+}
+
+/// Filters of the engine whose results Python makes lazily.
+const LAZY: [&str; 9] =
+    ["map", "select", "reject", "selectattr", "rejectattr", "items", "unique", "batch", "slice"];
+
+/// Adds everything to an environment.
+pub(super) fn add(environment: &mut Environment<'static>, clock: Clock) {
+    environment.add_function("raise_exception", |text: &Value| -> Result<Value, Error> {
+        let text = python::str(text)?;
+        Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(text)))
+    });
+    environment.add_function("strftime_now", move |format: &str| strftime(clock.now(), format));
+    environment.add_filter("tojson", tojson);
+    environment.add_filter("string", |value: &Value| python::str(value));
+    environment.add_filter("length", length);
+    environment.add_filter("count", length);
+    environment.add_filter("sort", sort);
+    environment.add_filter("int", int);
+    environment.add_filter("float", float);
+    environment.add_filter("default", default);
+    environment.add_filter("d", default);
+    // A plain environment keeps the engine's own filters reachable behind ours.
+    let engine = Arc::new(Environment::new());
+    for name in LAZY {
+        let engine = Arc::clone(&engine);
+        environment.add_filter(name, move |args: Rest<ValueOrKwargs>| -> Result<Value, Error> {
+            let found = engine.empty_state().apply_filter(name, &args.into_values())?;
+            let items = found.try_iter()?.collect();
+            Ok(Value::from_object(Generator(items)))
+        });
+    }
+}
+
+fn wrong(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, what)
+}
+
+fn length(value: &Value) -> Result<usize, Error> {
+    if value.is_undefined() {
+        return Ok(0);
+    }
+    match value.len() {
+        Some(len) if value.downcast_object_ref::<Generator>().is_none() => Ok(len),
+        _ => Err(wrong(format!("a value of type {} has no length", value.kind()))),
+    }
+}
+
+fn default(
+    value: Value,
+    other: Option<Value>,
+    boolean: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
+    let other = match other {
+        Some(other) => other,
+        None => kwargs.get::<Option<Value>>("default_value")?.unwrap_or_else(|| Value::from("")),
+    };
+    let boolean = match boolean {
+        Some(boolean) => boolean,
+        None => kwargs.get::<Option<bool>>("boolean")?.unwrap_or(false),
+    };
+    kwargs.assert_all_used()?;
+    Ok(if value.is_undefined() || (boolean && !value.is_true()) { other } else { value })
+}
+
+/// `int(value)`; `default` where that fails, 0 without one.
+fn int(value: &Value, default: Option<Value>, base: Option<u32>, kwargs: Kwargs) -> Result<Value, Error> {
+    let default = match default {
+        Some(default) => default,
+        None => kwargs.get::<Option<Value>>("default")?.unwrap_or_else(|| Value::from(0)),
+    };
+    let base = match base {
+        Some(base) => base,
+        None => kwargs.get::<Option<u32>>("base")?.unwrap_or(10),
+    };
+    kwargs.assert_all_used()?;
+    if !(2..=36).contains(&base) {
+        return Err(wrong("int: expected a base from 2 to 36"));
+    }
+    let whole = match value.kind() {
+        ValueKind::Bool => Some(Value::from(i64::from(value.is_true()))),
+        ValueKind::Number if value.is_integer() => Some(value.clone()),
+        ValueKind::Number => truncated(f64::try_from(value.clone())?),
+        ValueKind::String => {
+            let text = value.as_str().unwrap_or_default().trim().replace('_', "");
+            let digits = match base {
+                16 => text.trim_start_matches("0x"),
+                8 => text.trim_start_matches("0o"),
+                2 => text.trim_start_matches("0b"),
+                _ => text.as_str(),
+            };
+            match i128::from_str_radix(digits, base) {
+                Ok(n) => Some(Value::from(n)),
+                Err(_) => text.parse::<f64>().ok().and_then(truncated),
+            }
+        }
+        _ => None,
+    };
+    Ok(whole.unwrap_or(default))
+}
+
+fn truncated(x: f64) -> Option<Value> {
+    // Beyond 2^63 the digits of a float are not what anyone counts with.
+    (x.is_finite() && x.abs() < 9.2e18).then(|| Value::from(x as i64))
+}
+
+/// `float(value)`; `default` where that fails, 0.0 without one.
+fn float(value: &Value, default: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+    let default = match default {
+        Some(default) => default,
+        None => kwargs.get::<Option<Value>>("default")?.unwrap_or_else(|| Value::from(0.0)),
+    };
+    kwargs.assert_all_used()?;
+    let number = match value.kind() {
+        ValueKind::Bool => Some(f64::from(u8::from(value.is_true()))),
+        ValueKind::Number => f64::try_from(value.clone()).ok(),
+        ValueKind::String => value.as_str().unwrap_or_default().trim().parse().ok(),
+        _ => None,
+    };
+    Ok(number.map_or(default, Value::from))
+}
+
+/// Python's order: numbers and booleans with each other, texts, and lists item by item; nothing else.
+fn compare(a: &Value, b: &Value) -> Result<Ordering, Error> {
+    let number = |v: &Value| match v.kind() {
+        ValueKind::Bool => Some(f64::from(u8::from(v.is_true()))),
+        ValueKind::Number => f64::try_from(v.clone()).ok(),
+        _ => None,
+    };
+    if let (Some(x), Some(y)) = (number(a), number(b)) {
+        // Whole numbers beyond 2^53 still compare exactly.
+        return Ok(if a.is_integer() && b.is_integer() {
+            a.cmp(b)
+        } else {
+            x.partial_cmp(&y).unwrap_or(Ordering::Equal)
+        });
+    }
+    if let (Some(x), Some(y)) = (a.as_str(), b.as_str()) {
+        return Ok(x.cmp(y));
+    }
+    if a.kind() == ValueKind::Seq && b.kind() == ValueKind::Seq {
+        for (x, y) in a.try_iter()?.zip(b.try_iter()?) {
+            if x != y {
+                return compare(&x, &y);
+            }
+        }
+        return Ok(a.len().cmp(&b.len()));
+    }
+    if a.is_none() && b.is_none() {
+        return Ok(Ordering::Equal);
+    }
+    Err(wrong(format!("values of type {} and {} have no order", a.kind(), b.kind())))
+}
+
+/// `a.b.0` of a value, undefined where a part is missing.
+fn attribute(value: &Value, path: &str) -> Value {
+    path.split('.').fold(value.clone(), |at, part| {
+        let found = match part.parse::<usize>() {
+            Ok(index) if at.kind() != ValueKind::Map => at.get_item_by_index(index),
+            _ => at.get_attr(part),
+        };
+        found.unwrap_or(Value::UNDEFINED)
+    })
+}
+
+fn sort(
+    value: &Value,
+    reverse: Option<bool>,
+    case_sensitive: Option<bool>,
+    by: Option<String>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
+    let reverse = match reverse {
+        Some(reverse) => reverse,
+        None => kwargs.get::<Option<bool>>("reverse")?.unwrap_or(false),
+    };
+    let case_sensitive = match case_sensitive {
+        Some(case_sensitive) => case_sensitive,
+        None => kwargs.get::<Option<bool>>("case_sensitive")?.unwrap_or(false),
+    };
+    let by = match by {
+        Some(by) => Some(by),
+        None => kwargs.get::<Option<String>>("attribute")?,
+    };
+    kwargs.assert_all_used()?;
+    let fold = |key: Value| match key.as_str() {
+        Some(text) if !case_sensitive => Value::from(text.to_lowercase()),
+        _ => key,
+    };
+    let mut keyed: Vec<(Vec<Value>, Value)> = value
+        .try_iter()?
+        .map(|item| {
+            let keys = match &by {
+                None => vec![fold(item.clone())],
+                Some(paths) => paths.split(',').map(|path| fold(attribute(&item, path))).collect(),
+            };
+            (keys, item)
+        })
+        .collect();
+    let mut failed = None;
+    let mut order = |a: &[Value], b: &[Value]| {
+        for (x, y) in a.iter().zip(b) {
+            match compare(x, y) {
+                Ok(Ordering::Equal) => {}
+                Ok(order) => return order,
+                Err(e) => {
+                    failed.get_or_insert(e);
+                    return Ordering::Equal;
+                }
+            }
+        }
+        Ordering::Equal
+    };
+    // Python's reverse keeps the order of equal items: compare the other way round.
+    keyed.sort_by(|a, b| if reverse { order(&b.0, &a.0) } else { order(&a.0, &b.0) });
+    match failed {
+        Some(e) => Err(e),
+        None => Ok(keyed.into_iter().map(|(_, item)| item).collect()),
+    }
+}
+
+fn tojson(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> Result<String, Error> {
+    let indent = match indent {
+        Some(indent) => Some(indent),
+        None => kwargs.get::<Option<Value>>("indent")?,
+    };
+    let indent = match indent {
+        Some(text) if text.kind() == ValueKind::String => text.as_str().map(str::to_owned),
+        Some(number) if !number.is_none() => Some(" ".repeat(usize::try_from(number)?.min(64))),
+        _ => None,
+    };
+    let mut json = Json::new(indent);
+    if let Some(separators) = kwargs.get::<Option<Vec<String>>>("separators")? {
+        let [item, key] = separators.as_slice() else {
+            return Err(wrong("tojson: expected two separators"));
+        };
+        (json.item, json.key) = (item.clone(), key.clone());
+    }
+    json.ascii = kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
+    json.sort = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
+    kwargs.assert_all_used()?;
+    json.write(value)
+}
