@@ -103,7 +103,7 @@ unsafe impl Simd for Scalar {
         fn table(p: *const i8) -> Self::T { p.cast::<[i8; 16]>().read_unaligned() }
         fn scaled(table: Self::T, m: *const i8) -> Self::B {
             let m = m.cast::<[i8; 4]>().read_unaligned();
-            core::array::from_fn(|i| ((table[i % 16] as i32 * m[i / 16] as i32 + 64) >> 7) as i8)
+            core::array::from_fn(|i| ((table[i % 16] as i32 * m[i / 16] as i32 + 64) >> 7).min(127) as i8)
         }
         fn lookup(line: Self::B, tables: Self::B) -> (Self::B, Self::B) {
             (

@@ -2,3 +2,30 @@
 
 pub mod avx2;
 pub mod avx512;
+
+/// Wraps bodies of trait methods: `unsafe` by the trait's contract, inlined into their kernel.
+macro_rules! lanes {
+    ($(fn $name:ident($($a:ident: $t:ty),*) $(-> $r:ty)? $body:block)*) => {
+        $(#[inline(always)]
+        unsafe fn $name($($a: $t),*) $(-> $r)? {
+            // SAFETY: the trait's caller promises the instruction set and valid pointers
+            #[allow(unused_unsafe)] // some bodies are empty of it
+            unsafe {
+                $body
+            }
+        })*
+    };
+}
+pub(crate) use lanes;
+
+/// A byte shuffle that puts byte j of a lane into the high byte of every word of lane j (of four) and clears the
+/// low bytes.
+const fn high_bytes() -> [u8; 64] {
+    let mut place = [0x80; 64];
+    let mut i = 0;
+    while i < 32 {
+        place[2 * i + 1] = (i / 8) as u8;
+        i += 1;
+    }
+    place
+}

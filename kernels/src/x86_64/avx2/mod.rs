@@ -1,4 +1,182 @@
+//! AVX2 with FMA and F16C: sixteen lanes are two registers.
+//!
+//! `vpmaddubsw` multiplies unsigned by signed bytes, so it is given |w| and the activation with w's sign. Neither
+//! factor exceeds 128 · 127, so two products fit its 16 bits and the sum is exact.
+
+use crate::generic::{float, panel};
+use crate::simd::Simd;
+use crate::x86_64::lanes;
+use core::arch::x86_64::*;
+
+/// AVX2, FMA, F16C.
+#[derive(Clone, Copy)]
+pub struct Avx2;
+
+/// Whether the machine and its system have all of it.
 pub fn available() -> bool {
-    false
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
-pub use crate::scalar::OPS;
+
+/// Sum of eight lanes: +4, +2, +1.
+#[inline(always)]
+pub unsafe fn tree8(a: __m256) -> f32 {
+    // SAFETY: the caller has AVX2
+    unsafe {
+        let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+        let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+        _mm_cvtss_f32(_mm_add_ss(a, _mm_shuffle_ps::<1>(a, a)))
+    }
+}
+
+const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+
+/// Exact products of 32 bytes, summed by fours into eight lanes of `acc`.
+#[inline(always)]
+unsafe fn dot32(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    // SAFETY: the caller has AVX2
+    unsafe {
+        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+        _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+}
+
+macro_rules! both {
+    ($f:ident $(::<$c:tt>)* ($($a:expr),*)) => { ($f$(::<$c>)*($($a.0),*), $f$(::<$c>)*($($a.1),*)) };
+}
+
+// SAFETY: every method computes what `Scalar`'s does; the tests hold them together bit for bit.
+unsafe impl Simd for Avx2 {
+    type F = (__m256, __m256);
+    type I = (__m256i, __m256i);
+    type B = (__m256i, __m256i);
+    type P = __m256i;
+    /// The table's low and high eight entries as words, in both 128-bit lanes.
+    type T = (__m256i, __m256i);
+    const BIAS: i32 = 0;
+
+    lanes! {
+        fn splat(x: f32) -> Self::F { (_mm256_set1_ps(x), _mm256_set1_ps(x)) }
+        fn load(p: *const f32) -> Self::F { (_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
+        fn store(p: *mut f32, x: Self::F) {
+            _mm256_storeu_ps(p, x.0);
+            _mm256_storeu_ps(p.add(8), x.1)
+        }
+        fn add(a: Self::F, b: Self::F) -> Self::F { both!(_mm256_add_ps(a, b)) }
+        fn sub(a: Self::F, b: Self::F) -> Self::F { both!(_mm256_sub_ps(a, b)) }
+        fn mul(a: Self::F, b: Self::F) -> Self::F { both!(_mm256_mul_ps(a, b)) }
+        fn div(a: Self::F, b: Self::F) -> Self::F { both!(_mm256_div_ps(a, b)) }
+        fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F { both!(_mm256_fmadd_ps(a, b, c)) }
+        fn max(a: Self::F, b: Self::F) -> Self::F { both!(_mm256_max_ps(a, b)) }
+        fn min(a: Self::F, b: Self::F) -> Self::F { both!(_mm256_min_ps(a, b)) }
+        fn abs(a: Self::F) -> Self::F {
+            let mask = _mm256_set1_ps(f32::from_bits(0x7fff_ffff));
+            (_mm256_and_ps(a.0, mask), _mm256_and_ps(a.1, mask))
+        }
+        fn copysign(magnitude: Self::F, sign: Self::F) -> Self::F {
+            let bit = _mm256_set1_ps(-0.0);
+            let one = |m, s| _mm256_or_ps(_mm256_andnot_ps(bit, m), _mm256_and_ps(bit, s));
+            (one(magnitude.0, sign.0), one(magnitude.1, sign.1))
+        }
+        fn round(a: Self::F) -> Self::F { both!(_mm256_round_ps::<NEAREST>(a)) }
+        fn if_less(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
+            let mask = both!(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b));
+            both!(_mm256_blendv_ps(y, x, mask))
+        }
+        fn to_int(a: Self::F) -> Self::I { both!(_mm256_cvtps_epi32(a)) }
+        fn from_int(a: Self::I) -> Self::F { both!(_mm256_cvtepi32_ps(a)) }
+        fn pow2(a: Self::I) -> Self::F {
+            let one =
+                |a| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(a, _mm256_set1_epi32(127))));
+            (one(a.0), one(a.1))
+        }
+        fn i_splat(x: i32) -> Self::I { (_mm256_set1_epi32(x), _mm256_set1_epi32(x)) }
+        fn i_add(a: Self::I, b: Self::I) -> Self::I { both!(_mm256_add_epi32(a, b)) }
+        fn i_sub(a: Self::I, b: Self::I) -> Self::I { both!(_mm256_sub_epi32(a, b)) }
+        fn i_half(a: Self::I) -> Self::I { both!(_mm256_srai_epi32::<1>(a)) }
+        fn i_store(p: *mut i32, x: Self::I) {
+            _mm256_storeu_si256(p.cast(), x.0);
+            _mm256_storeu_si256(p.add(8).cast(), x.1)
+        }
+        fn load_f16(p: *const u16) -> Self::F {
+            let one = |p: *const u16| _mm256_cvtph_ps(_mm_loadu_si128(p.cast()));
+            (one(p), one(p.add(8)))
+        }
+        fn load_bf16(p: *const u16) -> Self::F {
+            let one = |p: *const u16| {
+                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+            };
+            (one(p), one(p.add(8)))
+        }
+        fn load_i8(p: *const i8) -> Self::F {
+            let one = |p: *const i8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())));
+            (one(p), one(p.add(8)))
+        }
+        fn store_f16(p: *mut u16, x: Self::F) {
+            _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x.0));
+            _mm_storeu_si128(p.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x.1))
+        }
+        fn store_i8(p: *mut i8, x: Self::F) {
+            let i = both!(_mm256_cvtps_epi32(x));
+            // packs works inside 128-bit lanes; the permutation puts the quarters back in order
+            let words = _mm256_permute4x64_epi64::<0xd8>(_mm256_packs_epi32(i.0, i.1));
+            let low = _mm256_castsi256_si128(words);
+            _mm_storeu_si128(p.cast(), _mm_packs_epi16(low, _mm256_extracti128_si256::<1>(words)))
+        }
+        fn tree(a: Self::F) -> f32 { tree8(_mm256_add_ps(a.0, a.1)) }
+        fn b_load(p: *const u8) -> Self::B {
+            (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast()))
+        }
+        fn b_store(p: *mut u8, x: Self::B) {
+            _mm256_storeu_si256(p.cast(), x.0);
+            _mm256_storeu_si256(p.add(32).cast(), x.1)
+        }
+        fn biased(w: Self::B) -> Self::B { w }
+        fn table(p: *const i8) -> Self::T {
+            let words = _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()));
+            let low = _mm256_broadcastsi128_si256(_mm256_castsi256_si128(words));
+            (low, _mm256_broadcastsi128_si256(_mm256_extracti128_si256::<1>(words)))
+        }
+        fn scaled(table: Self::T, m: *const i8) -> Self::B {
+            // multiplier j in the high byte of every word of lane j: mulhrs gives (t · 256m + 2¹⁴) >> 15
+            const PLACE: [u8; 64] = super::high_bytes();
+            let m = _mm256_set1_epi32(m.cast::<i32>().read_unaligned());
+            let one = |place: *const u8| {
+                let m = _mm256_shuffle_epi8(m, _mm256_loadu_si256(place.cast()));
+                _mm256_packs_epi16(_mm256_mulhrs_epi16(table.0, m), _mm256_mulhrs_epi16(table.1, m))
+            };
+            (one(PLACE.as_ptr()), one(PLACE.as_ptr().add(32)))
+        }
+        fn lookup(line: Self::B, tables: Self::B) -> (Self::B, Self::B) {
+            let nibble = _mm256_set1_epi8(15);
+            let low = |l, t| _mm256_shuffle_epi8(t, _mm256_and_si256(l, nibble));
+            let high = |l, t| _mm256_shuffle_epi8(t, _mm256_and_si256(_mm256_srli_epi16::<4>(l), nibble));
+            ((low(line.0, tables.0), low(line.1, tables.1)), (high(line.0, tables.0), high(line.1, tables.1)))
+        }
+        fn p_zero() -> Self::P { _mm256_setzero_si256() }
+        fn dot(acc: Self::P, w: Self::B, x: Self::B) -> Self::P { dot32(dot32(acc, w.0, x.0), w.1, x.1) }
+        fn fold4(p: &[Self::P; 4]) -> Self::P {
+            let pair = |a, b| _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+            let (x, y) = (pair(p[0], p[1]), pair(p[2], p[3]));
+            _mm256_add_epi32(_mm256_unpacklo_epi64(x, y), _mm256_unpackhi_epi64(x, y))
+        }
+        fn fold16(p: &[Self::P; 4]) -> Self::I {
+            let pair = |a, b| {
+                _mm256_add_epi32(
+                    _mm256_permute2x128_si256::<0x20>(a, b),
+                    _mm256_permute2x128_si256::<0x31>(a, b),
+                )
+            };
+            (pair(p[0], p[1]), pair(p[2], p[3]))
+        }
+        fn dot4(acc: Self::I, w: Self::B, x: i32) -> Self::I {
+            let x = _mm256_set1_epi32(x);
+            (dot32(acc.0, w.0, x), dot32(acc.1, w.1, x))
+        }
+        fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        fn tiles(a: &panel::Tiles) { panel::tiles::<Self, 1, 4>(a) }
+        fn float_tiles(a: &float::FloatBlock) { float::tiles::<Self, 2, 2, 4>(a) }
+    }
+}
+
+crate::ops::table!(Avx2, "avx2,fma,f16c");

@@ -1,4 +1,169 @@
+//! AVX-512 with VNNI: sixteen lanes are one register, and `vpdpbusd` multiplies unsigned weights by activations.
+//!
+//! Weights are biased by 128 to be unsigned: exact, since the sum of the activations is known.
+
+use crate::generic::{float, panel};
+use crate::simd::Simd;
+use crate::x86_64::lanes;
+use core::arch::x86_64::*;
+
+/// AVX-512 F, BW, VL, DQ, VNNI with AVX2, FMA and F16C.
+#[derive(Clone, Copy)]
+pub struct Avx512;
+
+/// Whether the machine and its system have all of it.
 pub fn available() -> bool {
-    false
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vnni")
+        && super::avx2::available()
 }
-pub use crate::scalar::OPS;
+
+const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+
+// SAFETY: every method computes what `Scalar`'s does; the tests hold them together bit for bit.
+unsafe impl Simd for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+    type B = __m512i;
+    type P = __m512i;
+    /// The table's low and high eight entries as words, in every 128-bit lane.
+    type T = (__m512i, __m512i);
+    const BIAS: i32 = 128;
+
+    lanes! {
+        fn splat(x: f32) -> Self::F { _mm512_set1_ps(x) }
+        fn load(p: *const f32) -> Self::F { _mm512_loadu_ps(p) }
+        fn store(p: *mut f32, x: Self::F) { _mm512_storeu_ps(p, x) }
+        fn add(a: Self::F, b: Self::F) -> Self::F { _mm512_add_ps(a, b) }
+        fn sub(a: Self::F, b: Self::F) -> Self::F { _mm512_sub_ps(a, b) }
+        fn mul(a: Self::F, b: Self::F) -> Self::F { _mm512_mul_ps(a, b) }
+        fn div(a: Self::F, b: Self::F) -> Self::F { _mm512_div_ps(a, b) }
+        fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F { _mm512_fmadd_ps(a, b, c) }
+        fn max(a: Self::F, b: Self::F) -> Self::F { _mm512_max_ps(a, b) }
+        fn min(a: Self::F, b: Self::F) -> Self::F { _mm512_min_ps(a, b) }
+        fn abs(a: Self::F) -> Self::F { _mm512_and_ps(a, _mm512_set1_ps(f32::from_bits(0x7fff_ffff))) }
+        fn copysign(magnitude: Self::F, sign: Self::F) -> Self::F {
+            let bit = _mm512_set1_ps(-0.0);
+            _mm512_or_ps(_mm512_andnot_ps(bit, magnitude), _mm512_and_ps(bit, sign))
+        }
+        fn round(a: Self::F) -> Self::F { _mm512_roundscale_ps::<NEAREST>(a) }
+        fn if_less(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
+            _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x)
+        }
+        fn to_int(a: Self::F) -> Self::I { _mm512_cvtps_epi32(a) }
+        fn from_int(a: Self::I) -> Self::F { _mm512_cvtepi32_ps(a) }
+        fn pow2(a: Self::I) -> Self::F {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(a, _mm512_set1_epi32(127))))
+        }
+        fn i_splat(x: i32) -> Self::I { _mm512_set1_epi32(x) }
+        fn i_add(a: Self::I, b: Self::I) -> Self::I { _mm512_add_epi32(a, b) }
+        fn i_sub(a: Self::I, b: Self::I) -> Self::I { _mm512_sub_epi32(a, b) }
+        fn i_half(a: Self::I) -> Self::I { _mm512_srai_epi32::<1>(a) }
+        fn i_store(p: *mut i32, x: Self::I) { _mm512_storeu_si512(p.cast(), x) }
+        fn load_f16(p: *const u16) -> Self::F { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+        fn load_bf16(p: *const u16) -> Self::F {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+        fn load_i8(p: *const i8) -> Self::F {
+            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())))
+        }
+        fn store_f16(p: *mut u16, x: Self::F) { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<NEAREST>(x)) }
+        fn store_i8(p: *mut i8, x: Self::F) {
+            _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)))
+        }
+        fn tree(a: Self::F) -> f32 {
+            let high = _mm512_castpd_ps(_mm512_shuffle_f64x2::<0xee>(_mm512_castps_pd(a), _mm512_castps_pd(a)));
+            let a = _mm512_castps512_ps256(_mm512_add_ps(a, high));
+            super::avx2::tree8(a)
+        }
+        fn tree16(rows: &[Self::F; 16]) -> Self::F {
+            // four rows to [a | b | c | d], each the four sums after +8 and +4
+            let four = |a, b, c, d| {
+                let pair = |a, b| {
+                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
+                };
+                let (x, y) = (pair(a, b), pair(c, d));
+                _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(x, y), _mm512_shuffle_f32x4::<0xdd>(x, y))
+            };
+            let two = |p, q| {
+                let (p, q) = (_mm512_castps_pd(p), _mm512_castps_pd(q));
+                let (low, high) = (_mm512_unpacklo_pd(p, q), _mm512_unpackhi_pd(p, q));
+                _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+            };
+            let r = rows;
+            let x = two(four(r[0], r[4], r[8], r[12]), four(r[1], r[5], r[9], r[13]));
+            let y = two(four(r[2], r[6], r[10], r[14]), four(r[3], r[7], r[11], r[15]));
+            _mm512_add_ps(_mm512_shuffle_ps::<0x88>(x, y), _mm512_shuffle_ps::<0xdd>(x, y))
+        }
+        fn b_load(p: *const u8) -> Self::B { _mm512_loadu_si512(p.cast()) }
+        fn b_store(p: *mut u8, x: Self::B) { _mm512_storeu_si512(p.cast(), x) }
+        fn biased(w: Self::B) -> Self::B { _mm512_xor_si512(w, _mm512_set1_epi8(-128)) }
+        fn table(p: *const i8) -> Self::T {
+            let words = _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()));
+            let low = _mm512_broadcast_i32x4(_mm256_castsi256_si128(words));
+            (low, _mm512_broadcast_i32x4(_mm256_extracti128_si256::<1>(words)))
+        }
+        fn scaled(table: Self::T, m: *const i8) -> Self::B {
+            // multiplier j in the high byte of every word of lane j: mulhrs gives (t · 256m + 2¹⁴) >> 15
+            const PLACE: [u8; 64] = super::high_bytes();
+            let place = _mm512_loadu_si512(PLACE.as_ptr().cast());
+            let m = _mm512_shuffle_epi8(_mm512_set1_epi32(m.cast::<i32>().read_unaligned()), place);
+            let (low, high) = (_mm512_mulhrs_epi16(table.0, m), _mm512_mulhrs_epi16(table.1, m));
+            Self::biased(_mm512_packs_epi16(low, high))
+        }
+        fn lookup(line: Self::B, tables: Self::B) -> (Self::B, Self::B) {
+            let nibble = _mm512_set1_epi8(15);
+            let low = _mm512_and_si512(line, nibble);
+            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(line), nibble);
+            (_mm512_shuffle_epi8(tables, low), _mm512_shuffle_epi8(tables, high))
+        }
+        fn p_zero() -> Self::P { _mm512_setzero_si512() }
+        fn dot(acc: Self::P, w: Self::B, x: Self::B) -> Self::P { _mm512_dpbusd_epi32(acc, w, x) }
+        fn fold4(p: &[Self::P; 4]) -> Self::P {
+            let pair = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (x, y) = (pair(p[0], p[1]), pair(p[2], p[3]));
+            _mm512_add_epi32(_mm512_unpacklo_epi64(x, y), _mm512_unpackhi_epi64(x, y))
+        }
+        fn fold16(p: &[Self::P; 4]) -> Self::I {
+            let pair =
+                |a, b| _mm512_add_epi32(_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b));
+            let (x, y) = (pair(p[0], p[1]), pair(p[2], p[3]));
+            _mm512_add_epi32(_mm512_shuffle_i32x4::<0x88>(x, y), _mm512_shuffle_i32x4::<0xdd>(x, y))
+        }
+        fn dot4(acc: Self::I, w: Self::B, x: i32) -> Self::I { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)) }
+        fn transpose(from: *const u8, to: *mut u8) {
+            let row = |r: usize| _mm512_loadu_si512(from.add(r * 64).cast());
+            // quads[i][c]: lane L holds column 4L + c of rows 4i..4i + 4
+            let quads: [[__m512i; 4]; 4] = core::array::from_fn(|i| {
+                let r = [row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3)];
+                let (a, b) = (_mm512_unpacklo_epi32(r[0], r[1]), _mm512_unpackhi_epi32(r[0], r[1]));
+                let (c, d) = (_mm512_unpacklo_epi32(r[2], r[3]), _mm512_unpackhi_epi32(r[2], r[3]));
+                [
+                    _mm512_unpacklo_epi64(a, c),
+                    _mm512_unpackhi_epi64(a, c),
+                    _mm512_unpacklo_epi64(b, d),
+                    _mm512_unpackhi_epi64(b, d),
+                ]
+            });
+            for c in 0..4 {
+                let q: [__m512i; 4] = core::array::from_fn(|i| quads[i][c]);
+                let even = (_mm512_shuffle_i32x4::<0x88>(q[0], q[1]), _mm512_shuffle_i32x4::<0x88>(q[2], q[3]));
+                let odd = (_mm512_shuffle_i32x4::<0xdd>(q[0], q[1]), _mm512_shuffle_i32x4::<0xdd>(q[2], q[3]));
+                let put = |lane: usize, v| _mm512_storeu_si512(to.add((4 * lane + c) * 64).cast(), v);
+                put(0, _mm512_shuffle_i32x4::<0x88>(even.0, even.1));
+                put(1, _mm512_shuffle_i32x4::<0x88>(odd.0, odd.1));
+                put(2, _mm512_shuffle_i32x4::<0xdd>(even.0, even.1));
+                put(3, _mm512_shuffle_i32x4::<0xdd>(odd.0, odd.1));
+            }
+        }
+        fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        fn tiles(a: &panel::Tiles) { panel::tiles::<Self, 2, 12>(a) }
+        fn float_tiles(a: &float::FloatBlock) { float::tiles::<Self, 4, 6, 16>(a) }
+    }
+}
+
+crate::ops::table!(Avx512, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");

@@ -1,0 +1,74 @@
+//! Shared by the tests: random numbers, matrices, the slow twins.
+#![allow(dead_code)] // each test file uses its part
+
+use llm_kernels::{Cpu, Isa, Type, available};
+
+/// A small generator (splitmix64), so that a failure repeats.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.bits() % n as u64) as usize
+    }
+
+    /// Roughly gaussian.
+    pub fn value(&mut self) -> f32 {
+        (0..4).map(|_| (self.bits() >> 40) as f32 / (1 << 24) as f32 - 0.5).sum::<f32>() * 1.7
+    }
+
+    pub fn values(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.value()).collect()
+    }
+}
+
+/// Every instruction set of this machine with one and with two threads; the first is scalar with one.
+pub fn cpus() -> Vec<Cpu> {
+    let all = available().into_iter().flat_map(|isa| [1, 2].map(|threads| Cpu::with_isa(threads, isa)));
+    all.map(|cpu| cpu.expect("available")).collect()
+}
+
+pub fn scalar() -> Cpu {
+    Cpu::with_isa(1, Isa::Scalar).expect("any machine")
+}
+
+pub const TYPES: [Type; 5] = [Type::F32, Type::F16, Type::Bf16, Type::Q8, Type::Q4];
+
+/// Equal as bits, except that any NaN equals any NaN.
+pub fn same(a: &[f32], b: &[f32], what: &str) {
+    assert_eq!(a.len(), b.len(), "{what}: lengths");
+    for (i, (x, y)) in a.iter().zip(b).enumerate() {
+        assert!(x.to_bits() == y.to_bits() || x.is_nan() && y.is_nan(), "{what}: value {i}: {x:e} and {y:e}");
+    }
+}
+
+/// Sixteen partial sums by index mod 16, then the tree.
+pub fn tree(lanes: [f32; 16]) -> f32 {
+    let mut l = lanes;
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            l[i] += l[i + half];
+        }
+    }
+    l[0]
+}
+
+/// Rule 1: (integers, scale) of up to 256 activations.
+pub fn quantize(x: &[f32]) -> (Vec<i8>, f32) {
+    if x.iter().any(|v| !v.is_finite()) {
+        return (vec![0; x.len()], f32::NAN);
+    }
+    let amax = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+    if amax < 2f32.powi(-90) {
+        return (vec![0; x.len()], 0.0);
+    }
+    let scale = amax / 127.0;
+    let inverse = 1.0 / scale;
+    (x.iter().map(|v| (v * inverse).round_ties_even().clamp(-127.0, 127.0) as i8).collect(), scale)
+}

@@ -1,0 +1,186 @@
+//! Matrix products equal their slow twins bit for bit, on every instruction set, batch and thread count.
+
+mod common;
+
+use common::{Random, TYPES, cpus, quantize, same, tree};
+use llm_format::quant::{decode_int8, decode_row, encode};
+use llm_kernels::{Experts, Input, Job, Matrix, Type};
+use proptest::prelude::*;
+
+/// The rules, written down: one output.
+fn twin(ty: Type, data: &[u8], rows: usize, cols: usize, row: usize, x: &[f32]) -> f32 {
+    if ty.is_integer() {
+        let mut acc = 0f32;
+        for (b, x) in x.chunks(256).enumerate() {
+            let mut w = [0i8; 256];
+            let scale = decode_int8(ty, data, rows, cols, row, b, &mut w);
+            let (q, sx) = quantize(x);
+            let sum: i32 = q.iter().zip(&w).map(|(&q, &w)| q as i32 * w as i32).sum();
+            acc = (sum as f32).mul_add(scale * sx, acc);
+        }
+        acc
+    } else {
+        let mut w = vec![0f32; cols];
+        decode_row(ty, data, rows, cols, row, &mut w);
+        let mut lanes = [0f32; 16];
+        for k in 0..cols {
+            lanes[k % 16] = w[k].mul_add(x[k], lanes[k % 16]);
+        }
+        tree(lanes)
+    }
+}
+
+fn check(ty: Type, rows: usize, cols: usize, m: usize, seed: u64, spoil: bool) {
+    let mut r = Random(seed);
+    let data = encode(ty, &r.values(rows * cols), rows, cols);
+    let mut x = r.values(m * cols);
+    if spoil {
+        x[r.below(m * cols)] = [f32::NAN, f32::INFINITY, 1e-30, 0.0][r.below(4)];
+        x[..cols.min(256)].fill(1e-39);
+    }
+    let bias = r.values(rows);
+    let expected: Vec<f32> = (0..m * rows)
+        .map(|i| twin(ty, &data, rows, cols, i % rows, &x[i / rows * cols..][..cols]) + bias[i % rows])
+        .collect();
+    let w = Matrix::new(ty, rows, cols, &data).expect("whole");
+    for cpu in cpus() {
+        let mut input = Input::new();
+        input.load(&cpu, &x, m, cols);
+        let mut out = vec![0f32; m * rows];
+        cpu.matmul(w, &mut input, Some(&bias), &mut out);
+        same(
+            &expected,
+            &out,
+            &format!("{ty} [{rows}, {cols}] x {m} on {} x{}", cpu.isa().name(), cpu.pool().threads()),
+        );
+    }
+}
+
+#[test]
+fn every_batch_size_equals_the_twin() {
+    for ty in TYPES {
+        for m in [1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 17, 31, 64] {
+            check(ty, 70, 400, m, m as u64, false);
+        }
+    }
+}
+
+#[test]
+fn long_inputs_and_many_rows_equal_the_twin() {
+    for ty in TYPES {
+        check(ty, 32 * 9 + 5, 1024 + 128, 1, 1, false);
+        check(ty, 33, 512, 300, 2, false);
+    }
+}
+
+#[test]
+fn values_that_are_not_finite_make_their_rows_nan_and_no_other() {
+    for ty in TYPES {
+        for seed in 0..6 {
+            check(ty, 40, 300, 3, seed, true);
+            check(ty, 40, 300, 9, seed, true);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn odd_shapes_equal_the_twin(t in 0usize..5, rows in 1usize..140, cols in 1usize..900, m in 1usize..20, seed: u64) {
+        check(TYPES[t], rows, cols, m, seed, false);
+    }
+}
+
+#[test]
+fn a_group_equals_its_products() {
+    let mut r = Random(7);
+    let (cols, m) = (384, 3);
+    let shapes = [(Type::Q4, 96), (Type::F16, 40), (Type::Q8, 33)];
+    let data: Vec<_> =
+        shapes.iter().map(|&(ty, rows)| encode(ty, &r.values(rows * cols), rows, cols)).collect();
+    let x = r.values(m * cols);
+    for cpu in cpus() {
+        let mut input = Input::new();
+        input.load(&cpu, &x, m, cols);
+        let mut outs: Vec<Vec<f32>> = shapes.iter().map(|s| vec![0.0; m * s.1]).collect();
+        let mut jobs: Vec<Job> = Vec::new();
+        for ((&(ty, rows), data), out) in shapes.iter().zip(&data).zip(&mut outs) {
+            jobs.push(Job { matrix: Matrix::new(ty, rows, cols, data).expect("whole"), bias: None, out });
+        }
+        cpu.matmul_group(&mut jobs, &mut input);
+        for ((&(ty, rows), data), out) in shapes.iter().zip(&data).zip(&outs) {
+            let mut alone = vec![0.0; m * rows];
+            cpu.matmul(Matrix::new(ty, rows, cols, data).expect("whole"), &mut input, None, &mut alone);
+            same(&alone, out, "group");
+        }
+    }
+}
+
+#[test]
+fn experts_equal_their_matrices() {
+    let mut r = Random(8);
+    let (count, rows, cols) = (4, 48, 200);
+    for ty in [Type::Q4, Type::F32] {
+        let matrices: Vec<Vec<u8>> =
+            (0..count).map(|_| encode(ty, &r.values(rows * cols), rows, cols)).collect();
+        let data = matrices.concat();
+        let experts = Experts::new(ty, count, rows, cols, &data).expect("whole");
+        let bias = r.values(count * rows);
+        let tokens = r.values(5 * cols);
+        let ids = [4u32, 0, 1, 2, 3, 0, 4, 1, 2, 3, 3, 3];
+        let groups = [(0, 0..1), (2, 1..10), (3, 10..12)];
+        for cpu in cpus() {
+            let mut input = Input::new();
+            input.gather(&cpu, &tokens, cols, &ids);
+            let mut out = vec![0.0; ids.len() * rows];
+            cpu.expert_matmul(&experts, &groups, &mut input, Some(&bias), &mut out);
+            for (e, range) in &groups {
+                for i in range.clone() {
+                    let x = &tokens[ids[i] as usize * cols..][..cols];
+                    let expected: Vec<f32> = (0..rows)
+                        .map(|row| twin(ty, &matrices[*e], rows, cols, row, x) + bias[e * rows + row])
+                        .collect();
+                    same(&expected, &out[i * rows..][..rows], "expert");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn embedding_is_the_decoded_row_times_the_factor() {
+    let mut r = Random(9);
+    let (rows, cols) = (50, 130);
+    for ty in TYPES {
+        let data = encode(ty, &r.values(rows * cols), rows, cols);
+        let ids = [49u32, 0, 7, 7];
+        for cpu in cpus() {
+            let mut out = vec![0.0; ids.len() * cols];
+            cpu.embed(Matrix::new(ty, rows, cols, &data).expect("whole"), &ids, 1.5, &mut out);
+            for (i, &id) in ids.iter().enumerate() {
+                let mut row = vec![0.0; cols];
+                decode_row(ty, &data, rows, cols, id as usize, &mut row);
+                row.iter_mut().for_each(|v| *v *= 1.5);
+                same(&row, &out[i * cols..][..cols], "embedding");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_smaller_input_after_a_larger_one_sees_nothing_of_it() {
+    let mut r = Random(10);
+    let data = encode(Type::Q4, &r.values(32 * 100), 32, 100);
+    let w = Matrix::new(Type::Q4, 32, 100, &data).expect("whole");
+    for cpu in cpus() {
+        let mut input = Input::new();
+        input.load(&cpu, &[f32::NAN; 9 * 500], 9, 500);
+        let x = r.values(2 * 100);
+        input.load(&cpu, &x, 2, 100);
+        let mut out = vec![0.0; 64];
+        cpu.matmul(w, &mut input, None, &mut out);
+        let expected: Vec<f32> =
+            (0..64).map(|i| twin(Type::Q4, &data, 32, 100, i % 32, &x[i / 32 * 100..][..100])).collect();
+        same(&expected, &out, "after a larger input");
+    }
+}
