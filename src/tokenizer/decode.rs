@@ -6,7 +6,7 @@
 //! for the end.
 
 use super::pattern::Matcher;
-use llm_format::tokens::{Decoder, Pattern, Scheme, View, flag};
+use llm_format::tokens::{Decoder, Pattern, Scheme, View, byte_to_char, char_to_byte, flag};
 use std::borrow::Cow;
 
 /// SentencePiece's character for a space.
@@ -377,29 +377,6 @@ pub(crate) fn spelled_byte(token: &[u8]) -> Option<u8> {
     u8::from_str_radix(text, 16).ok()
 }
 
-/// The character that stands for a byte in byte-level vocabularies (GPT-2's `bytes_to_unicode`): itself where it is
-/// printable in Latin-1, else the next free one from U+0100 on.
-pub(crate) fn byte_to_char(byte: u8) -> char {
-    let code = match byte {
-        0..=0x20 => 0x100 + u32::from(byte),
-        0x7F..=0xA0 => 0x121 + u32::from(byte - 0x7F),
-        0xAD => 0x143,
-        _ => u32::from(byte),
-    };
-    char::from_u32(code).unwrap_or('\u{FFFD}')
-}
-
-/// The byte behind a byte-level character.
-pub(crate) fn char_to_byte(c: char) -> Option<u8> {
-    match u32::from(c) {
-        code @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => Some(code as u8),
-        code @ 0x100..=0x120 => Some((code - 0x100) as u8),
-        code @ 0x121..=0x142 => Some((code - 0x121 + 0x7F) as u8),
-        0x143 => Some(0xAD),
-        _ => None,
-    }
-}
-
 /// The bytes behind a token of byte-level characters; `None` where one is something else.
 fn unmap(token: &[u8]) -> Option<Vec<u8>> {
     std::str::from_utf8(token).ok()?.chars().map(char_to_byte).collect()
@@ -426,16 +403,6 @@ fn tidied(text: Vec<u8>) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn byte_characters_are_a_bijection() {
-        let mut seen = std::collections::BTreeSet::new();
-        for byte in 0..=255 {
-            let c = byte_to_char(byte);
-            assert_eq!(char_to_byte(c), Some(byte));
-            assert!(seen.insert(c));
-        }
-    }
 
     #[test]
     fn stripping_fragments_equals_stripping_the_whole() {

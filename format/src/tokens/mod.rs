@@ -166,6 +166,29 @@ pub(crate) fn slot(hash: u64, slots: u32) -> u32 {
     (((hash >> 32) * u64::from(slots)) >> 32) as u32
 }
 
+/// The character that stands for a byte in byte-level vocabularies (GPT-2's `bytes_to_unicode`): itself where it is
+/// printable in Latin-1, else the next free one from U+0100 on.
+pub fn byte_to_char(byte: u8) -> char {
+    let code = match byte {
+        0..=0x20 => 0x100 + u32::from(byte),
+        0x7F..=0xA0 => 0x121 + u32::from(byte - 0x7F),
+        0xAD => 0x143,
+        _ => u32::from(byte),
+    };
+    char::from_u32(code).unwrap_or('\u{FFFD}')
+}
+
+/// The byte behind a byte-level character.
+pub fn char_to_byte(c: char) -> Option<u8> {
+    match u32::from(c) {
+        code @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => Some(code as u8),
+        code @ 0x100..=0x120 => Some((code - 0x100) as u8),
+        code @ 0x121..=0x142 => Some((code - 0x121 + 0x7F) as u8),
+        0x143 => Some(0xAD),
+        _ => None,
+    }
+}
+
 /// Why a section could not be used or built.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("tokenizer tables: {0}")]
@@ -173,4 +196,19 @@ pub struct TokensError(pub String);
 
 pub(crate) fn bad<T>(why: impl Into<String>) -> Result<T, TokensError> {
     Err(TokensError(why.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn byte_characters_are_a_bijection() {
+        let mut seen = std::collections::BTreeSet::new();
+        for byte in 0..=255 {
+            let c = byte_to_char(byte);
+            assert_eq!(char_to_byte(c), Some(byte));
+            assert!(seen.insert(c));
+        }
+    }
 }
