@@ -9,7 +9,7 @@
 pub(crate) const EXP: [f32; 8] =
     [1.0, 1.0, 0.5, 1.0 / 6.0, 1.0 / 24.0, 1.0 / 120.0, 1.0 / 720.0, 1.0 / 5040.0];
 /// ln 2 in two parts; the first has few bits, so its product with a small integer is exact.
-pub(crate) const LN2_HIGH: f32 = 0.693_359_375;
+pub(crate) const LN2_HIGH: f32 = 355.0 / 512.0;
 pub(crate) const LN2_LOW: f32 = -0.000_212_194_44;
 /// Below this e^x rounds to zero, above the other it is infinite.
 pub(crate) const EXP_LOW: f32 = -104.0;
@@ -37,7 +37,7 @@ pub(crate) const ERF_BIG: [f32; 10] = [
     -0.026_636_725,
     0.004_867_787,
     -0.000_631_268_95,
-    0.000_052_820_618,
+    0.000_052_820_62,
     -0.000_002_382_699_7,
     0.000_000_035_332_63,
 ];

@@ -12,9 +12,9 @@ pub struct Scalar;
 macro_rules! lanes {
     ($($(#[$m:meta])* fn $name:ident($($a:ident: $t:ty),*) $(-> $r:ty)? $body:block)*) => {
         $($(#[$m])* #[inline(always)]
+        #[allow(unused_unsafe)] // some bodies touch no pointer
         unsafe fn $name($($a: $t),*) $(-> $r)? {
             // SAFETY: pointers are valid as the trait demands of its caller
-            #[allow(unused_unsafe)] // some bodies touch no pointer
             unsafe { $body }
         })*
     };

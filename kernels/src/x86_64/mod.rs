@@ -7,12 +7,10 @@ pub mod avx512;
 macro_rules! lanes {
     ($(fn $name:ident($($a:ident: $t:ty),*) $(-> $r:ty)? $body:block)*) => {
         $(#[inline(always)]
+        #[allow(unused_unsafe)] // some bodies are empty of it
         unsafe fn $name($($a: $t),*) $(-> $r)? {
             // SAFETY: the trait's caller promises the instruction set and valid pointers
-            #[allow(unused_unsafe)] // some bodies are empty of it
-            unsafe {
-                $body
-            }
+            unsafe { $body }
         })*
     };
 }

@@ -1,0 +1,100 @@
+//! The pool runs every chunk once, survives panics and nesting, and keeps floating-point control at its default.
+#![allow(unsafe_code)] // reads and sets the control register
+
+use llm_kernels::Pool;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+#[test]
+fn every_chunk_runs_once_whatever_the_numbers() {
+    for threads in [1, 2, 3, 5] {
+        let pool = Pool::new(threads);
+        for chunks in (0..70).chain([1000]) {
+            let hits: Vec<AtomicUsize> = (0..chunks).map(|_| AtomicUsize::new(0)).collect();
+            pool.run(chunks, |i| {
+                hits[i].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1));
+        }
+    }
+}
+
+#[test]
+fn many_small_jobs_and_pauses_in_between() {
+    let pool = Pool::new(2);
+    let sum = AtomicUsize::new(0);
+    for round in 0..3000 {
+        pool.run(4, |i| {
+            sum.fetch_add(i, Ordering::Relaxed);
+        });
+        if round % 1000 == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(2)); // long enough to park
+        }
+    }
+    assert_eq!(sum.into_inner(), 3000 * 6);
+}
+
+#[test]
+fn a_panic_comes_out_at_the_caller_and_the_pool_lives_on() {
+    let pool = Pool::new(3);
+    for bad in [0, 7, 31] {
+        let caught = catch_unwind(AssertUnwindSafe(|| pool.run(32, |i| assert!(i != bad, "chunk {bad}"))));
+        let payload = caught.expect_err("a panic");
+        assert_eq!(
+            payload.downcast_ref::<String>().map(String::as_str),
+            Some(format!("chunk {bad}").as_str())
+        );
+        let n = AtomicUsize::new(0);
+        pool.run(32, |_| {
+            n.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(n.into_inner(), 32);
+    }
+}
+
+#[test]
+fn nested_jobs_and_several_callers_all_finish() {
+    let pool = Pool::new(2);
+    let n = AtomicUsize::new(0);
+    std::thread::scope(|s| {
+        for _ in 0..3 {
+            s.spawn(|| {
+                for _ in 0..50 {
+                    pool.run(6, |_| {
+                        pool.run(3, |_| {
+                            n.fetch_add(1, Ordering::Relaxed);
+                        })
+                    });
+                }
+            });
+        }
+    });
+    assert_eq!(n.into_inner(), 3 * 50 * 18);
+}
+
+#[test]
+fn zero_threads_means_those_of_the_process() {
+    assert!(Pool::new(0).threads() >= 1);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_host_with_flushed_denormals_gets_default_arithmetic_and_its_own_back() {
+    fn control() -> u32 {
+        let mut word = 0u32;
+        // SAFETY: stores the control word to a local
+        unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &mut word, options(nostack)) };
+        word & !0x3f
+    }
+    let set = |word: u32| {
+        // SAFETY: loads a valid control word; restored below
+        unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &word, options(nostack)) }
+    };
+    let pool = Pool::new(2);
+    let before = control();
+    set(0x9fc0); // flush to zero, denormals are zero
+    pool.run(50, |_| assert_eq!(control(), 0x1f80));
+    let after = control();
+    set(before);
+    assert_eq!(after, 0x9fc0);
+}
