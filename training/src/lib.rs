@@ -1,1 +1,26 @@
-//! See the crate's description.
+//! llm-train: turns text into checkpoints that any Hugging Face tool opens and that the converter turns into `.llm`.
+//!
+//! ```text
+//!   text → tokenizer (bpe) → token files (data) → samples in a seeded order → tape, replayed by the engine → AdamW
+//!                                                                   checkpoint directory ← weights + state ←┘
+//! ```
+//!
+//! What happens depends on the configuration alone: random numbers come from counters, sums have one order, so a run
+//! gives the same bits on any number of threads, and when it is stopped and resumed.
+#![forbid(unsafe_code)]
+
+pub mod bpe;
+pub mod checkpoint;
+pub mod config;
+pub mod data;
+mod engine;
+mod params;
+mod random;
+mod tape;
+mod text;
+mod trainer;
+
+pub use bpe::{TokenizerOptions, train_tokenizer};
+pub use config::{Config, Family, ModelConfig, OptimConfig};
+pub use data::{PrepareOptions, Prepared, TokenFile, prepare};
+pub use trainer::{Data, Evaluation, Event, StepReport, Summary, Trainer, train};

@@ -200,7 +200,7 @@ unsafe fn tile(
     // Rows a multiple of 4 KiB apart would all fall into one set of the first-level cache.
     let pack_all = a.col != 1 || a.row.is_multiple_of(1024);
     let groups = rows.div_ceil(mr);
-    let ragged = rows % mr != 0;
+    let ragged = !rows.is_multiple_of(mr);
     if pack_all {
         own.resize(own.len().max(groups * mr * KC), 0.0);
     } else if ragged {

@@ -8,7 +8,7 @@
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to an integer in the low bits
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 0.693_359_4; // 0.693359375 exactly
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let low = x < -87.336_54;
     let x = if x > 88.37 { 88.37 } else { x };

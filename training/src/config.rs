@@ -1,0 +1,427 @@
+//! The settings of a run: JSON, presets, overrides by key; a key that is unknown is refused with its nearest known name.
+
+use std::path::PathBuf;
+
+use llm::error::{Error, Result, Status};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// Which published design a model follows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// RMSNorm, rotary positions, grouped key heads, SwiGLU, no biases.
+    Llama,
+    /// LayerNorm, learned positions, biases, GELU; head tied, key heads as many as heads.
+    Gpt2,
+}
+
+/// The shape of a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelConfig {
+    /// The design.
+    pub family: Family,
+    /// Size of the vocabulary; 0: that of the data.
+    pub vocab: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Attention heads; `width` is a multiple.
+    pub heads: usize,
+    /// Key and value heads, a divisor of `heads`.
+    pub kv_heads: usize,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Inner width of the feed-forward part.
+    pub ffn: usize,
+    /// Tokens per sequence.
+    pub context: usize,
+    /// Whether the head shares the embedding's matrix.
+    pub tied: bool,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Added to the variance in norms.
+    pub eps: f32,
+    /// Share dropped of embeddings, attention probabilities and branches, while training.
+    pub dropout: f32,
+}
+
+impl ModelConfig {
+    /// A model for tests: 2 layers, 4 heads, 2 key heads, width 32.
+    pub fn tiny() -> ModelConfig {
+        ModelConfig {
+            family: Family::Llama,
+            vocab: 0,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            width: 32,
+            ffn: 88,
+            context: 32,
+            tied: true,
+            rope_theta: 10_000.0,
+            eps: 1e-5,
+            dropout: 0.0,
+        }
+    }
+
+    /// nanoGPT's character model: GPT-2 with 6 layers, 6 heads, width 384, 256 tokens.
+    pub fn baby_gpt() -> ModelConfig {
+        ModelConfig {
+            family: Family::Gpt2,
+            layers: 6,
+            heads: 6,
+            kv_heads: 6,
+            width: 384,
+            ffn: 1536,
+            context: 256,
+            ..ModelConfig::tiny()
+        }
+    }
+
+    /// Width of a head.
+    pub fn head_dim(&self) -> usize {
+        self.width / self.heads
+    }
+
+    /// Checks what the shape must satisfy.
+    ///
+    /// # Errors
+    /// `INVALID_ARG` with the first setting that does not fit.
+    pub fn check(&self) -> Result<()> {
+        let positive = [
+            ("vocab", self.vocab),
+            ("layers", self.layers),
+            ("heads", self.heads),
+            ("kv_heads", self.kv_heads),
+            ("width", self.width),
+            ("ffn", self.ffn),
+            ("context", self.context),
+        ];
+        for (name, value) in positive {
+            if value == 0 || value > 1 << 24 {
+                return Err(invalid(format!("model.{name} = {value}: expected 1 to {}", 1 << 24)));
+            }
+        }
+        if !self.width.is_multiple_of(self.heads) || !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(invalid(format!(
+                "model.width = {}, heads = {}, kv_heads = {}: expected a multiple of a multiple",
+                self.width, self.heads, self.kv_heads
+            )));
+        }
+        if self.family == Family::Llama && !self.head_dim().is_multiple_of(2) {
+            return Err(invalid(format!(
+                "width/heads = {}: rotary positions need an even number",
+                self.head_dim()
+            )));
+        }
+        if self.family == Family::Gpt2 && (self.kv_heads != self.heads || !self.tied) {
+            return Err(invalid("family gpt2 has as many key heads as heads and a tied head".into()));
+        }
+        if !(0.0..1.0).contains(&self.dropout) || self.eps <= 0.0 || self.rope_theta <= 0.0 {
+            return Err(invalid("model: expected dropout in 0..1, eps and rope_theta above 0".into()));
+        }
+        Ok(())
+    }
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        ModelConfig {
+            layers: 4,
+            heads: 4,
+            kv_heads: 4,
+            width: 256,
+            ffn: 688,
+            context: 256,
+            ..ModelConfig::tiny()
+        }
+    }
+}
+
+/// The optimizer: AdamW with warm-up and a cosine to `min_rate`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OptimConfig {
+    /// Highest learning rate.
+    pub rate: f32,
+    /// Learning rate at the last step.
+    pub min_rate: f32,
+    /// Steps of linear warm-up.
+    pub warmup: u64,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Decoupled weight decay of matrices.
+    pub decay: f32,
+    /// Highest norm of the whole gradient; 0: no clipping.
+    pub clip: f32,
+}
+
+impl Default for OptimConfig {
+    fn default() -> Self {
+        OptimConfig {
+            rate: 1e-3,
+            min_rate: 1e-4,
+            warmup: 100,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            decay: 0.1,
+            clip: 1.0,
+        }
+    }
+}
+
+/// A whole run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// The model.
+    pub model: ModelConfig,
+    /// The optimizer.
+    pub optim: OptimConfig,
+    /// Directory of prepared data: `train.tokens`, `held_out.tokens`, `tokenizer.json`.
+    pub data: PathBuf,
+    /// Directory that takes checkpoints (`step-N`) and `metrics.jsonl`.
+    pub out: PathBuf,
+    /// Optimizer steps in all.
+    pub steps: u64,
+    /// Sequences per pass.
+    pub batch: usize,
+    /// Passes per step.
+    pub accumulate: usize,
+    /// Seed of weights, sample order and dropout.
+    pub seed: u64,
+    /// Threads; 0: as many as the process may use.
+    pub threads: usize,
+    /// Steps between checkpoints; 0: only at the end.
+    pub save_every: u64,
+    /// Checkpoints kept beside the best.
+    pub keep: usize,
+    /// Steps between evaluations; 0: only at the end.
+    pub eval_every: u64,
+    /// Sequences of held-out text per evaluation; 0: all.
+    pub eval_sequences: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            model: ModelConfig::default(),
+            optim: OptimConfig::default(),
+            data: PathBuf::from("data"),
+            out: PathBuf::from("run"),
+            steps: 2000,
+            batch: 8,
+            accumulate: 1,
+            seed: 1,
+            threads: 0,
+            save_every: 500,
+            keep: 2,
+            eval_every: 250,
+            eval_sequences: 64,
+        }
+    }
+}
+
+impl Config {
+    /// A named starting point: `tiny`, `small`, `baby-gpt`, `gpt2`.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` with the known names.
+    pub fn preset(name: &str) -> Result<Config> {
+        let base = Config::default();
+        Ok(match name {
+            "tiny" => Config { model: ModelConfig::tiny(), steps: 200, ..base },
+            "small" => base,
+            "baby-gpt" => Config {
+                model: ModelConfig { dropout: 0.2, ..ModelConfig::baby_gpt() },
+                optim: OptimConfig { beta2: 0.99, ..OptimConfig::default() },
+                steps: 5000,
+                batch: 12,
+                ..base
+            },
+            "gpt2" => Config {
+                model: ModelConfig {
+                    layers: 12,
+                    heads: 12,
+                    kv_heads: 12,
+                    width: 768,
+                    ffn: 3072,
+                    context: 1024,
+                    ..ModelConfig::baby_gpt()
+                },
+                optim: OptimConfig { rate: 6e-4, min_rate: 6e-5, warmup: 700, ..OptimConfig::default() },
+                batch: 1,
+                accumulate: 8,
+                ..base
+            },
+            _ => {
+                let known = "tiny, small, baby-gpt, gpt2";
+                return Err(Error::new(
+                    Status::NOT_FOUND,
+                    format!("preset {name:?}: expected one of {known}"),
+                ));
+            }
+        })
+    }
+
+    /// Reads a configuration from JSON text; what it leaves out keeps its default.
+    ///
+    /// # Errors
+    /// `BAD_FORMAT` for text that is no JSON or has values of the wrong type, `INVALID_ARG` for an unknown key.
+    pub fn from_json(text: &str) -> Result<Config> {
+        let value: Value = serde_json::from_str(text).map_err(|e| format_error(&e))?;
+        refuse_unknown(&value, &to_value(&Config::default())?, "")?;
+        serde_json::from_value(value).map_err(|e| format_error(&e))
+    }
+
+    /// The configuration as indented JSON.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).unwrap_or_else(|_| unreachable!("a configuration is plain data"))
+    }
+
+    /// Sets one value from `key=value`; the key is a path (`optim.rate`) or its last part where that is unique.
+    ///
+    /// # Errors
+    /// `INVALID_ARG` for text without `=`, an unknown or ambiguous key, or a value of the wrong type.
+    pub fn set(&mut self, assignment: &str) -> Result<()> {
+        let (key, text) = assignment
+            .split_once('=')
+            .ok_or_else(|| invalid(format!("{assignment:?}: expected key=value, such as optim.rate=1e-3")))?;
+        let mut tree = to_value(self)?;
+        let paths = paths(&tree, "");
+        let exact = paths.iter().find(|p| *p == key);
+        let by_leaf: Vec<&String> = paths.iter().filter(|p| p.rsplit('.').next() == Some(key)).collect();
+        let path = match (exact, &by_leaf[..]) {
+            (Some(path), _) => path,
+            (None, [path]) => path,
+            (None, []) => return Err(unknown(key, paths.iter().map(String::as_str))),
+            (None, several) => {
+                return Err(invalid(format!("key {key:?} is one of {several:?}: write the whole")));
+            }
+        };
+        let value = serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.into()));
+        let place = path.split('.').try_fold(&mut tree, |at, part| at.get_mut(part));
+        *place.unwrap_or_else(|| unreachable!("the path was listed")) = value;
+        *self = serde_json::from_value(tree).map_err(|e| invalid(format!("{assignment}: {e}")))?;
+        Ok(())
+    }
+
+    /// Checks everything that does not need the data.
+    ///
+    /// # Errors
+    /// `INVALID_ARG` with the first setting that does not fit.
+    pub fn check(&self) -> Result<()> {
+        self.model.check()?;
+        if self.batch == 0 || self.accumulate == 0 || self.steps == 0 {
+            return Err(invalid("batch, accumulate and steps: expected at least 1".into()));
+        }
+        let o = &self.optim;
+        let fine = o.rate > 0.0
+            && o.min_rate >= 0.0
+            && (0.0..1.0).contains(&o.beta1)
+            && (0.0..1.0).contains(&o.beta2)
+            && o.eps > 0.0
+            && o.decay >= 0.0
+            && o.clip >= 0.0;
+        if !fine {
+            return Err(invalid(format!("optim: a setting is out of range: {o:?}")));
+        }
+        Ok(())
+    }
+}
+
+fn to_value(config: &Config) -> Result<Value> {
+    serde_json::to_value(config).map_err(|e| Error::new(Status::INTERNAL, format!("configuration: {e}")))
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(Status::INVALID_ARG, message)
+}
+
+fn format_error(e: &serde_json::Error) -> Error {
+    Error::new(Status::BAD_FORMAT, format!("configuration: {e}"))
+}
+
+/// All leaves as dotted paths.
+fn paths(value: &Value, prefix: &str) -> Vec<String> {
+    let join = |key: &str| if prefix.is_empty() { key.to_string() } else { format!("{prefix}.{key}") };
+    match value {
+        Value::Object(map) => map.iter().flat_map(|(key, v)| paths(v, &join(key))).collect(),
+        _ => vec![prefix.to_string()],
+    }
+}
+
+fn refuse_unknown(value: &Value, known: &Value, prefix: &str) -> Result<()> {
+    let (Value::Object(value), Value::Object(known)) = (value, known) else { return Ok(()) };
+    for (key, v) in value {
+        match known.get(key) {
+            Some(k) => refuse_unknown(v, k, &format!("{prefix}{key}."))?,
+            None => {
+                return Err(unknown(
+                    &format!("{prefix}{key}"),
+                    siblings(known, prefix).iter().map(String::as_str),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn siblings(known: &Map<String, Value>, prefix: &str) -> Vec<String> {
+    known.keys().map(|k| format!("{prefix}{k}")).collect()
+}
+
+fn unknown<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Error {
+    let leaf = |p: &'a str| p.rsplit('.').next().unwrap_or(p);
+    let nearest = known.min_by_key(|p| distance(key, p).min(distance(key, leaf(p))));
+    let hint = nearest.map_or(String::new(), |n| format!("; the nearest known name is {n:?}"));
+    invalid(format!("unknown configuration key {key:?}{hint}"))
+}
+
+/// The number of insertions, deletions and replacements between two names (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let best = (diagonal + usize::from(x != *y)).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = std::mem::replace(&mut row[j + 1], best);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_are_refused_with_the_nearest_known_name() {
+        let e = Config::from_json(r#"{"model": {"layer": 3}}"#).unwrap_err();
+        assert!(e.message().contains("model.layers"), "{e}");
+        let e = Config::default().set("optim.warm_up=3").unwrap_err();
+        assert!(e.message().contains("optim.warmup"), "{e}");
+        assert!(Config::default().set("batch").is_err());
+        assert!(Config::default().set("batch=many").is_err());
+    }
+
+    #[test]
+    fn overrides_reach_every_level_and_survive_json() {
+        let mut c = Config::preset("baby-gpt").unwrap();
+        for assignment in ["optim.rate=0.5", "layers=3", "data=some/where", "family=llama", "decay=0"] {
+            c.set(assignment).unwrap();
+        }
+        assert_eq!((c.optim.rate, c.model.layers, c.model.family), (0.5, 3, Family::Llama));
+        assert_eq!((c.data.to_str(), c.optim.decay), (Some("some/where"), 0.0));
+        assert_eq!(Config::from_json(&c.to_json()).unwrap(), c);
+        let e = c.set("eps=1").unwrap_err();
+        assert!(e.message().contains("model.eps"), "{e}");
+    }
+}
