@@ -28,7 +28,7 @@ fn bound(ty: Type) -> f64 {
         Type::F16 => 3e-4,
         Type::Bf16 => 2e-3,
         Type::Q8 => 0.0071,
-        Type::Q4 => 0.0750,
+        Type::Q4 => 0.0745,
     }
 }
 

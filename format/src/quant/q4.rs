@@ -11,8 +11,8 @@
 //! The multiplier scales the table, not the weights: 16 products per group make a lookup table, and what comes out
 //! is int8 like every other type. The steps of the table grow outwards as the density of weights falls.
 //!
-//! Encoding, per group: try steps around the one that puts the largest value on the table's end, keep that of least
-//! squared error, each at its best scale in the least-squares sense. Per record: the largest step fixes the scale,
+//! Encoding, per group: try steps around those that put the largest value on either end of the table, each at its
+//! best scale in the least-squares sense, and keep that of least squared error. Per record: the largest step fixes the scale,
 //! multipliers are rounded to it, and codes are chosen against the integers that will really be decoded.
 
 use super::{HALF, HEAD, INPUTS, Quant, ROWS, Type};
@@ -130,55 +130,76 @@ fn encode_record(
     }
 }
 
+/// How far from the wanted multiplier others are tried.
+const NEAR: i8 = 1;
+
 /// The multiplier out of `wanted` and its neighbours with the least squared error over `y` (inputs over scale), and
 /// the codes under it.
 fn choose(table: &[i8; 16], wanted: i8, y: &[f32; GROUP]) -> (i8, [u8; GROUP]) {
-    let mut best = (f32::INFINITY, 0, [0; GROUP]);
-    for m in wanted.saturating_sub(1).max(-127)..=wanted.saturating_add(1) {
+    let mut best = (f32::INFINITY, 0);
+    for m in wanted.saturating_sub(NEAR).max(-127)..=wanted.saturating_add(NEAR) {
         if m == 64 || m == -64 {
             continue; // a multiplier of 64 would make ties
         }
-        let (error, codes) = codes(table, m, y);
+        let error = error(&levels(table, m), y);
         if error < best.0 {
-            best = (error, m, codes);
+            best = (error, m);
         }
     }
-    (best.1, best.2)
+    (best.1, codes(&levels(table, best.1), best.1 < 0, y))
 }
 
-/// The nearest codes under multiplier `m`, and their squared error.
-fn codes(table: &[i8; 16], m: i8, y: &[f32; GROUP]) -> (f32, [u8; GROUP]) {
-    let levels: [f32; 16] = table.map(|entry| f32::from(weight(entry, m)));
-    // Ascending for m >= 0, else descending; counting boundaries below y walks up from the lowest level.
-    let flip = m < 0;
-    let level = |rank: usize| if flip { levels[15 - rank] } else { levels[rank] };
-    let mut rank = [0u32; GROUP];
-    let mut value = [level(0); GROUP];
-    for above in 1..16 {
-        let (low, high) = (level(above - 1), level(above));
-        let boundary = 0.5 * (low + high);
-        for j in 0..GROUP {
-            let passed = y[j] > boundary;
-            rank[j] += u32::from(passed);
-            value[j] = if passed { high } else { value[j] };
-        }
+/// The weights of the 16 codes under multiplier `m`, ascending: from the last code down where `m` is negative.
+fn levels(table: &[i8; 16], m: i8) -> [f32; 16] {
+    let mut levels = table.map(|entry| f32::from(weight(entry, m)));
+    if m < 0 {
+        levels.reverse();
     }
+    levels
+}
+
+/// The squared error of `y` against the nearest levels. Walks all of `y` up the levels together, past each boundary
+/// that lies below: written so that it vectorises.
+fn error(levels: &[f32; 16], y: &[f32; GROUP]) -> f32 {
     let mut errors = [0.0f32; 8];
-    for (j, (&y, &value)) in y.iter().zip(&value).enumerate() {
-        errors[j % 8] += (y - value) * (y - value);
+    for y in y.as_chunks::<8>().0 {
+        let mut value = [levels[0]; 8];
+        for pair in levels.windows(2) {
+            let (boundary, gap) = (0.5 * (pair[0] + pair[1]), pair[1] - pair[0]);
+            for j in 0..8 {
+                value[j] += if y[j] > boundary { gap } else { 0.0 };
+            }
+        }
+        for j in 0..8 {
+            errors[j] += (y[j] - value[j]) * (y[j] - value[j]);
+        }
     }
-    (errors.iter().sum(), rank.map(|rank| if flip { 15 - rank as u8 } else { rank as u8 }))
+    errors.iter().sum()
 }
 
-/// The search for a group's step: a table from a value in half steps to the nearest entry.
+/// The codes of the nearest levels.
+fn codes(levels: &[f32; 16], descending: bool, y: &[f32; GROUP]) -> [u8; GROUP] {
+    let mut rank = [0i32; GROUP];
+    for pair in levels.windows(2) {
+        let boundary = 0.5 * (pair[0] + pair[1]);
+        for j in 0..GROUP {
+            rank[j] += i32::from(y[j] > boundary);
+        }
+    }
+    rank.map(|rank| if descending { 15 - rank as u8 } else { rank as u8 })
+}
+
+/// The search for a group's step.
 struct Search {
+    /// From a value in half steps to the nearest entry of the table.
     nearest: [f32; 512],
-    end: f32,
+    /// The values, in steps, that a group's largest value is tried as: around either end of the table, because the
+    /// two ends differ and a group may lie better on the table's mirror image.
+    places: [f32; 6],
 }
 
-/// How many places around the table's end the largest value of a group is tried on, and how far apart they are.
-const TRIES: i32 = 4;
-const APART: f32 = 1.75;
+/// How far apart the places around an end are.
+const APART: f32 = 5.0;
 
 impl Search {
     fn new(table: &[i8; 16]) -> Search {
@@ -187,9 +208,9 @@ impl Search {
             let entries = table.iter().map(|&e| f32::from(e));
             entries.fold(f32::INFINITY, |b, e| if (e - value).abs() < (b - value).abs() { e } else { b })
         });
-        let end =
-            table.iter().map(|&e| f32::from(e)).fold(0.0, |b: f32, e| if e.abs() > b.abs() { e } else { b });
-        Search { nearest, end }
+        let (first, last) = (f32::from(table[0]), f32::from(table[15]));
+        let places = [first, first - APART, first + APART, last, last - APART, last + APART];
+        Search { nearest, places }
     }
 
     /// The signed step `a` for which `a * table` lies closest to `group`; 0 for a group of zeros.
@@ -201,8 +222,7 @@ impl Search {
         // In units of the largest value, so that squares neither overflow nor vanish.
         let unit: [f32; GROUP] = std::array::from_fn(|j| group[j] / largest);
         let mut best = (-1.0, 0.0);
-        for attempt in -TRIES..=TRIES {
-            let place = self.end + attempt as f32 * APART;
+        for place in self.places {
             let (mut cross, mut square) = ([0.0f32; 4], [0.0f32; 4]);
             for (j, &u) in unit.iter().enumerate() {
                 let q = self.nearest[half_steps(u * place)];
