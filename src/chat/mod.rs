@@ -6,11 +6,17 @@
 //!
 //! A template is a small program that came with a model. It runs in a sandbox ([`template`]), prints values the way
 //! Python does ([`python`]) and reads the clock through [`clock`].
+//! What the host wrote can never become a special token: [`origin`] finds out which special tokens of the rendering
+//! the template wrote alone, and only those are given their ids.
 
 pub mod clock;
 mod functions;
 mod methods;
+pub mod origin;
+#[cfg(test)]
+mod origin_tests;
 pub mod python;
+mod source;
 pub mod template;
 #[cfg(test)]
 mod tests;

@@ -11,8 +11,9 @@ use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value};
 
 use super::clock::Clock;
-use super::{Chat, functions, methods, python};
+use super::{Chat, functions, methods, origin, python, source};
 use crate::error::{Error, Result, Status};
+use crate::tokenizer::{EncodeOptions, Tokenizer};
 
 /// Name of the one template of an environment.
 const NAME: &str = "chat template";
@@ -73,7 +74,7 @@ impl Template {
         environment.set_formatter(|out, _, value| Ok(out.write_str(&python::str(value)?)?));
         environment.set_unknown_method_callback(methods::call);
         functions::add(&mut environment, clock);
-        environment.add_template_owned(NAME, without_generation_blocks(source)).map_err(|e| {
+        environment.add_template_owned(NAME, source::prepare(source)).map_err(|e| {
             let line = e.line().map_or(-1, |line| i64::try_from(line).unwrap_or(-1));
             Error::new(Status::BAD_FORMAT, format!("chat template, line {line}: {e}")).with("line", line)
         })?;
@@ -86,6 +87,11 @@ impl Template {
         &self.source
     }
 
+    /// The variables of the model.
+    pub(super) fn tokens(&self) -> impl Iterator<Item = (&String, &Value)> {
+        self.tokens.iter()
+    }
+
     /// Renders a conversation; `add_generation_prompt` asks for the beginning of an answer.
     ///
     /// # Errors
@@ -93,6 +99,23 @@ impl Template {
     /// the line where it fails on it; `BUDGET` beyond a limit.
     pub fn render(&self, chat: &Chat, add_generation_prompt: bool) -> Result<String> {
         self.render_context(&chat.context(add_generation_prompt))
+    }
+
+    /// Renders a conversation to token ids: those of the whole rendering with its special tokens, but the text of a
+    /// special token that came from the host, wholly or in part, is plain text ([`super::origin`]).
+    ///
+    /// # Errors
+    /// As [`Template::render`] and [`Tokenizer::encode`].
+    pub fn render_tokens(
+        &self,
+        chat: &Chat,
+        add_generation_prompt: bool,
+        tokenizer: &Tokenizer,
+    ) -> Result<Vec<i32>> {
+        let text = self.render(chat, add_generation_prompt)?;
+        let breaks = origin::breaks(self, chat, add_generation_prompt, &text, tokenizer.special_texts())?;
+        let options = EncodeOptions { add_special: false, parse_special: true };
+        tokenizer.encode_with_breaks(&text, options, &breaks)
     }
 
     /// Renders with exactly these variables, besides those of the model.
@@ -156,42 +179,5 @@ impl io::Write for Limited {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// `{% generation %}` … `{% endgeneration %}` become a condition that always holds: the body prints, and the tags
-/// keep their effect on whitespace.
-fn without_generation_blocks(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(at) = rest.find("{%") {
-        let (before, tag) = rest.split_at(at + 2);
-        out.push_str(before);
-        rest = tag;
-        let Some(end) = tag.find("%}") else { continue };
-        let inside = &tag[..end];
-        let word = inside.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
-        let stand_in = match word {
-            "generation" => "if true",
-            "endgeneration" => "endif",
-            _ => continue,
-        };
-        out.push_str(&inside.replacen(word, stand_in, 1));
-        rest = &tag[end..];
-    }
-    out.push_str(rest);
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn generation_tags_keep_their_whitespace_control() {
-        assert_eq!(
-            without_generation_blocks("a {%- generation -%} b {% endgeneration %}{% if x %}"),
-            "a {%- if true -%} b {% endif %}{% if x %}"
-        );
     }
 }

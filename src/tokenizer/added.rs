@@ -4,7 +4,7 @@
 //! token where none may be, a part of a word where whole words are asked for) is passed over but still used up.
 
 use super::classes::{SPACE, WORD, classes};
-use llm_format::tokens::{AddedList, added};
+use llm_format::tokens::{AddedList, AddedToken, added};
 use std::ops::Range;
 
 /// A stretch of text or a token.
@@ -14,8 +14,15 @@ pub(crate) enum Cut {
     Token(u32),
 }
 
-/// Cuts `text` at the tokens of `list`; without `parse_special` special tokens stay text.
-pub(crate) fn split(list: &AddedList, text: &str, parse_special: bool, mut give: impl FnMut(Cut)) {
+/// Cuts `text` at the tokens of `list`; without `parse_special` special tokens stay text. No special token is found
+/// across one of the `breaks` (ascending places in `text`), and none of a single character between two of them.
+pub(crate) fn split(
+    list: &AddedList,
+    text: &str,
+    parse_special: bool,
+    breaks: &[usize],
+    mut give: impl FnMut(Cut),
+) {
     let bytes = text.as_bytes();
     let classes = classes();
     let mut from = 0; // the end of the last token
@@ -25,7 +32,16 @@ pub(crate) fn split(list: &AddedList, text: &str, parse_special: bool, mut give:
             at += 1;
             continue;
         }
-        let Some(token) = list.longest_prefix(&bytes[at..]) else {
+        let Some(token) = list.longest_prefix(&bytes[at..]).and_then(|token| {
+            let broken =
+                |t: &AddedToken| t.flags & added::SPECIAL != 0 && broken(text, breaks, at, t.pattern);
+            if !broken(&token) {
+                return Some(token);
+            }
+            // A shorter one may end before the break.
+            let next = breaks.get(breaks.partition_point(|&b| b <= at)).copied().unwrap_or(bytes.len());
+            list.longest_prefix(bytes.get(at..next)?).filter(|token| !broken(token))
+        }) else {
             at += 1;
             continue;
         };
@@ -58,4 +74,12 @@ pub(crate) fn split(list: &AddedList, text: &str, parse_special: bool, mut give:
     if from < bytes.len() {
         give(Cut::Text(from..bytes.len()));
     }
+}
+
+/// Whether a break forbids the special token `pattern` at `at`.
+fn broken(text: &str, breaks: &[usize], at: usize, pattern: &[u8]) -> bool {
+    let end = at + pattern.len();
+    let inside = breaks.get(breaks.partition_point(|&b| b <= at)).is_some_and(|&b| b < end);
+    let single = || text.get(at..end).is_some_and(|token| token.chars().nth(1).is_none());
+    inside || (single() && breaks.binary_search(&at).is_ok() && breaks.binary_search(&end).is_ok())
 }

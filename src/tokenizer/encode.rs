@@ -31,18 +31,39 @@ impl Tokenizer {
     /// A text beyond 256 MiB, a character the model has no token for, a general split pattern that backtracks
     /// without end, damaged tables.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<i32>> {
+        self.encode_with_breaks(text, options, &[])
+    }
+
+    /// The ids of `text`, in which no special token reaches across one of the `breaks` (ascending places in `text`)
+    /// and none of a single character stands between two of them; such texts are plain. Everything else is as if
+    /// there were no breaks.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_breaks(
+        &self,
+        text: &str,
+        options: EncodeOptions,
+        breaks: &[usize],
+    ) -> Result<Vec<i32>> {
         if text.len() > LONGEST_TEXT {
             let what = format!("a text of {} bytes, at most {LONGEST_TEXT} in one call", text.len());
             return Err(Error::new(Status::INVALID_ARG, what));
         }
         let mut scratch = self.take_scratch();
-        let result = self.encode_with(text, options, &mut scratch);
+        let result = self.encode_with(text, options, breaks, &mut scratch);
         let ids = result.and_then(|()| self.check(&scratch.ids));
         self.give_scratch(scratch);
         ids
     }
 
-    fn encode_with(&self, text: &str, options: EncodeOptions, scratch: &mut Scratch) -> Result<()> {
+    fn encode_with(
+        &self,
+        text: &str,
+        options: EncodeOptions,
+        breaks: &[usize],
+        scratch: &mut Scratch,
+    ) -> Result<()> {
         let view = self.view();
         let unknown = self.special_id(2);
         let settings = self.layout.settings;
@@ -63,11 +84,15 @@ impl Tokenizer {
             ids.extend(view.prefix());
         }
         let mut result = Ok(());
-        added::split(&view.raw, text, options.parse_special, |cut| match cut {
+        added::split(&view.raw, text, options.parse_special, breaks, |cut| match cut {
             Cut::Token(id) => ids.push(id),
             Cut::Text(range) if result.is_ok() => {
                 let first = range.start == 0;
-                result = self.plain(&view, &model, &text[range], first, options, scratch, &mut ids);
+                let of = |place: usize| breaks.partition_point(|&b| b < place);
+                let inside: Vec<usize> =
+                    breaks[of(range.start)..of(range.end + 1)].iter().map(|b| b - range.start).collect();
+                let text = &text[range];
+                result = self.plain(&view, &model, text, first, options, &inside, scratch, &mut ids);
             }
             Cut::Text(_) => {}
         });
@@ -87,12 +112,20 @@ impl Tokenizer {
         text: &str,
         first: bool,
         options: EncodeOptions,
+        breaks: &[usize],
         scratch: &mut Scratch,
         ids: &mut Vec<u32>,
     ) -> Result<()> {
+        // A place in the normalised text is the length of what normalising everything before it gives. Only a list
+        // that has tokens asks for it.
+        let mut places = Vec::new();
+        for &b in breaks.iter().filter(|_| !view.normal.is_empty()) {
+            let before = text.get(..b).unwrap_or(text);
+            places.push(self.normalizers.run(view, before)?.len());
+        }
         let text = self.normalizers.run(view, text)?;
         let mut result = Ok(());
-        added::split(&view.normal, &text, options.parse_special, |cut| match cut {
+        added::split(&view.normal, &text, options.parse_special, &places, |cut| match cut {
             Cut::Token(id) => ids.push(id),
             Cut::Text(range) if result.is_ok() => {
                 let first = first && range.start == 0;

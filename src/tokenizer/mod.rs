@@ -28,7 +28,7 @@ use crate::error::{Error, Result, Status};
 use crate::mmap::Bytes;
 use decode::Decoders;
 use encode::Scratch;
-use llm_format::tokens::{Layout, NONE, View, flag, setting};
+use llm_format::tokens::{Layout, NONE, View, added as list, flag, setting};
 use normalize::Normalizers;
 use pretokenize::PreTokenizers;
 use std::borrow::Cow;
@@ -222,6 +222,17 @@ impl Tokenizer {
         let added = view.raw.by_content(text).or_else(|| view.normal.by_content(text));
         let id = added.map(|t| t.id).or_else(|| view.find(text))?;
         i32::try_from(id).ok()
+    }
+
+    /// The texts that become special tokens where special tokens are recognised, in no particular order.
+    pub fn special_texts(&self) -> impl Iterator<Item = &str> {
+        let view = self.view();
+        [view.raw, view.normal].into_iter().flat_map(|tokens| {
+            (0..tokens.len())
+                .filter_map(move |at| tokens.get(at))
+                .filter(|token| token.flags & list::SPECIAL != 0 && !token.content.is_empty())
+                .filter_map(|token| std::str::from_utf8(token.content).ok())
+        })
     }
 
     /// The text after normalisation, as the model's words are cut from it. For the converter, which stores added
