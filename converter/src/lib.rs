@@ -1,3 +1,193 @@
-//! Checkpoints to .llm files.
+//! Checkpoints to `.llm` files.
+//!
+//! ```text
+//! config.json ──▶ Spec ──▶ list of tensors ──┐
+//! model.safetensors (or shards) ─────────────┼─▶ encode, all cores ──▶ OUT.llm, renamed into place at the end
+//! tokenizer files, templates, defaults ──────┘
+//! ```
+//! What a checkpoint must hold is known before a value is read: a tensor that is missing, too many, or of another
+//! shape is refused by name. A conversion that fails or is cancelled leaves no file. The same checkpoint gives the
+//! same bytes. What the tensors compute is not known here.
 
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+
+use llm::model::arch::{self, Arch, Want};
+use llm::model::spec::Spec;
+use llm::{Error, Result, Status};
+use llm_format::quant::Type;
+use serde_json::{Map, Value};
+
+pub mod checkpoint;
+mod encode;
+mod metadata;
+pub mod random;
 pub mod tokenizer;
+mod values;
+
+use checkpoint::Checkpoint;
+pub use random::{SHAPES, random};
+use values::Origin;
+
+/// What to convert to.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Type of the matrices. Vectors and routers stay f32.
+    pub ty: Type,
+    /// The splitting rule of a tokenizer whose files do not say it (tiktoken, `vocab.json` with `merges.txt`).
+    pub pattern: Option<String>,
+    /// The model's name; without it, what the configuration or the directory is called.
+    pub name: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { ty: Type::Q4, pattern: None, name: None }
+    }
+}
+
+/// Hears how a conversion goes. Called from several threads.
+pub trait Progress: Sync {
+    /// Work on a tensor begins.
+    fn tensor(&self, _name: &str) {}
+    /// `done` of `total` bytes are written. `false` cancels the conversion.
+    fn advance(&self, _done: u64, _total: u64) -> bool {
+        true
+    }
+}
+
+/// Hears nothing.
+impl Progress for () {}
+
+/// What was written.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// The checkpoint's `model_type`.
+    pub architecture: String,
+    /// Tensors in the file.
+    pub tensors: usize,
+    /// Values in them.
+    pub parameters: u64,
+    /// Bytes of the tensors.
+    pub bytes: u64,
+    /// `bytes` · 8 / `parameters`
+    pub bits_per_weight: f64,
+    /// Kind of the tokenizer, if there is one.
+    pub tokenizer: Option<String>,
+    /// What the caller should know: sentences.
+    pub warnings: Vec<String>,
+}
+
+/// Converts the checkpoint `source` (a directory, or a `.safetensors` file beside its `config.json`) to `out`.
+///
+/// # Errors
+/// `UNSUPPORTED` for an architecture, a setting or a format that is not supported, `BAD_FORMAT` for a malformed
+/// checkpoint or one whose tensors do not match, `NOT_FOUND` and `IO` from the file system, `CANCELLED`.
+pub fn convert(source: &Path, out: &Path, options: &Options, progress: &dyn Progress) -> Result<Summary> {
+    let checkpoint = Checkpoint::open(source)?;
+    let dir = checkpoint.directory().to_path_buf();
+    let config = checkpoint::read_json(&dir.join("config.json"))?;
+    let (arch, spec) = arch::read_config(&config).map_err(|e| e.context(dir.display()))?;
+    let wants = match_tensors(arch, &spec, &checkpoint).map_err(|e| e.context(dir.display()))?;
+    let items = encode::items(wants, options.ty)?;
+
+    let mut warnings = Vec::new();
+    let built = tokenizer::load_dir(&dir, options.pattern.as_deref())?;
+    let tokenizer_config = checkpoint::read_json_if_there(&dir.join("tokenizer_config.json"))?;
+    let name = options.name.clone().unwrap_or_else(|| model_name(&config, &dir));
+    let mut metadata = Map::new();
+    metadata.insert("name".into(), name.clone().into());
+    match &built {
+        Some(built) => {
+            metadata.insert("tokenizer".into(), metadata::tokenizer(built.kind, tokenizer_config.as_ref()));
+        }
+        None => warnings.push(format!(
+            "{}: no tokenizer files; the model will take and give token ids only",
+            dir.display()
+        )),
+    }
+    metadata::templates(&dir, tokenizer_config.as_ref(), &mut metadata);
+    metadata.insert("generation".into(), metadata::generation(&dir, &config)?);
+    metadata.insert("provenance".into(), metadata::provenance(&name, &config, &checkpoint));
+    if let Some(license) = metadata::license(&dir) {
+        metadata.insert("license".into(), license.into());
+    }
+    let (kind, tables) = built.map(|b| (b.kind.to_string(), b.tables)).unzip();
+    let mut summary = write(out, &spec, metadata, tables, &items, options.ty, &checkpoint, progress)?;
+    summary.tokenizer = kind;
+    summary.warnings.extend(warnings);
+    Ok(summary)
+}
+
+/// What the configuration calls the model, else the directory's name.
+fn model_name(config: &Value, dir: &Path) -> String {
+    let named = config.get("_name_or_path").and_then(Value::as_str).filter(|n| !n.is_empty());
+    let path = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf());
+    match (named, path.file_name()) {
+        (Some(name), _) => name.into(),
+        (None, Some(name)) => name.to_string_lossy().into(),
+        (None, None) => "model".into(),
+    }
+}
+
+/// The first few of a list.
+fn few(list: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = list.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match list.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+/// The tensors that `spec` wants, with sources under the names they have in this checkpoint.
+fn match_tensors(arch: &Arch, spec: &Spec, checkpoint: &Checkpoint) -> Result<Vec<Want>> {
+    let stored = checkpoint.tensors();
+    let mut wants = (arch.tensors)(spec);
+    // A checkpoint of the bare model, without its head, has no prefix on any name.
+    let bare = !stored.keys().any(|name| name.starts_with(arch.prefix));
+    let mut used = std::collections::BTreeSet::new();
+    let (mut missing, mut shapes, mut types) = (Vec::new(), Vec::new(), Vec::new());
+    for source in wants.iter_mut().flat_map(|want| &mut want.sources) {
+        if bare && let Some(rest) = source.name.strip_prefix(arch.prefix) {
+            source.name = rest.into();
+        }
+        match stored.get(&source.name) {
+            None => missing.push(source.name.clone()),
+            Some(entry) if entry.shape != source.shape => {
+                shapes.push(format!("{} (expected {:?}, got {:?})", source.name, source.shape, entry.shape));
+            }
+            Some(entry) if checkpoint.view(&source.name).is_err() => {
+                types.push(format!("{} ({})", source.name, entry.dtype()));
+            }
+            Some(_) => {}
+        }
+        used.insert(source.name.clone());
+    }
+    let extra: Vec<String> = stored
+        .keys()
+        .filter(|name| !used.contains(*name))
+        .filter(|name| {
+            let full = if bare { format!("{}{name}", arch.prefix) } else { (*name).clone() };
+            !(arch.ignores)(spec, &full) && !(arch.ignores)(spec, name)
+        })
+        .cloned()
+        .collect();
+    if !types.is_empty() {
+        let what = format!("tensors stored in a type other than F32, F16 and BF16: {}", few(&types));
+        return Err(Error::new(Status::UNSUPPORTED, what));
+    }
+    let lists = [("missing", missing), ("not known", extra), ("of another shape", shapes)];
+    let found: Vec<String> = lists
+        .iter()
+        .filter(|(_, list)| !list.is_empty())
+        .map(|(what, list)| format!("{what}: {}", few(list)))
+        .collect();
+    if found.is_empty() {
+        return Ok(wants);
+    }
+    let what =
+        format!("the tensors do not match the configuration of a `{}`; {}", spec.architecture, found.join("; "));
+    Err(Error::new(Status::BAD_FORMAT, what))
+}

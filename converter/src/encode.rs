@@ -1,0 +1,207 @@
+//! Encoding: tensors in order, blocks of 32 rows on all cores, bytes out in order.
+//!
+//! ```text
+//! encoder thread: chunk of blocks -> rayon: (read rows, expand, encode) per block -> channel of a few chunks
+//! caller's thread:                                                     channel -> writer (checksums, file)
+//! ```
+//! A chunk is bounded in bytes, so memory does not grow with the size of a tensor. The bytes depend on the values
+//! alone, not on how many threads there were.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use llm::model::arch::{LayerSlot, Slot, Want};
+use llm::{Error, Result, Status};
+use llm_format::quant::{self, Type};
+use rayon::prelude::*;
+
+use crate::Progress;
+use crate::values::{Origin, Values};
+
+/// Bytes of a chunk on its way to the writer, about.
+const CHUNK: usize = 8 << 20;
+/// Chunks that may wait for the writer.
+const WAITING: usize = 4;
+
+/// A tensor to write: what it is, and as which type.
+pub(crate) struct Item {
+    pub(crate) want: Want,
+    pub(crate) ty: Type,
+    pub(crate) bytes: u64,
+}
+
+/// The type a tensor is stored as when matrices are asked for as `ty`.
+pub(crate) fn type_of(want: &Want, ty: Type) -> Type {
+    match want.slot {
+        _ if want.shape.len() == 1 => Type::F32,
+        // They decide which experts run; rounding them changes choices, and they are small.
+        Slot::Layer(_, LayerSlot::Router | LayerSlot::SharedSwitch) => Type::F32,
+        // Added to the embedding row by row: nothing multiplies with them, so integers would save nothing but room.
+        Slot::Positions if ty.is_integer() => Type::F16,
+        _ => ty,
+    }
+}
+
+/// The list of what is to be written.
+pub(crate) fn items(wants: Vec<Want>, ty: Type) -> Result<Vec<Item>> {
+    let item = |want: Want| {
+        let ty = type_of(&want, ty);
+        match quant::tensor_bytes(ty, &want.shape) {
+            Some(bytes) => Ok(Item { want, ty, bytes }),
+            None => Err(Error::new(
+                Status::UNSUPPORTED,
+                format!("tensor `{}` of shape {:?} is too large for the format", want.name, want.shape),
+            )),
+        }
+    };
+    wants.into_iter().map(item).collect()
+}
+
+/// Encodes `items` from `origin` and hands every tensor's bytes to `write`, in order and in pieces.
+pub(crate) fn run(
+    items: &[Item],
+    origin: &dyn Origin,
+    progress: &dyn Progress,
+    mut write: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    std::thread::scope(|scope| {
+        let (sender, receiver) = sync_channel(WAITING);
+        scope.spawn(move || {
+            if let Err(e) = encode(items, origin, progress, &sender) {
+                // Fails only when the receiver is gone, which then has an error of its own.
+                let _ = sender.send(Err(e));
+            }
+        });
+        drain(receiver, progress, items, &mut write)
+    })
+}
+
+fn drain(
+    receiver: Receiver<Result<Vec<u8>>>,
+    progress: &dyn Progress,
+    items: &[Item],
+    write: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let total = items.iter().map(|i| i.bytes).sum();
+    let mut done = 0;
+    for chunk in receiver {
+        let chunk = chunk?;
+        write(&chunk)?;
+        done += chunk.len() as u64;
+        if !progress.advance(done, total) {
+            return Err(Error::new(Status::CANCELLED, "conversion cancelled"));
+        }
+    }
+    if done != total {
+        return Err(Error::new(Status::INTERNAL, format!("encoded {done} of {total} bytes")));
+    }
+    Ok(())
+}
+
+/// Where chunks go. A send fails once the writing side has failed; the encoder then just stops.
+type Sender = SyncSender<Result<Vec<u8>>>;
+
+fn gone<T>(_: T) -> Error {
+    Error::new(Status::CANCELLED, "writing has stopped")
+}
+
+fn encode(items: &[Item], origin: &dyn Origin, progress: &dyn Progress, sender: &Sender) -> Result<()> {
+    for item in items {
+        progress.tensor(&item.want.name);
+        match item.want.shape[..] {
+            [_] => {
+                let values = origin.vector(&item.want)?;
+                finite(&item.want, quant::absmax(&values), 0)?;
+                let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                sender.send(Ok(bytes)).map_err(gone)?;
+            }
+            [rows, cols] => encode_matrix(item, origin, 0, (rows, cols), sender)?,
+            [count, rows, cols] => {
+                for index in 0..count as usize {
+                    encode_matrix(item, origin, index, (rows, cols), sender)?;
+                }
+            }
+            _ => return Err(Error::new(Status::INTERNAL, format!("shape of `{}`", item.want.name))),
+        }
+    }
+    Ok(())
+}
+
+fn encode_matrix(
+    item: &Item,
+    origin: &dyn Origin,
+    index: usize,
+    (rows, cols): (u64, u64),
+    sender: &Sender,
+) -> Result<()> {
+    let (rows, cols, ty) = (rows as usize, cols as usize, item.ty);
+    let matrix = origin.matrix(&item.want, index)?;
+    let head = if ty.is_integer() {
+        let head = quant::head(ty, absmax(&*matrix, &item.want, rows, cols)?);
+        sender.send(Ok(head.to_vec())).map_err(gone)?;
+        head
+    } else {
+        quant::head(ty, 0.0)
+    };
+    let block = quant::block_bytes(ty, cols as u64).and_then(|b| usize::try_from(b).ok()).unwrap_or(0).max(1);
+    let blocks = rows.div_ceil(quant::ROWS);
+    // At least one block for every thread, or a matrix of long rows would be encoded by one.
+    let group = (CHUNK / block).max(rayon::current_num_threads());
+    for first in (0..blocks).step_by(group) {
+        let mut out = vec![0; (blocks - first).min(group) * block];
+        out.par_chunks_mut(block).enumerate().try_for_each_init(
+            || (Vec::new(), Vec::new()),
+            |(values, scratch): &mut (Vec<f32>, Vec<u8>), (i, out)| {
+                let row = (first + i) * quant::ROWS;
+                values.resize((rows - row).min(quant::ROWS) * cols, 0.0);
+                matrix.rows(row, values, scratch)?;
+                if !ty.is_integer() {
+                    let most = quant::absmax(values);
+                    finite(&item.want, most, row)?;
+                    fits(&item.want, ty, most, row)?;
+                }
+                quant::encode_block(ty, &head, values, cols, out);
+                Ok(())
+            },
+        )?;
+        sender.send(Ok(out)).map_err(gone)?;
+    }
+    Ok(())
+}
+
+/// The greatest magnitude of a matrix, which its head needs before the first block.
+fn absmax(matrix: &dyn Values, want: &Want, rows: usize, cols: usize) -> Result<f32> {
+    if let Some(bound) = matrix.bound() {
+        return Ok(bound);
+    }
+    (0..rows.div_ceil(quant::ROWS))
+        .into_par_iter()
+        .map_init(
+            || (Vec::new(), Vec::new()),
+            |(values, scratch): &mut (Vec<f32>, Vec<u8>), block| {
+                let row = block * quant::ROWS;
+                values.resize((rows - row).min(quant::ROWS) * cols, 0.0);
+                matrix.rows(row, values, scratch)?;
+                let most = quant::absmax(values);
+                finite(want, most, row)?;
+                Ok(most)
+            },
+        )
+        .try_reduce(|| 0.0, |a, b| Ok(a.max(b)))
+}
+
+fn finite(want: &Want, most: f32, row: usize) -> Result<()> {
+    if most.is_finite() {
+        return Ok(());
+    }
+    let what = format!("tensor `{}` holds a value that is not finite in rows {row}..", want.name);
+    Err(Error::new(Status::BAD_FORMAT, what))
+}
+
+fn fits(want: &Want, ty: Type, most: f32, row: usize) -> Result<()> {
+    // Halfway between the largest f16 and the next power of two: from there on it rounds to infinity.
+    if ty != Type::F16 || most < 65520.0 {
+        return Ok(());
+    }
+    let what = format!("tensor `{}` holds {most} in rows {row}.., too large for f16; use bf16", want.name);
+    Err(Error::new(Status::UNSUPPORTED, what))
+}
