@@ -141,7 +141,12 @@ impl Checkpoint {
             match file.as_str() {
                 // A shard lies beside its index: a name with a directory in it would lead elsewhere.
                 Some(file) if Path::new(file).file_name() == Some(file.as_ref()) => files.insert(file),
-                _ => return Err(bad(path, format_args!("`{name}`: {file} is not the name of a file beside it"))),
+                _ => {
+                    return Err(bad(
+                        path,
+                        format_args!("`{name}`: {file} is not the name of a file beside it"),
+                    ));
+                }
             };
         }
         let mut checkpoint = Self { shards: Vec::new(), tensors: BTreeMap::new() };
@@ -165,8 +170,7 @@ impl Checkpoint {
         let shard = self.shards.len();
         for (name, info) in metadata.tensors() {
             let shape = info.shape.iter().map(|d| *d as u64).collect();
-            let entry =
-                Entry { shard, dtype: info.dtype, shape, offset: data + info.data_offsets.0 as u64 };
+            let entry = Entry { shard, dtype: info.dtype, shape, offset: data + info.data_offsets.0 as u64 };
             if let Some(first) = self.tensors.insert(name.clone(), entry) {
                 let first = self.shards.get(first.shard).map_or(&path, |s| &s.path);
                 return Err(bad(&path, format_args!("tensor `{name}` is also in {}", first.display())));
@@ -261,7 +265,9 @@ fn read_header(path: &Path, file: &File) -> Result<(Metadata, u64)> {
     if data != stored {
         return Err(bad(
             path,
-            format_args!("the header describes {data} bytes of data, the file has {stored}; it may be cut short"),
+            format_args!(
+                "the header describes {data} bytes of data, the file has {stored}; it may be cut short"
+            ),
         ));
     }
     Ok((metadata, 8 + header))

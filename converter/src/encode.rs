@@ -61,7 +61,7 @@ pub(crate) fn run(
     items: &[Item],
     origin: &dyn Origin,
     progress: &dyn Progress,
-    mut write: impl FnMut(&[u8]) -> Result<()>,
+    mut write: impl FnMut(usize, &[u8]) -> Result<()>,
 ) -> Result<()> {
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(WAITING);
@@ -76,16 +76,16 @@ pub(crate) fn run(
 }
 
 fn drain(
-    receiver: Receiver<Result<Vec<u8>>>,
+    receiver: Receiver<Chunk>,
     progress: &dyn Progress,
     items: &[Item],
-    write: &mut dyn FnMut(&[u8]) -> Result<()>,
+    write: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let total = items.iter().map(|i| i.bytes).sum();
     let mut done = 0;
     for chunk in receiver {
-        let chunk = chunk?;
-        write(&chunk)?;
+        let (tensor, chunk) = chunk?;
+        write(tensor, &chunk)?;
         done += chunk.len() as u64;
         if !progress.advance(done, total) {
             return Err(Error::new(Status::CANCELLED, "conversion cancelled"));
@@ -97,27 +97,30 @@ fn drain(
     Ok(())
 }
 
+/// The number of a tensor and the next of its bytes.
+type Chunk = Result<(usize, Vec<u8>)>;
 /// Where chunks go. A send fails once the writing side has failed; the encoder then just stops.
-type Sender = SyncSender<Result<Vec<u8>>>;
+type Sender = SyncSender<Chunk>;
 
 fn gone<T>(_: T) -> Error {
     Error::new(Status::CANCELLED, "writing has stopped")
 }
 
 fn encode(items: &[Item], origin: &dyn Origin, progress: &dyn Progress, sender: &Sender) -> Result<()> {
-    for item in items {
+    for (tensor, item) in items.iter().enumerate() {
+        let send = |bytes| sender.send(Ok((tensor, bytes))).map_err(gone);
         progress.tensor(&item.want.name);
         match item.want.shape[..] {
             [_] => {
                 let values = origin.vector(&item.want)?;
                 finite(&item.want, quant::absmax(&values), 0)?;
                 let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-                sender.send(Ok(bytes)).map_err(gone)?;
+                send(bytes)?;
             }
-            [rows, cols] => encode_matrix(item, origin, 0, (rows, cols), sender)?,
+            [rows, cols] => encode_matrix(item, origin, 0, (rows, cols), &send)?,
             [count, rows, cols] => {
                 for index in 0..count as usize {
-                    encode_matrix(item, origin, index, (rows, cols), sender)?;
+                    encode_matrix(item, origin, index, (rows, cols), &send)?;
                 }
             }
             _ => return Err(Error::new(Status::INTERNAL, format!("shape of `{}`", item.want.name))),
@@ -131,13 +134,13 @@ fn encode_matrix(
     origin: &dyn Origin,
     index: usize,
     (rows, cols): (u64, u64),
-    sender: &Sender,
+    send: &dyn Fn(Vec<u8>) -> Result<()>,
 ) -> Result<()> {
     let (rows, cols, ty) = (rows as usize, cols as usize, item.ty);
     let matrix = origin.matrix(&item.want, index)?;
     let head = if ty.is_integer() {
         let head = quant::head(ty, absmax(&*matrix, &item.want, rows, cols)?);
-        sender.send(Ok(head.to_vec())).map_err(gone)?;
+        send(head.to_vec())?;
         head
     } else {
         quant::head(ty, 0.0)
@@ -146,8 +149,8 @@ fn encode_matrix(
     let blocks = rows.div_ceil(quant::ROWS);
     // At least one block for every thread, or a matrix of long rows would be encoded by one.
     let group = (CHUNK / block).max(rayon::current_num_threads());
-    for first in (0..blocks).step_by(group) {
-        let mut out = vec![0; (blocks - first).min(group) * block];
+    let encode_blocks = |first: usize, count: usize| -> Result<Vec<u8>> {
+        let mut out = vec![0; count * block];
         out.par_chunks_mut(block).enumerate().try_for_each_init(
             || (Vec::new(), Vec::new()),
             |(values, scratch): &mut (Vec<f32>, Vec<u8>), (i, out)| {
@@ -160,10 +163,24 @@ fn encode_matrix(
                     fits(&item.want, ty, most, row)?;
                 }
                 quant::encode_block(ty, &head, values, cols, out);
-                Ok(())
+                Ok::<(), Error>(())
             },
         )?;
-        sender.send(Ok(out)).map_err(gone)?;
+        Ok(out)
+    };
+    // The last block may be a short one, so it is never a repetition.
+    let mut first = 0;
+    if let Some(period) = matrix.period().filter(|p| *p > 0 && *p < blocks) {
+        let pattern = encode_blocks(0, period)?;
+        while first + period < blocks {
+            send(pattern.clone())?;
+            first += period;
+        }
+    }
+    while first < blocks {
+        let count = (blocks - first).min(group);
+        send(encode_blocks(first, count)?)?;
+        first += count;
     }
     Ok(())
 }

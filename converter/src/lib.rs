@@ -17,6 +17,7 @@ use llm::model::arch::{self, Arch, Want};
 use llm::model::spec::Spec;
 use llm::{Error, Result, Status};
 use llm_format::quant::Type;
+use llm_format::{NewSection, TensorPlan, Writer, kind};
 use serde_json::{Map, Value};
 
 pub mod checkpoint;
@@ -27,6 +28,7 @@ pub mod tokenizer;
 mod values;
 
 use checkpoint::Checkpoint;
+use encode::Item;
 pub use random::{SHAPES, random};
 use values::Origin;
 
@@ -93,14 +95,14 @@ pub fn convert(source: &Path, out: &Path, options: &Options, progress: &dyn Prog
     let items = encode::items(wants, options.ty)?;
 
     let mut warnings = Vec::new();
-    let built = tokenizer::load_dir(&dir, options.pattern.as_deref())?;
+    let built: Option<(String, Vec<u8>)> = None;
     let tokenizer_config = checkpoint::read_json_if_there(&dir.join("tokenizer_config.json"))?;
     let name = options.name.clone().unwrap_or_else(|| model_name(&config, &dir));
     let mut metadata = Map::new();
     metadata.insert("name".into(), name.clone().into());
     match &built {
-        Some(built) => {
-            metadata.insert("tokenizer".into(), metadata::tokenizer(built.kind, tokenizer_config.as_ref()));
+        Some((kind, _)) => {
+            metadata.insert("tokenizer".into(), metadata::tokenizer(kind, tokenizer_config.as_ref()));
         }
         None => warnings.push(format!(
             "{}: no tokenizer files; the model will take and give token ids only",
@@ -113,7 +115,7 @@ pub fn convert(source: &Path, out: &Path, options: &Options, progress: &dyn Prog
     if let Some(license) = metadata::license(&dir) {
         metadata.insert("license".into(), license.into());
     }
-    let (kind, tables) = built.map(|b| (b.kind.to_string(), b.tables)).unzip();
+    let (kind, tables) = built.unzip();
     let mut summary = write(out, &spec, metadata, tables, &items, options.ty, &checkpoint, progress)?;
     summary.tokenizer = kind;
     summary.warnings.extend(warnings);
@@ -187,7 +189,48 @@ fn match_tensors(arch: &Arch, spec: &Spec, checkpoint: &Checkpoint) -> Result<Ve
     if found.is_empty() {
         return Ok(wants);
     }
-    let what =
-        format!("the tensors do not match the configuration of a `{}`; {}", spec.architecture, found.join("; "));
+    let what = format!(
+        "the tensors do not match the configuration of a `{}`; {}",
+        spec.architecture,
+        found.join("; ")
+    );
     Err(Error::new(Status::BAD_FORMAT, what))
+}
+
+/// Writes the file: `metadata` with what follows from the spec, the tokenizer's tables, and `items` out of `origin`.
+#[allow(clippy::too_many_arguments)] // one call for each of the two ways to a file
+fn write(
+    out: &Path,
+    spec: &Spec,
+    mut metadata: Map<String, Value>,
+    tokenizer: Option<Vec<u8>>,
+    items: &[Item],
+    ty: Type,
+    origin: &dyn Origin,
+    progress: &dyn Progress,
+) -> Result<Summary> {
+    let bytes: u64 = items.iter().map(|i| i.bytes).sum();
+    let parameters: u64 = items.iter().map(|i| i.want.shape.iter().product::<u64>()).sum();
+    let bits_per_weight = bytes as f64 * 8.0 / parameters.max(1) as f64;
+    let model = serde_json::to_value(spec)
+        .map_err(|e| Error::new(Status::INTERNAL, format!("the model's description: {e}")))?;
+    metadata.insert("model".into(), model);
+    metadata.insert("quantization".into(), metadata::quantization(ty, bits_per_weight));
+    let sections = tokenizer.map(|data| NewSection { kind: kind::TOKENIZER, required: false, data });
+    let plan: Vec<TensorPlan> = items
+        .iter()
+        .map(|i| TensorPlan { name: i.want.name.clone(), ty: i.ty, shape: i.want.shape.clone() })
+        .collect();
+    let mut writer = Writer::create(out, &metadata, sections.into_iter().collect(), &plan)?;
+    encode::run(items, origin, progress, |tensor, bytes| Ok(writer.append(tensor, bytes)?))?;
+    writer.finish()?;
+    Ok(Summary {
+        architecture: spec.architecture.clone(),
+        tensors: items.len(),
+        parameters,
+        bytes,
+        bits_per_weight,
+        tokenizer: None,
+        warnings: Vec::new(),
+    })
 }

@@ -48,8 +48,11 @@ pub(crate) fn templates(dir: &Path, tokenizer: Option<&Value>, out: &mut Map<Str
     // The files of newer checkpoints win over the keys of older ones, as in the transformers library.
     if let Some(s) = text(&dir.join("chat_template.jinja")) {
         default = Some(s);
-    } else if let Some(Value::String(s)) =
-        read_json_if_there(&dir.join("chat_template.json")).ok().flatten().as_ref().and_then(|v| v.get("chat_template"))
+    } else if let Some(Value::String(s)) = read_json_if_there(&dir.join("chat_template.json"))
+        .ok()
+        .flatten()
+        .as_ref()
+        .and_then(|v| v.get("chat_template"))
     {
         default = Some(s.clone());
     }
@@ -97,11 +100,15 @@ pub(crate) fn generation(dir: &Path, config: &Value) -> Result<Value> {
     let file = read_json_if_there(&dir.join("generation_config.json"))?;
     let mut out = Map::new();
     for key in GENERATION {
-        if let Some(value) = file.as_ref().and_then(|f| f.get(*key)).filter(|v| v.is_number() || v.is_boolean()) {
+        if let Some(value) =
+            file.as_ref().and_then(|f| f.get(*key)).filter(|v| v.is_number() || v.is_boolean())
+        {
             out.insert((*key).into(), value.clone());
         }
     }
-    for (key, plural) in [("bos_token_id", None), ("pad_token_id", None), ("eos_token_id", Some("eos_token_ids"))] {
+    for (key, plural) in
+        [("bos_token_id", None), ("pad_token_id", None), ("eos_token_id", Some("eos_token_ids"))]
+    {
         let value = [file.as_ref(), Some(config)]
             .into_iter()
             .flatten()

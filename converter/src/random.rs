@@ -2,13 +2,14 @@
 //!
 //! Weights are uniform with variance 1/inputs, norms are one, so activations keep their size from layer to layer.
 //! Every row follows from the tensor's name and its number alone. Eight values are made of one 64-bit step, each
-//! one of 256 levels: enough for a benchmark, and quick.
+//! one of 256 levels, and the rows of a matrix begin again after 512: what a kernel reads is as much and as spread
+//! out as in a model, and a model of a billion weights is encoded in the time that writing it takes.
 
 use std::path::Path;
 
 use llm::model::arch::{self, LayerSlot as L, Slot, Want};
 use llm::{Error, Result, Status};
-use llm_format::quant::Type;
+use llm_format::quant::{ROWS, Type};
 use serde_json::{Map, Value, json};
 
 use crate::values::{Origin, Values};
@@ -86,6 +87,9 @@ pub fn random(name: &str, ty: Type, out: &Path, progress: &dyn Progress) -> Resu
 
 struct Random;
 
+/// Blocks of rows after which a matrix begins again.
+const PERIOD: usize = 16;
+
 struct RandomRows {
     seed: u64,
     cols: usize,
@@ -119,9 +123,14 @@ fn fill(seed: u64, most: f32, out: &mut [f32]) {
 impl Values for RandomRows {
     fn rows(&self, first: usize, out: &mut [f32], _: &mut Vec<u8>) -> Result<()> {
         for (row, out) in out.chunks_mut(self.cols.max(1)).enumerate() {
-            fill(mix(self.seed.wrapping_add((first + row) as u64)), self.most, out);
+            let number = (first + row) % (PERIOD * ROWS);
+            fill(mix(self.seed.wrapping_add(number as u64)), self.most, out);
         }
         Ok(())
+    }
+
+    fn period(&self) -> Option<usize> {
+        Some(PERIOD)
     }
 
     fn bound(&self) -> Option<f32> {

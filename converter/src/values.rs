@@ -15,6 +15,11 @@ pub(crate) trait Values: Sync {
     /// Fills `out` with whole rows from row `first` on.
     fn rows(&self, first: usize, out: &mut [f32], scratch: &mut Vec<u8>) -> Result<()>;
 
+    /// After how many blocks of 32 rows they begin again, where they do: those are encoded once.
+    fn period(&self) -> Option<usize> {
+        None
+    }
+
     /// A bound on the magnitudes, where one is known without looking at the values.
     fn bound(&self) -> Option<f32> {
         None
@@ -32,7 +37,12 @@ pub(crate) trait Origin: Sync {
 fn odd(want: &Want) -> Error {
     Error::new(
         Status::INTERNAL,
-        format!("tensor `{}` of shape {:?} cannot be taken as {:?}", want.name, want.shape, want.sources.first()),
+        format!(
+            "tensor `{}` of shape {:?} cannot be taken as {:?}",
+            want.name,
+            want.shape,
+            want.sources.first()
+        ),
     )
 }
 

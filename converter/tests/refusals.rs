@@ -1,0 +1,187 @@
+//! What does not match is refused by name, and leaves no file.
+
+mod common;
+
+use std::path::Path;
+
+use common::*;
+use llm::Status;
+use llm_convert::checkpoint::Checkpoint;
+use llm_convert::{Options, Progress};
+use llm_format::quant::Type;
+use safetensors::Dtype;
+
+/// Converts `source`, which must fail, and checks that nothing is left.
+fn refused(source: &Path, status: Status, words: &[&str]) {
+    let temp = tempfile::tempdir().unwrap();
+    let e = convert(source, &temp.path().join("out.llm"), Type::Q4).unwrap_err();
+    assert_eq!(e.status(), status, "{e}");
+    for word in words {
+        assert!(e.message().contains(word), "no `{word}` in: {e}");
+    }
+    assert!(!e.message().contains('\n'), "{e}");
+    assert_eq!(files(temp.path()), [] as [&str; 0]);
+}
+
+#[test]
+fn a_missing_tensor_is_named() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = changed("llama_untied", temp.path(), |w| {
+        w.remove("model.layers.1.self_attn.k_proj.weight");
+    });
+    let Some(dir) = dir else { return };
+    refused(&dir, Status::BAD_FORMAT, &["missing", "model.layers.1.self_attn.k_proj.weight"]);
+}
+
+#[test]
+fn of_many_missing_tensors_the_first_are_named() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = changed("llama_untied", temp.path(), |w| w.retain(|name, _| !name.contains("layers")));
+    let Some(dir) = dir else { return };
+    refused(&dir, Status::BAD_FORMAT, &["model.layers.0.input_layernorm.weight", "and 31 more"]);
+}
+
+#[test]
+fn an_extra_tensor_is_named() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = changed("qwen2", temp.path(), |w| {
+        let copy = w["model.norm.weight"].clone();
+        w.insert("model.layers.0.adapter.weight".into(), copy);
+    });
+    let Some(dir) = dir else { return };
+    refused(&dir, Status::BAD_FORMAT, &["not known", "model.layers.0.adapter.weight"]);
+}
+
+#[test]
+fn a_tensor_of_another_shape_is_named_with_both() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = changed("mixtral", temp.path(), |w| {
+        let name = "model.layers.0.block_sparse_moe.experts.2.w1.weight";
+        w.get_mut(name).unwrap().shape = vec![96, 160];
+    });
+    let Some(dir) = dir else { return };
+    refused(&dir, Status::BAD_FORMAT, &["experts.2.w1.weight", "[160, 96]", "[96, 160]"]);
+}
+
+#[test]
+fn a_tensor_of_integers_is_named_with_its_type() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = changed("llama_tied", temp.path(), |w| {
+        w.get_mut("model.norm.weight").unwrap().dtype = Dtype::I16;
+    });
+    let Some(dir) = dir else { return };
+    refused(&dir, Status::UNSUPPORTED, &["model.norm.weight", "I16"]);
+}
+
+#[test]
+fn a_value_that_is_not_finite_is_refused_and_nothing_is_left() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = changed("llama_tied", temp.path(), |w| {
+        w.get_mut("model.layers.2.mlp.up_proj.weight").unwrap().data[..2].copy_from_slice(&[0, 0x7e]);
+    });
+    let Some(dir) = dir else { return };
+    refused(&dir, Status::BAD_FORMAT, &["model.layers.2.mlp.up_proj.weight", "not finite"]);
+}
+
+#[test]
+fn an_unknown_architecture_is_named() {
+    let temp = tempfile::tempdir().unwrap();
+    let Some(dir) = changed("llama_tied", temp.path(), |_| {}) else { return };
+    std::fs::write(dir.join("config.json"), r#"{"model_type": "transformer_xl"}"#).unwrap();
+    refused(&dir, Status::UNSUPPORTED, &["transformer_xl", "llama", "gpt_oss"]);
+}
+
+#[test]
+fn a_checkpoint_without_configuration_or_weights_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    refused(temp.path(), Status::NOT_FOUND, &["model.safetensors"]);
+    refused(&temp.path().join("nowhere"), Status::NOT_FOUND, &["nowhere"]);
+    let Some(dir) = changed("llama_tied", temp.path(), |_| {}) else { return };
+    std::fs::remove_file(dir.join("config.json")).unwrap();
+    refused(&dir, Status::NOT_FOUND, &["config.json"]);
+}
+
+#[test]
+fn other_formats_are_refused_in_plain_words() {
+    let temp = tempfile::tempdir().unwrap();
+    let at = |name: &str| temp.path().join(name);
+    std::fs::write(at("model.gguf"), b"GGUF\x03\0\0\0").unwrap();
+    std::fs::write(at("renamed.safetensors"), b"GGUF\x03\0\0\0\0\0\0\0").unwrap();
+    std::fs::write(at("pytorch_model.bin"), b"PK\x03\x04....").unwrap();
+    std::fs::write(at("pickled"), b"\x80\x02}q\0.").unwrap();
+    std::fs::write(at("notes.txt"), b"hello").unwrap();
+    refused(&at("model.gguf"), Status::UNSUPPORTED, &["GGUF", "not supported yet"]);
+    refused(&at("renamed.safetensors"), Status::UNSUPPORTED, &["GGUF", "not supported yet"]);
+    refused(&at("pytorch_model.bin"), Status::UNSUPPORTED, &["PyTorch", "not supported yet"]);
+    refused(&at("pickled"), Status::UNSUPPORTED, &["PyTorch", "not supported yet"]);
+    refused(&at("notes.txt"), Status::UNSUPPORTED, &["notes.txt", ".safetensors"]);
+    let dir = at("torch");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("config.json"), "{}").unwrap();
+    std::fs::write(dir.join("pytorch_model.bin"), b"PK\x03\x04....").unwrap();
+    refused(&dir, Status::UNSUPPORTED, &["pytorch_model.bin", "PyTorch", "not supported yet"]);
+}
+
+#[test]
+fn damaged_files_get_their_verdict() {
+    let Some(root) = llm_testdata::shared("data/malformed") else { return };
+    let mut seen = 0;
+    for row in llm_testdata::json_lines(&root.join("index.jsonl")) {
+        let (file, expect) = (row["file"].as_str().unwrap(), row["expect"].as_str().unwrap());
+        let opened = Checkpoint::open(&root.join(file));
+        seen += 1;
+        if !file.starts_with("safetensors/") {
+            // Whatever its state, another format is refused as one.
+            assert!(opened.is_err(), "{file}");
+            continue;
+        }
+        match (expect, opened) {
+            ("accept", Err(e)) => panic!("{file}: {e}"),
+            ("reject", Ok(_)) => panic!("{file}: accepted; {}", row["why"]),
+            (_, Err(e)) => assert_eq!(e.status(), Status::BAD_FORMAT, "{file}: {e}"),
+            (_, Ok(_)) => {}
+        }
+    }
+    assert!(seen > 20);
+}
+
+#[test]
+fn a_cut_file_is_refused_at_every_length() {
+    let Some(dir) = reference("gpt2") else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let bytes = std::fs::read(dir.join("model.safetensors")).unwrap();
+    let path = temp.path().join("model.safetensors");
+    for length in (0..200).chain([bytes.len() / 2, bytes.len() - 1]) {
+        std::fs::write(&path, &bytes[..length]).unwrap();
+        assert_eq!(Checkpoint::open(&path).unwrap_err().status(), Status::BAD_FORMAT, "{length}");
+    }
+}
+
+/// Cancels at the first chance.
+struct Stop;
+impl Progress for Stop {
+    fn advance(&self, done: u64, total: u64) -> bool {
+        assert!(done <= total);
+        false
+    }
+}
+
+#[test]
+fn a_cancelled_conversion_leaves_no_file() {
+    let Some(dir) = reference("llama_untied") else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let out = temp.path().join("out.llm");
+    let e = llm_convert::convert(&dir, &out, &Options::default(), &Stop).unwrap_err();
+    assert_eq!(e.status(), Status::CANCELLED, "{e}");
+    assert_eq!(files(temp.path()), [] as [&str; 0]);
+}
+
+#[test]
+fn a_failed_conversion_leaves_the_old_file_as_it_was() {
+    let Some(dir) = reference("llama_untied") else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let out = temp.path().join("out.llm");
+    std::fs::write(&out, "old").unwrap();
+    llm_convert::convert(&dir, &out, &Options::default(), &Stop).unwrap_err();
+    assert_eq!(std::fs::read(&out).unwrap(), b"old");
+}
