@@ -187,7 +187,9 @@ impl Checkpoint {
 
     /// The directory that holds the weights.
     pub fn directory(&self) -> &Path {
-        self.shards.first().and_then(|s| s.path.parent()).unwrap_or(Path::new(""))
+        let parent = self.shards.first().and_then(|s| s.path.parent());
+        // The parent of a bare file name is empty, which no call takes for the current directory.
+        parent.filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 
     /// Bytes of all its files.

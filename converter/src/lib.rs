@@ -95,14 +95,19 @@ pub fn convert(source: &Path, out: &Path, options: &Options, progress: &dyn Prog
     let items = encode::items(wants, options.ty)?;
 
     let mut warnings = Vec::new();
-    let built: Option<(String, Vec<u8>)> = None;
+    let built = tokenizer::load_dir(&dir, options.pattern.as_deref())?;
     let tokenizer_config = checkpoint::read_json_if_there(&dir.join("tokenizer_config.json"))?;
     let name = options.name.clone().unwrap_or_else(|| model_name(&config, &dir));
     let mut metadata = Map::new();
     metadata.insert("name".into(), name.clone().into());
     match &built {
-        Some((kind, _)) => {
-            metadata.insert("tokenizer".into(), metadata::tokenizer(kind, tokenizer_config.as_ref()));
+        Some(built) => {
+            let tokens = tokens(&built.tables)?;
+            if tokens > spec.vocab as usize {
+                let vocab = spec.vocab;
+                warnings.push(format!("the tokenizer has {tokens} tokens, the model only {vocab}"));
+            }
+            metadata.insert("tokenizer".into(), metadata::tokenizer(built.kind, tokenizer_config.as_ref()));
         }
         None => warnings.push(format!(
             "{}: no tokenizer files; the model will take and give token ids only",
@@ -115,11 +120,18 @@ pub fn convert(source: &Path, out: &Path, options: &Options, progress: &dyn Prog
     if let Some(license) = metadata::license(&dir) {
         metadata.insert("license".into(), license.into());
     }
-    let (kind, tables) = built.unzip();
+    let (kind, tables) = built.map(|b| (b.kind.to_string(), b.tables)).unzip();
     let mut summary = write(out, &spec, metadata, tables, &items, options.ty, &checkpoint, progress)?;
     summary.tokenizer = kind;
     summary.warnings.extend(warnings);
     Ok(summary)
+}
+
+/// How many tokens the tables hold.
+fn tokens(tables: &[u8]) -> Result<usize> {
+    let layout = llm_format::tokens::Layout::parse(tables)
+        .map_err(|e| Error::new(Status::INTERNAL, format!("tokenizer tables: {}", e.0)))?;
+    Ok(layout.size as usize)
 }
 
 /// What the configuration calls the model, else the directory's name.

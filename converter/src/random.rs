@@ -2,7 +2,7 @@
 //!
 //! Weights are uniform with variance 1/inputs, norms are one, so activations keep their size from layer to layer.
 //! Every row follows from the tensor's name and its number alone. Eight values are made of one 64-bit step, each
-//! one of 256 levels, and the rows of a matrix begin again after 512: what a kernel reads is as much and as spread
+//! one of 256 levels, and the rows of a matrix begin again after 128: what a kernel reads is as much and as spread
 //! out as in a model, and a model of a billion weights is encoded in the time that writing it takes.
 
 use std::path::Path;
@@ -88,7 +88,7 @@ pub fn random(name: &str, ty: Type, out: &Path, progress: &dyn Progress) -> Resu
 struct Random;
 
 /// Blocks of rows after which a matrix begins again.
-const PERIOD: usize = 16;
+const PERIOD: usize = 4;
 
 struct RandomRows {
     seed: u64,

@@ -139,6 +139,25 @@ fn templates_defaults_and_licence_are_carried_over() {
 }
 
 #[test]
+fn a_tokenizer_is_carried_over_as_tables_with_the_texts_that_templates_name() {
+    let temp = tempfile::tempdir().unwrap();
+    let Some(dir) = changed("llama_tied", temp.path(), |_| {}) else { return };
+    let tokenizer = llm_testdata::shared("reference/tokenizers/llama2_spm/tokenizer.json").unwrap();
+    std::fs::copy(tokenizer, dir.join("tokenizer.json")).unwrap();
+    let config =
+        json!({"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": false}, "add_bos_token": true});
+    std::fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
+    let out = temp.path().join("out.llm");
+    let summary = convert(&dir, &out, Type::Q4).unwrap();
+    assert_eq!(summary.tokenizer.as_deref(), Some("bpe"));
+    let bytes = std::fs::read(out).unwrap();
+    let file = File::parse(&bytes).unwrap();
+    assert!(file.section(llm_format::kind::TOKENIZER).is_some());
+    let expected = json!({"kind": "bpe", "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true});
+    assert_eq!(file.metadata()["tokenizer"], expected);
+}
+
+#[test]
 fn named_templates_of_the_tokenizers_configuration_are_carried_over() {
     let temp = tempfile::tempdir().unwrap();
     let Some(dir) = changed("llama_tied", temp.path(), |_| {}) else { return };
