@@ -147,15 +147,19 @@ pub unsafe fn store_part<S: Simd>(p: *mut f32, n: usize, x: S::F) {
     }
 }
 
-/// Calls `f(index, n)` for every run of 16 values of `len`, the last one perhaps shorter.
-#[inline(always)]
-pub fn runs(len: usize, mut f: impl FnMut(usize, usize)) {
-    let mut i = 0;
-    while i + 16 <= len {
-        f(i, 16);
-        i += 16;
-    }
-    if i < len {
-        f(i, len - i);
-    }
+/// A loop over runs of 16 values of `$len`: `$i` is the first index, `$n` how many (16, or fewer in the last).
+///
+/// A macro and not a function with a closure: a closure does not inherit its kernel's target features, and one that
+/// the compiler chooses not to inline would call every vector instruction as a function.
+macro_rules! runs {
+    ($len:expr, |$i:ident, $n:ident| $body:expr) => {{
+        let len: usize = $len;
+        let mut $i = 0;
+        while $i < len {
+            let $n = if len - $i < 16 { len - $i } else { 16 };
+            $body;
+            $i += 16;
+        }
+    }};
 }
+pub(crate) use runs;

@@ -92,7 +92,7 @@ pub unsafe fn attend<S: Simd>(a: &Tile) {
                 }
             } else {
                 let to = (&raw mut (*s).q[i]).cast::<f32>();
-                runs(a.layout.key_dim, |k, n| S::store(to.add(k), fetch::<S>(q.q.add(k), n, 0.0)));
+                runs!(a.layout.key_dim, |k, n| S::store(to.add(k), fetch::<S>(q.q.add(k), n, 0.0)));
             }
             core::ptr::write_bytes((&raw mut (*s).o[i]).cast::<f32>(), 0, vw);
             (*s).max[i] = q.sink;
@@ -134,7 +134,7 @@ pub unsafe fn attend<S: Simd>(a: &Tile) {
         }
         for (i, q) in a.queries.iter().enumerate() {
             let total = S::splat(s.sum[i]);
-            runs(a.layout.value_dim, |k, n| {
+            runs!(a.layout.value_dim, |k, n| {
                 put::<S>(q.out.add(k), n, S::div(S::load(s.o[i].as_ptr().add(k)), total));
             });
         }
@@ -168,7 +168,10 @@ unsafe fn scores<S: Simd>(a: &Tile, s: &mut Scratch, i: usize, start: usize, fro
             }
             if a.alibi {
                 let query = (a.queries[i].high - 1) as f32;
-                let distance: [f32; 16] = core::array::from_fn(|l| (at + l) as f32 - query);
+                let mut distance = [0f32; 16];
+                for l in 0..16 {
+                    distance[l] = (at + l) as f32 - query;
+                }
                 v = S::fma(S::splat(a.queries[i].slope), S::load(distance.as_ptr()), v);
             }
             let lanes = s.p[i].as_mut_ptr().add(at - start);
@@ -193,14 +196,14 @@ unsafe fn dots<S: Simd, const HALF: bool>(q: *const f32, keys: *const u8, width:
         let mut d = 0;
         while d < width {
             let x = S::load(q.add(d));
-            for (l, acc) in acc.iter_mut().enumerate() {
+            for l in 0..16 {
                 let key = keys.add(l * bytes);
                 let k = if HALF {
                     S::load_f16(key.cast::<u16>().add(d))
                 } else {
                     S::load(key.cast::<f32>().add(d))
                 };
-                *acc = S::fma(x, k, *acc);
+                acc[l] = S::fma(x, k, acc[l]);
             }
             d += 16;
         }
@@ -221,17 +224,17 @@ unsafe fn dots_i8<S: Simd>(s: &Scratch, i: usize, keys: *const u8, scales: S::F,
         while d < width {
             let end = (d + 256).min(width);
             let mut quads = [S::p_zero(); 4];
-            for (quad, sum) in quads.iter_mut().enumerate() {
+            for quad in 0..4 {
                 let mut p = [S::p_zero(); 4];
-                for (l, p) in p.iter_mut().enumerate() {
+                for l in 0..4 {
                     let key = keys.add((quad * 4 + l) * width);
                     let mut k = d;
                     while k < end {
-                        *p = S::dot(*p, S::biased(S::b_load(key.add(k))), S::b_load(q.add(k)));
+                        p[l] = S::dot(p[l], S::biased(S::b_load(key.add(k))), S::b_load(q.add(k)));
                         k += 64;
                     }
                 }
-                *sum = S::fold4(&p);
+                quads[quad] = S::fold4(&p);
             }
             let sums = S::i_sub(S::fold16(&quads), S::i_splat(S::BIAS * s.q_sum[i][b]));
             acc = S::fma(S::from_int(sums), S::mul(scales, S::splat(s.q_scale[i][b])), acc);
@@ -276,7 +279,11 @@ unsafe fn weigh<S: Simd>(
         if factor != 1.0 {
             let f = S::splat(factor);
             let o = s.o[i].as_mut_ptr();
-            runs(width, |k, _| S::store(o.add(k), S::mul(S::load(o.add(k)), f)));
+            let mut k = 0;
+            while k < width {
+                S::store(o.add(k), S::mul(S::load(o.add(k)), f));
+                k += 16;
+            }
         }
         let scales_at = match (a.layout.latent, a.layout.key, a.layout.value) {
             (true, KeyType::I8, _) => a.layout.key_scales_at(),
@@ -363,20 +370,31 @@ unsafe fn groups<S: Simd, const K: u8>(a: &Tile, s: &mut Scratch, mut r: Range, 
             };
             let mut c = 0;
             match q {
-                8 => (0..chunks).for_each(|c| chunk::<S, K, 8, 1>(a, s, r, c)),
+                8 => {
+                    while c < chunks {
+                        chunk::<S, K, 8, 1>(a, s, r, c);
+                        c += 1;
+                    }
+                }
                 4 => {
                     while c + 2 <= chunks {
                         chunk::<S, K, 4, 2>(a, s, r, c);
                         c += 2;
                     }
-                    (c..chunks).for_each(|c| chunk::<S, K, 4, 1>(a, s, r, c));
+                    while c < chunks {
+                        chunk::<S, K, 4, 1>(a, s, r, c);
+                        c += 1;
+                    }
                 }
                 _ => {
                     while c + 4 <= chunks {
                         chunk::<S, K, 1, 4>(a, s, r, c);
                         c += 4;
                     }
-                    (c..chunks).for_each(|c| chunk::<S, K, 1, 1>(a, s, r, c));
+                    while c < chunks {
+                        chunk::<S, K, 1, 1>(a, s, r, c);
+                        c += 1;
+                    }
                 }
             }
             r.first += q;
@@ -396,9 +414,9 @@ unsafe fn chunk<S: Simd, const K: u8, const Q: usize, const D: usize>(
     // SAFETY: as `attend`
     unsafe {
         let mut acc = [[S::splat(0.0); D]; Q];
-        for (q, acc) in acc.iter_mut().enumerate() {
-            for (d, acc) in acc.iter_mut().enumerate() {
-                *acc = S::load(s.o[r.first + q].as_ptr().add((c + d) * 16));
+        for q in 0..Q {
+            for d in 0..D {
+                acc[q][d] = S::load(s.o[r.first + q].as_ptr().add((c + d) * 16));
             }
         }
         let mut at = r.from;
@@ -410,9 +428,9 @@ unsafe fn chunk<S: Simd, const K: u8, const Q: usize, const D: usize>(
             for j in 0..n {
                 let value = page.add(j * r.bytes);
                 let mut v = [S::splat(0.0); D];
-                for (d, v) in v.iter_mut().enumerate() {
+                for d in 0..D {
                     let k = (c + d) * 16;
-                    *v = match K {
+                    v[d] = match K {
                         F32 => S::load(value.cast::<f32>().add(k)),
                         F16 => S::load_f16(value.cast::<u16>().add(k)),
                         _ => S::load_i8(value.cast::<i8>().add(k)),
@@ -427,9 +445,9 @@ unsafe fn chunk<S: Simd, const K: u8, const Q: usize, const D: usize>(
             }
             at += n;
         }
-        for (q, acc) in acc.iter().enumerate() {
-            for (d, acc) in acc.iter().enumerate() {
-                S::store(s.o[r.first + q].as_mut_ptr().add((c + d) * 16), *acc);
+        for q in 0..Q {
+            for d in 0..D {
+                S::store(s.o[r.first + q].as_mut_ptr().add((c + d) * 16), acc[q][d]);
             }
         }
     }
@@ -441,14 +459,16 @@ pub unsafe fn store<S: Simd>(kind: KeyType, x: *const f32, dim: usize, to: *mut 
     // SAFETY: x holds dim values, `to` the padded vector, `scale` one half for int8
     unsafe {
         match kind {
-            KeyType::F32 => runs(dim, |k, n| S::store(to.cast::<f32>().add(k), fetch::<S>(x.add(k), n, 0.0))),
+            KeyType::F32 => {
+                runs!(dim, |k, n| S::store(to.cast::<f32>().add(k), fetch::<S>(x.add(k), n, 0.0)))
+            }
             KeyType::F16 => {
-                runs(dim, |k, n| S::store_f16(to.cast::<u16>().add(k), fetch::<S>(x.add(k), n, 0.0)))
+                runs!(dim, |k, n| S::store_f16(to.cast::<u16>().add(k), fetch::<S>(x.add(k), n, 0.0)))
             }
             KeyType::I8 => {
                 let mut top = S::splat(0.0);
                 let mut odd = S::splat(0.0);
-                runs(dim, |k, n| {
+                runs!(dim, |k, n| {
                     let v = fetch::<S>(x.add(k), n, 0.0);
                     top = S::max(S::abs(v), top);
                     odd = S::fma(v, S::splat(0.0), odd);
@@ -462,7 +482,7 @@ pub unsafe fn store<S: Simd>(kind: KeyType, x: *const f32, dim: usize, to: *mut 
                 let used = half.to_f32();
                 let inverse = if finite && used > 0.0 { 1.0 / used } else { 0.0 };
                 *scale = if finite { half } else { half::f16::NAN }.to_bits();
-                runs(dim, |k, n| {
+                runs!(dim, |k, n| {
                     let v = fetch::<S>(x.add(k), n, 0.0);
                     let q = S::round(S::mul(if finite { v } else { S::splat(0.0) }, S::splat(inverse)));
                     let q = S::max(S::splat(-127.0), S::min(S::splat(127.0), q));

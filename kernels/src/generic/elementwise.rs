@@ -12,7 +12,7 @@ pub unsafe fn map<S: Simd>(f: Map, x: *mut f32, len: usize) {
     unsafe {
         macro_rules! each {
             (|$v:ident| $e:expr) => {
-                runs(len, |i, n| {
+                runs!(len, |i, n| {
                     let $v = fetch::<S>(x.add(i), n, 0.0);
                     put::<S>(x.add(i), n, $e);
                 })
@@ -41,7 +41,7 @@ pub unsafe fn gated<S: Simd>(kind: Activation, gate: *const f32, up: *const f32,
     unsafe {
         macro_rules! each {
             (|$g:ident, $u:ident| $e:expr) => {
-                runs(len, |i, n| {
+                runs!(len, |i, n| {
                     let $g = fetch::<S>(gate.add(i), n, 0.0);
                     let $u = fetch::<S>(up.add(i), n, 0.0);
                     put::<S>(out.add(i), n, $e);
@@ -68,7 +68,7 @@ pub unsafe fn gated<S: Simd>(kind: Activation, gate: *const f32, up: *const f32,
 pub unsafe fn add<S: Simd>(a: *mut f32, b: *const f32, factor: Option<f32>, len: usize) {
     // SAFETY: both hold len values
     unsafe {
-        runs(len, |i, n| {
+        runs!(len, |i, n| {
             let (x, y) = (fetch::<S>(a.add(i), n, 0.0), fetch::<S>(b.add(i), n, 0.0));
             let v = match factor {
                 None => S::add(x, y),
@@ -85,7 +85,7 @@ pub unsafe fn rope<S: Simd>(x: *mut f32, half: usize, pairs: Pairs, cos: *const 
     // SAFETY: x holds 2·half values, the tables half each
     unsafe {
         match pairs {
-            Pairs::Halves => runs(half, |i, n| {
+            Pairs::Halves => runs!(half, |i, n| {
                 let (a, b) = (fetch::<S>(x.add(i), n, 0.0), fetch::<S>(x.add(half + i), n, 0.0));
                 let (c, s) = (fetch::<S>(cos.add(i), n, 0.0), fetch::<S>(sin.add(i), n, 0.0));
                 let zero = S::splat(0.0);

@@ -84,8 +84,8 @@ unsafe fn tile<S: Simd, const K: u8, const R: usize, const T: usize>(
         while k < a.cols {
             for part in 0..per_line / 16 {
                 let mut xs = [S::load(x.add(k + part * 16)); T];
-                for (t, v) in xs.iter_mut().enumerate().skip(1) {
-                    *v = S::load(x.add(t * a.cols + k + part * 16));
+                for t in 1..T {
+                    xs[t] = S::load(x.add(t * a.cols + k + part * 16));
                 }
                 for r in 0..R {
                     let line = w.add(r * 64);

@@ -4,12 +4,14 @@ use crate::math::{ERF_BIG, ERF_SMALL, EXP, EXP_HIGH, EXP_LOW, LN2_HIGH, LN2_LOW,
 use crate::simd::Simd;
 
 #[inline(always)]
-unsafe fn horner<S: Simd>(coefficients: &[f32], x: S::F) -> S::F {
+unsafe fn horner<S: Simd, const N: usize>(coefficients: &[f32; N], x: S::F) -> S::F {
     // SAFETY: arithmetic only; the machine has S
     unsafe {
-        let mut acc = S::splat(coefficients[coefficients.len() - 1]);
-        for &c in coefficients.iter().rev().skip(1) {
-            acc = S::fma(acc, x, S::splat(c));
+        let mut acc = S::splat(coefficients[N - 1]);
+        let mut i = N - 1;
+        while i > 0 {
+            i -= 1;
+            acc = S::fma(acc, x, S::splat(coefficients[i]));
         }
         acc
     }
@@ -24,7 +26,7 @@ pub unsafe fn exp<S: Simd>(x: S::F) -> S::F {
         let n = S::round(S::mul(x, S::splat(core::f32::consts::LOG2_E)));
         let r = S::fma(n, S::splat(-LN2_HIGH), x);
         let r = S::fma(n, S::splat(-LN2_LOW), r);
-        let p = horner::<S>(&EXP, r);
+        let p = horner::<S, _>(&EXP, r);
         let n = S::to_int(n);
         let half = S::i_half(n);
         S::mul(S::mul(p, S::pow2(half)), S::pow2(S::i_sub(n, half)))
@@ -38,7 +40,7 @@ pub unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
     unsafe {
         let a = S::abs(x);
         let s = S::mul(x, x);
-        let small = S::fma(S::mul(x, s), horner::<S>(&TANH, s), x);
+        let small = S::fma(S::mul(x, s), horner::<S, _>(&TANH, s), x);
         let e = exp::<S>(S::add(a, a));
         let big = S::sub(S::splat(1.0), S::div(S::splat(2.0), S::add(e, S::splat(1.0))));
         S::if_less(a, S::splat(0.625), small, S::copysign(big, x))
@@ -52,8 +54,8 @@ pub unsafe fn erf<S: Simd>(x: S::F) -> S::F {
     unsafe {
         let a = S::min(S::splat(4.0), S::abs(x));
         let s = S::mul(x, x);
-        let small = S::fma(x, horner::<S>(&ERF_SMALL, s), x);
-        let big = S::sub(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), horner::<S>(&ERF_BIG, a))));
+        let small = S::fma(x, horner::<S, _>(&ERF_SMALL, s), x);
+        let big = S::sub(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), horner::<S, _>(&ERF_BIG, a))));
         S::if_less(a, S::splat(0.9), small, S::copysign(big, x))
     }
 }

@@ -21,12 +21,12 @@ pub unsafe fn rms<S: Simd>(a: &Norm) {
     // SAFETY: pointers hold `width` values
     unsafe {
         let mut sum = S::splat(0.0);
-        runs(a.width, |i, n| {
+        runs!(a.width, |i, n| {
             let v = fetch::<S>(a.x.add(i), n, 0.0);
             sum = S::fma(v, v, sum);
         });
         let r = S::splat(1.0 / (S::tree(sum) / a.width as f32 + a.eps).sqrt());
-        runs(a.width, |i, n| {
+        runs!(a.width, |i, n| {
             let v = S::mul(S::mul(fetch::<S>(a.x.add(i), n, 0.0), r), fetch::<S>(a.weight.add(i), n, 0.0));
             put::<S>(a.out.add(i), n, v);
         });
@@ -39,16 +39,16 @@ pub unsafe fn layer<S: Simd>(a: &Norm) {
     // SAFETY: pointers hold `width` values
     unsafe {
         let mut sum = S::splat(0.0);
-        runs(a.width, |i, n| sum = S::add(sum, fetch::<S>(a.x.add(i), n, 0.0)));
+        runs!(a.width, |i, n| sum = S::add(sum, fetch::<S>(a.x.add(i), n, 0.0)));
         let mean = S::tree(sum) / a.width as f32;
         let m = S::splat(mean);
         let mut squares = S::splat(0.0);
-        runs(a.width, |i, n| {
+        runs!(a.width, |i, n| {
             let d = S::sub(fetch::<S>(a.x.add(i), n, mean), m);
             squares = S::fma(d, d, squares);
         });
         let r = S::splat(1.0 / (S::tree(squares) / a.width as f32 + a.eps).sqrt());
-        runs(a.width, |i, n| {
+        runs!(a.width, |i, n| {
             let d = S::mul(S::sub(fetch::<S>(a.x.add(i), n, mean), m), r);
             let mut v = S::mul(d, fetch::<S>(a.weight.add(i), n, 0.0));
             if !a.bias.is_null() {
@@ -73,13 +73,13 @@ pub unsafe fn softmax<S: Simd>(x: *mut f32, len: usize) {
         }
         let m = S::splat(top);
         let mut sum = S::splat(0.0);
-        runs(len, |i, n| {
+        runs!(len, |i, n| {
             let e = exp::<S>(S::sub(fetch::<S>(x.add(i), n, f32::NEG_INFINITY), m));
             sum = S::add(sum, e);
             put::<S>(x.add(i), n, e);
         });
         let total = S::splat(S::tree(sum));
-        runs(len, |i, n| put::<S>(x.add(i), n, S::div(fetch::<S>(x.add(i), n, 0.0), total)));
+        runs!(len, |i, n| put::<S>(x.add(i), n, S::div(fetch::<S>(x.add(i), n, 0.0), total)));
     }
 }
 

@@ -137,16 +137,16 @@ unsafe fn tile<S: Simd, const N: usize, const T: usize>(a: &Tiles, token: usize)
             let mut sums = [[S::i_splat(0); T]; N];
             for t in 0..T {
                 let start = S::i_splat((-S::BIAS).wrapping_mul(*a.sum.add(token + t)));
-                for sums in sums.iter_mut() {
-                    sums[t] = start;
+                for n in 0..N {
+                    sums[n][t] = start;
                 }
             }
             let panel = a.panel.add(first * 4096);
             let x = a.x.add(token * DEPTH).cast::<i32>();
             for g in 0..a.groups {
                 let mut w = [S::b_load(panel.add(g * 64)); N];
-                for (n, w) in w.iter_mut().enumerate().skip(1) {
-                    *w = S::b_load(panel.add(n * 4096 + g * 64));
+                for n in 1..N {
+                    w[n] = S::b_load(panel.add(n * 4096 + g * 64));
                 }
                 for t in 0..T {
                     let x = x.add(t * (DEPTH / 4) + g).read_unaligned();

@@ -1,6 +1,7 @@
 //! Activations to int8, rule 1 of the design: one scale per 256 consecutive inputs, round to nearest even.
 
-use crate::simd::{Simd, part, runs};
+use super::norm::fetch;
+use crate::simd::{Simd, runs};
 
 /// Amplitudes below 2⁻⁹⁰ count as zero, so that 1/scale stays finite.
 pub const TINY: f32 = f32::from_bits((127 - 90) << 23);
@@ -14,11 +15,10 @@ pub const TINY: f32 = f32::from_bits((127 - 90) << 23);
 pub unsafe fn quantize<S: Simd, const SETS: bool>(x: *const f32, n: usize, out: *mut i8) -> (f32, i32) {
     // SAFETY: the caller vouches for n readable floats and n (rounded up to 16) writable bytes
     unsafe {
-        let load = |i: usize, k: usize| if k == 16 { S::load(x.add(i)) } else { part::<S>(x.add(i), k, 0.0) };
         let mut top = S::splat(0.0);
         let mut odd = S::splat(0.0);
-        runs(n, |i, k| {
-            let v = load(i, k);
+        runs!(n, |i, k| {
+            let v = fetch::<S>(x.add(i), k, 0.0);
             top = S::max(S::abs(v), top);
             odd = S::fma(v, S::splat(0.0), odd);
         });
@@ -35,8 +35,8 @@ pub unsafe fn quantize<S: Simd, const SETS: bool>(x: *const f32, n: usize, out: 
         };
         let inverse = if finite && amax >= TINY { 1.0 / scale } else { 0.0 };
         let mut sum = S::i_splat(0);
-        runs(n, |i, k| {
-            let q = S::round(S::mul(load(i, k), S::splat(inverse)));
+        runs!(n, |i, k| {
+            let q = S::round(S::mul(fetch::<S>(x.add(i), k, 0.0), S::splat(inverse)));
             let q = S::max(S::splat(-127.0), S::min(S::splat(127.0), q));
             let q = if finite { q } else { S::splat(0.0) };
             sum = S::i_add(sum, S::to_int(q));

@@ -40,6 +40,21 @@ unsafe fn dot32(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
     }
 }
 
+#[inline(always)]
+unsafe fn unpacked(a: __m256i, b: __m256i) -> __m256i {
+    // SAFETY: the caller has AVX2
+    unsafe { _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)) }
+}
+
+#[inline(always)]
+unsafe fn halved(a: __m256i, b: __m256i) -> __m256i {
+    // SAFETY: the caller has AVX2
+    unsafe {
+        let low = _mm256_permute2x128_si256::<0x20>(a, b);
+        _mm256_add_epi32(low, _mm256_permute2x128_si256::<0x31>(a, b))
+    }
+}
+
 macro_rules! both {
     ($f:ident $(::<$c:tt>)* ($($a:expr),*)) => { ($f$(::<$c>)*($($a.0),*), $f$(::<$c>)*($($a.1),*)) };
 }
@@ -74,8 +89,8 @@ unsafe impl Simd for Avx2 {
         }
         fn copysign(magnitude: Self::F, sign: Self::F) -> Self::F {
             let bit = _mm256_set1_ps(-0.0);
-            let one = |m, s| _mm256_or_ps(_mm256_andnot_ps(bit, m), _mm256_and_ps(bit, s));
-            (one(magnitude.0, sign.0), one(magnitude.1, sign.1))
+            let a = _mm256_or_ps(_mm256_andnot_ps(bit, magnitude.0), _mm256_and_ps(bit, sign.0));
+            (a, _mm256_or_ps(_mm256_andnot_ps(bit, magnitude.1), _mm256_and_ps(bit, sign.1)))
         }
         fn round(a: Self::F) -> Self::F { both!(_mm256_round_ps::<NEAREST>(a)) }
         fn if_less(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
@@ -85,9 +100,9 @@ unsafe impl Simd for Avx2 {
         fn to_int(a: Self::F) -> Self::I { both!(_mm256_cvtps_epi32(a)) }
         fn from_int(a: Self::I) -> Self::F { both!(_mm256_cvtepi32_ps(a)) }
         fn pow2(a: Self::I) -> Self::F {
-            let one =
-                |a| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(a, _mm256_set1_epi32(127))));
-            (one(a.0), one(a.1))
+            let biased = Self::i_add(a, Self::i_splat(127));
+            let bits = both!(_mm256_slli_epi32::<23>(biased));
+            both!(_mm256_castsi256_ps(bits))
         }
         fn i_splat(x: i32) -> Self::I { (_mm256_set1_epi32(x), _mm256_set1_epi32(x)) }
         fn i_add(a: Self::I, b: Self::I) -> Self::I { both!(_mm256_add_epi32(a, b)) }
@@ -98,19 +113,22 @@ unsafe impl Simd for Avx2 {
             _mm256_storeu_si256(p.add(8).cast(), x.1)
         }
         fn load_f16(p: *const u16) -> Self::F {
-            let one = |p: *const u16| _mm256_cvtph_ps(_mm_loadu_si128(p.cast()));
-            (one(p), one(p.add(8)))
+            (_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast())))
         }
         fn load_bf16(p: *const u16) -> Self::F {
-            let one = |p: *const u16| {
-                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-            };
-            (one(p), one(p.add(8)))
+            let wide = (
+                _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())),
+                _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(8).cast())),
+            );
+            let bits = both!(_mm256_slli_epi32::<16>(wide));
+            both!(_mm256_castsi256_ps(bits))
         }
         fn load_i8(p: *const i8) -> Self::F {
-            let one = |p: *const i8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())));
-            (one(p), one(p.add(8)))
+            let wide = (
+                _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())),
+                _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8).cast())),
+            );
+            both!(_mm256_cvtepi32_ps(wide))
         }
         fn store_f16(p: *mut u16, x: Self::F) {
             _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x.0));
@@ -141,33 +159,27 @@ unsafe impl Simd for Avx2 {
             // multiplier j in the high byte of every word of lane j: mulhrs gives (t · 256m + 2¹⁴) >> 15
             const PLACE: [u8; 64] = super::high_bytes();
             let m = _mm256_set1_epi32(m.cast::<i32>().read_unaligned());
-            let one = |place: *const u8| {
-                let m = _mm256_shuffle_epi8(m, _mm256_loadu_si256(place.cast()));
-                _mm256_packs_epi16(_mm256_mulhrs_epi16(table.0, m), _mm256_mulhrs_epi16(table.1, m))
-            };
-            (one(PLACE.as_ptr()), one(PLACE.as_ptr().add(32)))
+            let place = Self::b_load(PLACE.as_ptr());
+            let (a, b) = (_mm256_shuffle_epi8(m, place.0), _mm256_shuffle_epi8(m, place.1));
+            (
+                _mm256_packs_epi16(_mm256_mulhrs_epi16(table.0, a), _mm256_mulhrs_epi16(table.1, a)),
+                _mm256_packs_epi16(_mm256_mulhrs_epi16(table.0, b), _mm256_mulhrs_epi16(table.1, b)),
+            )
         }
         fn lookup(line: Self::B, tables: Self::B) -> (Self::B, Self::B) {
-            let nibble = _mm256_set1_epi8(15);
-            let low = |l, t| _mm256_shuffle_epi8(t, _mm256_and_si256(l, nibble));
-            let high = |l, t| _mm256_shuffle_epi8(t, _mm256_and_si256(_mm256_srli_epi16::<4>(l), nibble));
-            ((low(line.0, tables.0), low(line.1, tables.1)), (high(line.0, tables.0), high(line.1, tables.1)))
+            let nibble = (_mm256_set1_epi8(15), _mm256_set1_epi8(15));
+            let shifted = both!(_mm256_srli_epi16::<4>(line));
+            let (low, high) = (both!(_mm256_and_si256(line, nibble)), both!(_mm256_and_si256(shifted, nibble)));
+            (both!(_mm256_shuffle_epi8(tables, low)), both!(_mm256_shuffle_epi8(tables, high)))
         }
         fn p_zero() -> Self::P { _mm256_setzero_si256() }
         fn dot(acc: Self::P, w: Self::B, x: Self::B) -> Self::P { dot32(dot32(acc, w.0, x.0), w.1, x.1) }
         fn fold4(p: &[Self::P; 4]) -> Self::P {
-            let pair = |a, b| _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
-            let (x, y) = (pair(p[0], p[1]), pair(p[2], p[3]));
+            let (x, y) = (unpacked(p[0], p[1]), unpacked(p[2], p[3]));
             _mm256_add_epi32(_mm256_unpacklo_epi64(x, y), _mm256_unpackhi_epi64(x, y))
         }
         fn fold16(p: &[Self::P; 4]) -> Self::I {
-            let pair = |a, b| {
-                _mm256_add_epi32(
-                    _mm256_permute2x128_si256::<0x20>(a, b),
-                    _mm256_permute2x128_si256::<0x31>(a, b),
-                )
-            };
-            (pair(p[0], p[1]), pair(p[2], p[3]))
+            (halved(p[0], p[1]), halved(p[2], p[3]))
         }
         fn dot4(acc: Self::I, w: Self::B, x: i32) -> Self::I {
             let x = _mm256_set1_epi32(x);

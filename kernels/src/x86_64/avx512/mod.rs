@@ -23,6 +23,42 @@ pub fn available() -> bool {
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
+// Steps of the transposing sums. Functions and not closures, which would not inherit a kernel's features.
+
+/// Four rows to [a | b | c | d], each the four sums after +8 and +4.
+#[inline(always)]
+unsafe fn four(a: __m512, b: __m512, c: __m512, d: __m512) -> __m512 {
+    // SAFETY: the caller has AVX-512
+    unsafe {
+        let x = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+        let y = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
+        _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(x, y), _mm512_shuffle_f32x4::<0xdd>(x, y))
+    }
+}
+
+/// Two fours to [a a b b] in each lane, after +2.
+#[inline(always)]
+unsafe fn two(p: __m512, q: __m512) -> __m512 {
+    // SAFETY: the caller has AVX-512
+    unsafe {
+        let (p, q) = (_mm512_castps_pd(p), _mm512_castps_pd(q));
+        let (low, high) = (_mm512_unpacklo_pd(p, q), _mm512_unpackhi_pd(p, q));
+        _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+    }
+}
+
+#[inline(always)]
+unsafe fn unpacked(a: __m512i, b: __m512i) -> __m512i {
+    // SAFETY: the caller has AVX-512
+    unsafe { _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)) }
+}
+
+#[inline(always)]
+unsafe fn halved(a: __m512i, b: __m512i) -> __m512i {
+    // SAFETY: the caller has AVX-512
+    unsafe { _mm512_add_epi32(_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b)) }
+}
+
 // SAFETY: every method computes what `Scalar`'s does; the tests hold them together bit for bit.
 unsafe impl Simd for Avx512 {
     type F = __m512;
@@ -81,19 +117,6 @@ unsafe impl Simd for Avx512 {
             super::avx2::tree8(a)
         }
         fn tree16(rows: &[Self::F; 16]) -> Self::F {
-            // four rows to [a | b | c | d], each the four sums after +8 and +4
-            let four = |a, b, c, d| {
-                let pair = |a, b| {
-                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
-                };
-                let (x, y) = (pair(a, b), pair(c, d));
-                _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(x, y), _mm512_shuffle_f32x4::<0xdd>(x, y))
-            };
-            let two = |p, q| {
-                let (p, q) = (_mm512_castps_pd(p), _mm512_castps_pd(q));
-                let (low, high) = (_mm512_unpacklo_pd(p, q), _mm512_unpackhi_pd(p, q));
-                _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
-            };
             let r = rows;
             let x = two(four(r[0], r[4], r[8], r[12]), four(r[1], r[5], r[9], r[13]));
             let y = two(four(r[2], r[6], r[10], r[14]), four(r[3], r[7], r[11], r[15]));
@@ -124,40 +147,38 @@ unsafe impl Simd for Avx512 {
         fn p_zero() -> Self::P { _mm512_setzero_si512() }
         fn dot(acc: Self::P, w: Self::B, x: Self::B) -> Self::P { _mm512_dpbusd_epi32(acc, w, x) }
         fn fold4(p: &[Self::P; 4]) -> Self::P {
-            let pair = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-            let (x, y) = (pair(p[0], p[1]), pair(p[2], p[3]));
+            let (x, y) = (unpacked(p[0], p[1]), unpacked(p[2], p[3]));
             _mm512_add_epi32(_mm512_unpacklo_epi64(x, y), _mm512_unpackhi_epi64(x, y))
         }
         fn fold16(p: &[Self::P; 4]) -> Self::I {
-            let pair =
-                |a, b| _mm512_add_epi32(_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b));
-            let (x, y) = (pair(p[0], p[1]), pair(p[2], p[3]));
+            let (x, y) = (halved(p[0], p[1]), halved(p[2], p[3]));
             _mm512_add_epi32(_mm512_shuffle_i32x4::<0x88>(x, y), _mm512_shuffle_i32x4::<0xdd>(x, y))
         }
         fn dot4(acc: Self::I, w: Self::B, x: i32) -> Self::I { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)) }
         fn transpose(from: *const u8, to: *mut u8) {
-            let row = |r: usize| _mm512_loadu_si512(from.add(r * 64).cast());
             // quads[i][c]: lane L holds column 4L + c of rows 4i..4i + 4
-            let quads: [[__m512i; 4]; 4] = core::array::from_fn(|i| {
-                let r = [row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3)];
+            let mut quads = [[_mm512_setzero_si512(); 4]; 4];
+            for i in 0..4 {
+                let mut r = [_mm512_setzero_si512(); 4];
+                for j in 0..4 {
+                    r[j] = _mm512_loadu_si512(from.add((4 * i + j) * 64).cast());
+                }
                 let (a, b) = (_mm512_unpacklo_epi32(r[0], r[1]), _mm512_unpackhi_epi32(r[0], r[1]));
                 let (c, d) = (_mm512_unpacklo_epi32(r[2], r[3]), _mm512_unpackhi_epi32(r[2], r[3]));
-                [
-                    _mm512_unpacklo_epi64(a, c),
-                    _mm512_unpackhi_epi64(a, c),
-                    _mm512_unpacklo_epi64(b, d),
-                    _mm512_unpackhi_epi64(b, d),
-                ]
-            });
+                quads[i][0] = _mm512_unpacklo_epi64(a, c);
+                quads[i][1] = _mm512_unpackhi_epi64(a, c);
+                quads[i][2] = _mm512_unpacklo_epi64(b, d);
+                quads[i][3] = _mm512_unpackhi_epi64(b, d);
+            }
             for c in 0..4 {
-                let q: [__m512i; 4] = core::array::from_fn(|i| quads[i][c]);
-                let even = (_mm512_shuffle_i32x4::<0x88>(q[0], q[1]), _mm512_shuffle_i32x4::<0x88>(q[2], q[3]));
-                let odd = (_mm512_shuffle_i32x4::<0xdd>(q[0], q[1]), _mm512_shuffle_i32x4::<0xdd>(q[2], q[3]));
-                let put = |lane: usize, v| _mm512_storeu_si512(to.add((4 * lane + c) * 64).cast(), v);
-                put(0, _mm512_shuffle_i32x4::<0x88>(even.0, even.1));
-                put(1, _mm512_shuffle_i32x4::<0x88>(odd.0, odd.1));
-                put(2, _mm512_shuffle_i32x4::<0xdd>(even.0, even.1));
-                put(3, _mm512_shuffle_i32x4::<0xdd>(odd.0, odd.1));
+                let (q0, q1, q2, q3) = (quads[0][c], quads[1][c], quads[2][c], quads[3][c]);
+                let (a, b) = (_mm512_shuffle_i32x4::<0x88>(q0, q1), _mm512_shuffle_i32x4::<0x88>(q2, q3));
+                let (d, e) = (_mm512_shuffle_i32x4::<0xdd>(q0, q1), _mm512_shuffle_i32x4::<0xdd>(q2, q3));
+                let to = to.add(c * 64).cast::<__m512i>();
+                _mm512_storeu_si512(to, _mm512_shuffle_i32x4::<0x88>(a, b));
+                _mm512_storeu_si512(to.add(4), _mm512_shuffle_i32x4::<0x88>(d, e));
+                _mm512_storeu_si512(to.add(8), _mm512_shuffle_i32x4::<0xdd>(a, b));
+                _mm512_storeu_si512(to.add(12), _mm512_shuffle_i32x4::<0xdd>(d, e));
             }
         }
         fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
