@@ -132,3 +132,17 @@ fn a_kilobyte_of_nested_metadata_is_refused_without_deep_recursion() {
         assert_eq!(File::parse(&bytes).is_ok(), wide);
     }
 }
+
+#[test]
+fn metadata_nests_127_deep_and_no_deeper() {
+    let file = |depth: usize| {
+        let mut value = json!({});
+        for _ in 1..depth {
+            value = json!({ "a": value });
+        }
+        let metadata = value.as_object().cloned().unwrap_or_default();
+        Writer::new(Cursor::new(Vec::new()), &metadata, vec![], &[]).map(|_| ())
+    };
+    file(127).expect("as deep as allowed");
+    assert!(file(128).expect_err("deeper").message.contains("recursion limit"));
+}
