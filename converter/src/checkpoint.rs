@@ -192,6 +192,12 @@ impl Checkpoint {
         parent.filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 
+    /// Whether `path` is one of its files.
+    pub(crate) fn contains(&self, path: &Path) -> bool {
+        let real = path.canonicalize().ok();
+        real.is_some_and(|real| self.shards.iter().any(|s| s.path.canonicalize().is_ok_and(|p| p == real)))
+    }
+
     /// Bytes of all its files.
     pub fn bytes(&self) -> u64 {
         self.shards.iter().filter_map(|s| s.file.metadata().ok()).map(|m| m.len()).sum()

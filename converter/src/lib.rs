@@ -85,9 +85,14 @@ pub struct Summary {
 ///
 /// # Errors
 /// `UNSUPPORTED` for an architecture, a setting or a format that is not supported, `BAD_FORMAT` for a malformed
-/// checkpoint or one whose tensors do not match, `NOT_FOUND` and `IO` from the file system, `CANCELLED`.
+/// checkpoint or one whose tensors do not match, `NOT_FOUND` and `IO` from the file system, `INVALID_ARG` for an
+/// output that is part of the checkpoint, `CANCELLED`.
 pub fn convert(source: &Path, out: &Path, options: &Options, progress: &dyn Progress) -> Result<Summary> {
     let checkpoint = Checkpoint::open(source)?;
+    if checkpoint.contains(out) {
+        let what = format!("{}: the output is a file of the checkpoint; choose another name", out.display());
+        return Err(Error::new(Status::INVALID_ARG, what));
+    }
     let dir = checkpoint.directory().to_path_buf();
     let config = checkpoint::read_json(&dir.join("config.json"))?;
     let (arch, spec) = arch::read_config(&config).map_err(|e| e.context(dir.display()))?;

@@ -185,3 +185,12 @@ fn a_failed_conversion_leaves_the_old_file_as_it_was() {
     llm_convert::convert(&dir, &out, &Options::default(), &Stop).unwrap_err();
     assert_eq!(std::fs::read(&out).unwrap(), b"old");
 }
+
+#[test]
+fn a_checkpoint_is_not_overwritten() {
+    let temp = tempfile::tempdir().unwrap();
+    let Some(dir) = changed("llama_tied", temp.path(), |_| {}) else { return };
+    let e = convert(&dir, &dir.join("model.safetensors"), Type::Q4).unwrap_err();
+    assert_eq!(e.status(), Status::INVALID_ARG, "{e}");
+    load(&dir);
+}

@@ -254,3 +254,98 @@ fn check_rope(rope: &Rope) -> Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::arch;
+    use serde_json::json;
+
+    fn spec(model_type: &str) -> Spec {
+        arch::read_config(&json!({"model_type": model_type})).unwrap().1
+    }
+
+    fn heads(spec: &mut Spec) -> &mut Heads {
+        match &mut spec.layers[1].attention {
+            Attention::Heads(heads) => heads,
+            Attention::Latent(_) => panic!("latent attention"),
+        }
+    }
+
+    fn latent(spec: &mut Spec) -> &mut Latent {
+        match &mut spec.layers[1].attention {
+            Attention::Latent(latent) => latent,
+            Attention::Heads(_) => panic!("attention with heads"),
+        }
+    }
+
+    fn experts(spec: &mut Spec) -> &mut Experts {
+        let experts = spec.layers.iter_mut().find_map(|layer| match &mut layer.ffn {
+            Ffn::Experts(experts) => Some(experts),
+            _ => None,
+        });
+        experts.unwrap()
+    }
+
+    /// A change of one number.
+    type Change = fn(&mut Spec);
+
+    #[test]
+    fn one_wrong_number_anywhere_is_refused() {
+        let changes: &[(&str, Change)] = &[
+            ("llama", |s| s.vocab = 0),
+            ("llama", |s| s.width = u32::MAX),
+            ("llama", |s| s.context = 0),
+            ("llama", |s| s.layers.clear()),
+            ("llama", |s| s.layers = vec![s.layers[0].clone(); LAYERS + 1]),
+            ("llama", |s| s.ropes = vec![s.ropes[0].clone(); ROPES + 1]),
+            ("llama", |s| s.embedding_scale = f32::NAN),
+            ("llama", |s| s.logit_scale = 0.0),
+            ("llama", |s| s.logit_softcap = Some(f32::INFINITY)),
+            ("llama", |s| s.final_norm.eps = f32::NAN),
+            ("llama", |s| heads(s).heads = 0),
+            ("llama", |s| heads(s).kv_heads = 0),
+            ("llama", |s| heads(s).kv_heads = 5),
+            ("llama", |s| heads(s).kv_heads = 64),
+            ("llama", |s| heads(s).head_dim = 1 << 30),
+            ("llama", |s| (heads(s).heads, heads(s).kv_heads, heads(s).head_dim) = (1 << 14, 1, 1 << 14)),
+            ("llama", |s| heads(s).scale = -1.0),
+            ("llama", |s| heads(s).rope = Some(1)),
+            ("llama", |s| heads(s).head_dim = 64),
+            ("llama", |s| heads(s).window = Some(0)),
+            ("llama", |s| heads(s).alibi = vec![1.0]),
+            ("llama", |s| s.ropes[0].dim = 0),
+            ("llama", |s| s.ropes[0].dim = 31),
+            ("llama", |s| s.ropes[0].theta = f64::NAN),
+            ("llama", |s| s.ropes[0].scaling = Scaling::Linear { factor: 0.0 }),
+            ("llama", |s| s.ropes[0].scaling = Scaling::Dynamic { factor: 2.0, original: 0 }),
+            ("gpt2", |s| s.context = 1025),
+            ("bloom", |s| heads(s).alibi[3] = f32::NAN),
+            ("mixtral", |s| experts(s).active = 9),
+            ("mixtral", |s| experts(s).count = 0),
+            ("mixtral", |s| experts(s).groups = 3),
+            ("mixtral", |s| (experts(s).groups, experts(s).active_groups) = (8, 1)),
+            ("mixtral", |s| experts(s).expert.inner = 0),
+            ("gpt_oss", |s| {
+                experts(s).expert.activation = Activation::ClampedSwiglu { alpha: 1.0, limit: f32::NAN };
+            }),
+            ("deepseek_v3", |s| latent(s).q_rank = Some(0)),
+            ("deepseek_v3", |s| latent(s).rope_dim = 32),
+            ("deepseek_v3", |s| latent(s).kv_rank = u32::MAX),
+        ];
+        for (i, (name, change)) in changes.iter().enumerate() {
+            let mut spec = spec(name);
+            spec.check().unwrap();
+            change(&mut spec);
+            let e = spec.check().expect_err(&format!("change {i} of {name}"));
+            assert_eq!(e.status(), Status::BAD_FORMAT, "{e}");
+        }
+    }
+
+    #[test]
+    fn the_layer_with_the_fault_is_named() {
+        let mut spec = spec("llama");
+        heads(&mut spec).kv_heads = 5;
+        assert!(spec.check().unwrap_err().message().starts_with("layer 1: "));
+    }
+}
