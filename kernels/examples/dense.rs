@@ -1,6 +1,7 @@
 //! Prints the rate of the dense product in its three forms at the shapes of a small model, best of five.
 
-use llm_kernels::dense::{Dense, Heads, Level};
+use llm_kernels::Isa;
+use llm_kernels::dense::{Dense, Heads};
 use std::time::Instant;
 
 fn best(mut f: impl FnMut()) -> f64 {
@@ -17,8 +18,8 @@ fn best(mut f: impl FnMut()) -> f64 {
 
 fn main() {
     for threads in [1, 2] {
-        for level in [Level::Avx2, Level::Avx512] {
-            let Some(mut dense) = Dense::with_level(threads, level) else { continue };
+        for isa in [Isa::Avx2, Isa::Avx512] {
+            let Some(mut dense) = Dense::with_isa(threads, isa) else { continue };
             for (m, n, k) in [
                 (3072, 1152, 384),
                 (3072, 384, 384),
@@ -32,9 +33,7 @@ fn main() {
                 let a = flops / best(|| dense.linear(&x, &w, None, None, &mut y, (m, n, k)));
                 let b = flops / best(|| dense.linear_dx(&y, &w, &mut dx, (m, n, k), false));
                 let c = flops / best(|| dense.linear_dw(&y, &x, &mut dw, (m, n, k)));
-                println!(
-                    "{level:?} {threads} threads [{m}, {n}, {k}]: y {a:.0}  dx {b:.0}  dw {c:.0} GFLOP/s"
-                );
+                println!("{isa:?} {threads} threads [{m}, {n}, {k}]: y {a:.0}  dx {b:.0}  dw {c:.0} GFLOP/s");
             }
             let h = Heads { heads: 6, kv_heads: 6, dim: 64, length: 256, scale: 0.125, dropout: 0.0, key: 0 };
             let rows = 12 * 256;
@@ -45,14 +44,14 @@ fn main() {
             let dout = out.clone();
             let back = best(|| dense.attention_back(&h, &qkv, &out, &lse, &dout, &mut dqkv));
             println!(
-                "{level:?} {threads} threads attention 12×6×256×64: {:.2} ms, back {:.2} ms",
+                "{isa:?} {threads} threads attention 12×6×256×64: {:.2} ms, back {:.2} ms",
                 forward * 1e3,
                 back * 1e3
             );
             let mut big = vec![0.1f32; rows * 1536];
             let input = big.clone();
             let gelu = best(|| dense.gelu(&input, &mut big));
-            println!("{level:?} {threads} threads gelu of 4.7 M: {:.2} ms", gelu * 1e3);
+            println!("{isa:?} {threads} threads gelu of 4.7 M: {:.2} ms", gelu * 1e3);
         }
     }
 }

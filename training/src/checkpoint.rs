@@ -240,6 +240,9 @@ pub(crate) fn save(dir: &Path, c: &Contents) -> Result<()> {
 
 /// Reads the checkpoint `dir` for a model of the shape `expected` where that is given.
 pub(crate) fn load(dir: &Path, expected: Option<&ModelConfig>) -> Result<Restored> {
+    // A kill between the two renames of a replacement leaves the old one under its hidden name.
+    let old = hidden(dir, "old")?;
+    let dir = if !dir.exists() && old.exists() { &old } else { dir };
     let read = |name: &str| {
         let path = dir.join(name);
         fs::read(&path).map_err(|e| Error::from(e).context(path.display()))
@@ -329,8 +332,33 @@ pub(crate) fn prune(out: &Path, keep: usize) -> Result<()> {
         if Some(path) != best.as_ref() {
             // First out of sight, so that a kill leaves no half of a checkpoint under its name.
             let gone = hidden(path, "old")?;
+            if gone.exists() {
+                fs::remove_dir_all(&gone)?;
+            }
             fs::rename(path, &gone)?;
             fs::remove_dir_all(&gone)?;
+        }
+    }
+    Ok(())
+}
+
+/// Clears what a killed run left under hidden names; a checkpoint that was being replaced gets its name back.
+pub(crate) fn sweep(out: &Path) -> Result<()> {
+    for entry in fs::read_dir(out).map_err(|e| Error::from(e).context(out.display()))? {
+        let path = entry?.path();
+        let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
+        let Some((step, why)) = name.strip_prefix('.').and_then(|n| n.rsplit_once('.')) else { continue };
+        if !step.starts_with("step-") || !matches!(why, "part" | "old") {
+            continue;
+        }
+        if why == "old"
+            && !out.join(step).exists()
+            && path.join("training.json").exists()
+            && load(&path, None).is_ok()
+        {
+            fs::rename(&path, out.join(step))?;
+        } else {
+            fs::remove_dir_all(&path)?;
         }
     }
     Ok(())

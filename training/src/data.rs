@@ -8,16 +8,15 @@
 //!   128  ids, padded to 8 · then documents + 1 offsets (u64, counted in ids)        all little-endian
 //! ```
 //!
-//! Ids are read in windows with positioned reads through the page cache; each is checked against the vocabulary when
-//! it is read.
+//! The file is mapped; each id is checked against the vocabulary when it is read.
 
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crc_fast::{CrcAlgorithm, Digest, checksum};
 use llm::error::{Error, Result, Status};
+use llm::mmap::Bytes;
 
 use crate::text::documents;
 
@@ -229,7 +228,7 @@ impl Drop for TokenWriter {
 /// A token file, open for reading.
 pub struct TokenFile {
     path: PathBuf,
-    file: File,
+    data: Bytes,
     width: u64,
     vocab: usize,
     crc: u32,
@@ -249,11 +248,11 @@ impl TokenFile {
         let io = |e: std::io::Error| Error::from(e).context(path.display());
         let file = File::open(path).map_err(io)?;
         let size = file.metadata().map_err(io)?.len();
-        let mut head = [0u8; HEAD];
         if size < HEAD as u64 {
             return Err(here(Status::BAD_FORMAT, format!("{size} bytes: a token file has at least {HEAD}")));
         }
-        file.read_exact_at(&mut head, 0).map_err(io)?;
+        let data = Bytes::map(&file, 0, size).map_err(|e| e.context(path.display()))?;
+        let head = &data[..HEAD];
         let u32_at = |at: usize| head[at..at + 4].iter().rev().fold(0u32, |n, b| n << 8 | u32::from(*b));
         let u64_at = |at: usize| head[at..at + 8].iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b));
         if &head[..8] != MAGIC {
@@ -282,7 +281,6 @@ impl TokenFile {
         }
         Ok(TokenFile {
             path: path.into(),
-            file,
             width,
             vocab: u32_at(16) as usize,
             crc: u32_at(20),
@@ -290,6 +288,7 @@ impl TokenFile {
             tokens,
             documents,
             bytes: u64_at(48),
+            data,
         })
     }
 
@@ -321,16 +320,15 @@ impl TokenFile {
     /// Reads `out.len()` ids from `start` on.
     ///
     /// # Errors
-    /// `INVALID_ARG` beyond the end, `IO`, `BAD_FORMAT` for an id outside the vocabulary.
+    /// `INVALID_ARG` beyond the end, `BAD_FORMAT` for an id outside the vocabulary.
     pub fn read(&self, start: u64, out: &mut [u32]) -> Result<()> {
         let n = out.len() as u64;
         if start.checked_add(n).is_none_or(|end| end > self.tokens) {
             let message = format!("{}: ids {start} + {n} of {}", self.path.display(), self.tokens);
             return Err(Error::new(Status::INVALID_ARG, message));
         }
-        let mut bytes = vec![0u8; out.len() * self.width as usize];
-        let at = HEAD as u64 + start * self.width;
-        self.file.read_exact_at(&mut bytes, at).map_err(|e| Error::from(e).context(self.path.display()))?;
+        let at = HEAD + (start * self.width) as usize;
+        let bytes = &self.data[at..at + out.len() * self.width as usize];
         for (i, (id, raw)) in out.iter_mut().zip(bytes.chunks_exact(self.width as usize)).enumerate() {
             *id = raw.iter().rev().fold(0, |n, b| n << 8 | u32::from(*b));
             if *id as usize >= self.vocab {
@@ -346,19 +344,9 @@ impl TokenFile {
     /// Reads the whole file and compares its checksum.
     ///
     /// # Errors
-    /// `IO`, `CHECKSUM`.
+    /// `CHECKSUM`.
     pub fn verify(&self) -> Result<()> {
-        let io = |e: std::io::Error| Error::from(e).context(self.path.display());
-        let (mut crc, mut at) = (Digest::new(CrcAlgorithm::Crc32Iscsi), HEAD as u64);
-        let size = self.file.metadata().map_err(io)?.len();
-        let mut buffer = vec![0u8; 1 << 20];
-        while at < size {
-            let n = (size - at).min(buffer.len() as u64) as usize;
-            self.file.read_exact_at(&mut buffer[..n], at).map_err(io)?;
-            crc.update(&buffer[..n]);
-            at += n as u64;
-        }
-        if crc.finalize() as u32 != self.crc {
+        if checksum(CrcAlgorithm::Crc32Iscsi, &self.data[HEAD..]) as u32 != self.crc {
             let message = format!("{}: checksum does not match; prepare the data again", self.path.display());
             return Err(Error::new(Status::CHECKSUM, message));
         }

@@ -15,12 +15,16 @@ pub mod config;
 pub mod data;
 mod engine;
 mod params;
+pub mod quickstart;
 mod random;
 mod tape;
 mod text;
 mod trainer;
+#[cfg(test)]
+mod twin;
 
 pub use bpe::{TokenizerOptions, train_tokenizer};
 pub use config::{Config, Family, ModelConfig, OptimConfig};
 pub use data::{PrepareOptions, Prepared, TokenFile, prepare};
+pub use quickstart::{Report, quickstart};
 pub use trainer::{Data, Evaluation, Event, StepReport, Summary, Trainer, train};

@@ -401,6 +401,7 @@ pub struct Summary {
 pub fn train(config: &Config, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Result<Summary> {
     let out = &config.out;
     fs::create_dir_all(out).map_err(|e| Error::from(e).context(out.display()))?;
+    checkpoint::sweep(out)?;
     let mut trainer = match checkpoint::list(out)?.last() {
         Some((dir, _)) => Trainer::resume(config, dir)?,
         None => Trainer::new(config)?,

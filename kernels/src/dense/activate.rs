@@ -66,7 +66,7 @@ impl Dense {
         let y = Shared::new(y);
         self.pieces(x.len(), PIECE, |_, r| {
             // SAFETY: each piece takes its own range.
-            gelu_forward(self.level, &x[r.clone()], unsafe { y.part(r) });
+            gelu_forward(self.isa, &x[r.clone()], unsafe { y.part(r) });
         });
     }
 
@@ -76,7 +76,7 @@ impl Dense {
         let dy = Shared::new(dy);
         self.pieces(x.len(), PIECE, |_, r| {
             // SAFETY: each piece takes its own range.
-            gelu_backward(self.level, unsafe { dy.part(r.clone()) }, &x[r]);
+            gelu_backward(self.isa, unsafe { dy.part(r.clone()) }, &x[r]);
         });
     }
 
@@ -91,7 +91,7 @@ impl Dense {
         self.pieces(y.len() / f, 16, |_, r| {
             // SAFETY: each piece takes its own rows.
             let y = unsafe { y.part(r.start * f..r.end * f) };
-            swiglu_forward(self.level, &gu[2 * r.start * f..2 * r.end * f], f, y);
+            swiglu_forward(self.isa, &gu[2 * r.start * f..2 * r.end * f], f, y);
         });
     }
 
@@ -108,7 +108,7 @@ impl Dense {
             let both = 2 * r.start * f..2 * r.end * f;
             // SAFETY: each piece takes its own rows.
             let out = unsafe { dgu.part(both.clone()) };
-            swiglu_backward(self.level, &dy[r.start * f..r.end * f], &gu[both], f, out);
+            swiglu_backward(self.isa, &dy[r.start * f..r.end * f], &gu[both], f, out);
         });
     }
 }

@@ -15,6 +15,7 @@ use super::gemm::{View, panels, serial};
 use super::math::{exp, fold2, hash, tree};
 use super::rows::threshold;
 use super::{Dense, Shared, versions};
+use crate::math::log64;
 use std::cell::RefCell;
 
 /// Queries per block.
@@ -141,32 +142,32 @@ impl Dense {
         let rows = check(h, qkv, out, lse);
         let (d, width) = (h.dim, h.heads * h.dim);
         let (out, lse) = (Shared::new(out), Shared::new(lse));
-        let level = self.level;
-        self.team.run(rows / h.length * h.kv_heads, &|piece| {
+        let isa = self.isa;
+        self.pool.run(rows / h.length * h.kv_heads, |piece| {
             let (first, kv) = (piece / h.kv_heads * h.length, piece % h.kv_heads);
             SCRATCH.with_borrow_mut(|s| {
                 let (keys, values) = operands(h, qkv, first, kv);
-                panels(level, keys.t(), &mut s.keys_t);
-                panels(level, values, &mut s.values);
+                panels(isa, keys.t(), &mut s.keys_t);
+                panels(isa, values, &mut s.values);
                 s.block.resize(BLOCK * d, 0.0);
                 for head in kv * (h.heads / h.kv_heads)..(kv + 1) * (h.heads / h.kv_heads) {
                     for q0 in (0..h.length).step_by(BLOCK) {
                         let (n, end) = (BLOCK.min(h.length - q0), (q0 + BLOCK).min(h.length));
                         let q = View::new(&qkv[(first + q0) * h.stride() + head * d..], n, d, h.stride());
                         s.scores.resize(s.scores.len().max(BLOCK * h.length), 0.0);
-                        serial(level, q, &s.keys_t, d, end, &mut s.scores, end, false);
+                        serial(isa, q, &s.keys_t, d, end, &mut s.scores, end, false);
                         let mut sums = [1.0f32; BLOCK];
                         for (i, row) in s.scores[..n * end].chunks_exact_mut(end).enumerate() {
                             let row_index = row_index(h, first + q0 + i, head);
-                            let (top, sum) = soften(level, row, q0 + i + 1, h.scale, Drop::of(h), row_index);
+                            let (top, sum) = soften(isa, row, q0 + i + 1, h.scale, Drop::of(h), row_index);
                             sums[i] = sum;
                             let at = (first + q0 + i) * h.heads + head;
                             // SAFETY: (row, head) belongs to this piece alone.
                             let slot = unsafe { lse.part(at..at + 1) };
-                            slot[0] = top + f64::from(sum).ln() as f32;
+                            slot[0] = top + log64(f64::from(sum)) as f32;
                         }
                         let p = View::new(&s.scores, n, end, end);
-                        serial(level, p, &s.values, h.length, d, &mut s.block, d, false);
+                        serial(isa, p, &s.values, h.length, d, &mut s.block, d, false);
                         for (i, row) in s.block[..n * d].chunks_exact(d).enumerate() {
                             let at = (first + q0 + i) * width + head * d;
                             // SAFETY: (row, head) belongs to this piece alone.
@@ -195,14 +196,14 @@ impl Dense {
         assert!(dout.len() == out.len() && dqkv.len() == qkv.len(), "attention gradient of {rows} rows");
         let (d, width, stride) = (h.dim, h.heads * h.dim, h.stride());
         let dqkv = Shared::new(dqkv);
-        let level = self.level;
-        self.team.run(rows / h.length * h.kv_heads, &|piece| {
+        let isa = self.isa;
+        self.pool.run(rows / h.length * h.kv_heads, |piece| {
             let (first, kv) = (piece / h.kv_heads * h.length, piece % h.kv_heads);
             SCRATCH.with_borrow_mut(|s| {
                 let (keys, values) = operands(h, qkv, first, kv);
-                panels(level, keys, &mut s.keys);
-                panels(level, keys.t(), &mut s.keys_t);
-                panels(level, values.t(), &mut s.values);
+                panels(isa, keys, &mut s.keys);
+                panels(isa, keys.t(), &mut s.keys_t);
+                panels(isa, values.t(), &mut s.values);
                 s.block.resize(BLOCK * d, 0.0);
                 s.scores.resize(s.scores.len().max(BLOCK * h.length), 0.0);
                 s.grads.resize(s.grads.len().max(BLOCK * h.length), 0.0);
@@ -215,27 +216,27 @@ impl Dense {
                         let (n, end) = (BLOCK.min(h.length - q0), (q0 + BLOCK).min(h.length));
                         let q = View::new(&qkv[(first + q0) * stride + head * d..], n, d, stride);
                         let g = View::new(&dout[(first + q0) * width + head * d..], n, d, width);
-                        serial(level, q, &s.keys_t, d, end, &mut s.scores, end, false);
-                        serial(level, g, &s.values, d, end, &mut s.grads, end, false);
+                        serial(isa, q, &s.keys_t, d, end, &mut s.scores, end, false);
+                        serial(isa, g, &s.values, d, end, &mut s.grads, end, false);
                         for i in 0..n {
                             let (row, at) = (first + q0 + i, (first + q0 + i) * width + head * d);
-                            let delta = dot(level, &dout[at..at + d], &out[at..at + d]);
+                            let delta = dot(isa, &dout[at..at + d], &out[at..at + d]);
                             let span = i * end..(i + 1) * end;
                             let (p, ds) = (&mut s.scores[span.clone()], &mut s.grads[span]);
                             let (lse, index) = (lse[row * h.heads + head], row_index(h, row, head));
-                            harden(level, p, ds, q0 + i + 1, h.scale, lse, delta, Drop::of(h), index);
+                            harden(isa, p, ds, q0 + i + 1, h.scale, lse, delta, Drop::of(h), index);
                         }
                         let (p, ds) = (View::new(&s.scores, n, end, end), View::new(&s.grads, n, end, end));
-                        serial(level, ds, &s.keys, h.length, d, &mut s.block, d, false);
+                        serial(isa, ds, &s.keys, h.length, d, &mut s.block, d, false);
                         for (i, row) in s.block[..n * d].chunks_exact(d).enumerate() {
                             let at = (first + q0 + i) * stride + head * d;
                             // SAFETY: this query head's columns of this row belong to this piece alone.
                             unsafe { dqkv.part(at..at + d) }.copy_from_slice(row);
                         }
-                        panels(level, q, &mut s.right);
-                        serial(level, ds.t(), &s.right, n, d, &mut s.dk, d, true);
-                        panels(level, g, &mut s.right);
-                        serial(level, p.t(), &s.right, n, d, &mut s.dv, d, true);
+                        panels(isa, q, &mut s.right);
+                        serial(isa, ds.t(), &s.right, n, d, &mut s.dk, d, true);
+                        panels(isa, g, &mut s.right);
+                        serial(isa, p.t(), &s.right, n, d, &mut s.dv, d, true);
                     }
                 }
                 let rows = s.dk.chunks_exact(d).zip(s.dv.chunks_exact(d)).enumerate();

@@ -11,7 +11,7 @@
 //! The order of a sum: inner index ascending by fused multiply-add from zero inside a block of [`KC`]; the blocks' sums
 //! are added to C in ascending order. It is the same for every instruction set, tile and thread count.
 
-use super::{Dense, Level, Shared};
+use super::{Dense, Isa, Shared};
 use std::cell::RefCell;
 
 /// Inner indices per block, part of the order of the sums.
@@ -67,8 +67,8 @@ struct Shape {
     add: bool,
 }
 
-fn micro_shape(level: Level) -> (usize, usize) {
-    if level == Level::Avx512 { (12, 32) } else { (6, 16) }
+fn micro_shape(isa: Isa) -> (usize, usize) {
+    if isa == Isa::Avx512 { (12, 32) } else { (6, 16) }
 }
 
 impl Dense {
@@ -77,7 +77,7 @@ impl Dense {
     /// # Panics
     /// If the shapes do not fit.
     pub fn product(&mut self, a: View, b: View, c: &mut [f32], stride: usize, add: bool) {
-        let shape = check(self.level, a, b, c, stride, add);
+        let shape = check(self.isa, a, b, c, stride, add);
         if a.rows == 0 || b.cols == 0 {
             return;
         }
@@ -87,21 +87,21 @@ impl Dense {
         let panel_len = shape.k * shape.nr;
         packed.resize(packed.len().max(panels * panel_len), 0.0);
         let space = Shared::new(&mut packed[..panels * panel_len]);
-        self.team.run(panels, &|p| {
+        self.pool.run(panels, |p| {
             // SAFETY: panel p is touched by piece p alone.
             let out = unsafe { space.part(p * panel_len..(p + 1) * panel_len) };
             pack(b.t(), p * shape.nr, shape.nr, 0..shape.k, out);
         });
         let c = Shared::new(c);
         let (down, across) = (a.rows.div_ceil(TILE), b.cols.div_ceil(TILE));
-        let level = self.level;
-        self.team.run(down * across, &|t| {
+        let isa = self.isa;
+        self.pool.run(down * across, |t| {
             let (i0, j0) = (t / across * TILE, t % across * TILE);
             let (rows, cols) = (TILE.min(a.rows - i0), TILE.min(b.cols - j0));
             PANELS.with_borrow_mut(|own| {
                 // SAFETY: tile t's rows and columns of C belong to no other piece; `packed` is complete and long
                 // enough for every panel; `check` proved the extents of A and C.
-                unsafe { tile(level, shape, a, i0, rows, &packed, j0, cols, c.pointer(0), own) };
+                unsafe { tile(isa, shape, a, i0, rows, &packed, j0, cols, c.pointer(0), own) };
             });
         });
         self.packed = packed;
@@ -109,8 +109,8 @@ impl Dense {
 }
 
 /// Packs all of `b` into panels for [`serial`].
-pub(super) fn panels(level: Level, b: View, out: &mut Vec<f32>) {
-    let (_, nr) = micro_shape(level);
+pub(super) fn panels(isa: Isa, b: View, out: &mut Vec<f32>) {
+    let (_, nr) = micro_shape(isa);
     let len = b.rows * nr;
     out.resize(b.cols.div_ceil(nr) * len, 0.0);
     for (p, panel) in out.chunks_exact_mut(len.max(1)).enumerate() {
@@ -122,7 +122,7 @@ pub(super) fn panels(level: Level, b: View, out: &mut Vec<f32>) {
 /// B is the top left `[a.cols, cols]` of a matrix of `deep` rows that [`panels`] packed.
 #[allow(clippy::too_many_arguments)] // one product's coordinates
 pub(super) fn serial(
-    level: Level,
+    isa: Isa,
     a: View,
     packed: &[f32],
     deep: usize,
@@ -131,7 +131,7 @@ pub(super) fn serial(
     stride: usize,
     add: bool,
 ) {
-    let (mr, nr) = micro_shape(level);
+    let (mr, nr) = micro_shape(isa);
     let need = if a.rows == 0 || cols == 0 { 0 } else { (a.rows - 1) * stride + cols };
     assert!(cols <= stride && c.len() >= need, "product [{}, {cols}] into {}", a.rows, c.len());
     assert!(a.cols <= deep && packed.len() >= cols.div_ceil(nr) * nr * deep, "panels of another matrix");
@@ -140,16 +140,16 @@ pub(super) fn serial(
         for i0 in (0..a.rows).step_by(TILE) {
             let rows = TILE.min(a.rows - i0);
             // SAFETY: `c` is borrowed mutably and holds the tile, `packed` holds the panels (both checked above).
-            unsafe { tile(level, shape, a, i0, rows, packed, 0, cols, c.as_mut_ptr(), own) };
+            unsafe { tile(isa, shape, a, i0, rows, packed, 0, cols, c.as_mut_ptr(), own) };
         }
     });
 }
 
-fn check(level: Level, a: View, b: View, c: &[f32], stride: usize, add: bool) -> Shape {
+fn check(isa: Isa, a: View, b: View, c: &[f32], stride: usize, add: bool) -> Shape {
     assert!(a.cols == b.rows, "product of [{}, {}] and [{}, {}]", a.rows, a.cols, b.rows, b.cols);
     let need = if a.rows == 0 || b.cols == 0 { 0 } else { (a.rows - 1) * stride + b.cols };
     assert!(b.cols <= stride && c.len() >= need, "product [{}, {}] into {}", a.rows, b.cols, c.len());
-    let (mr, nr) = micro_shape(level);
+    let (mr, nr) = micro_shape(isa);
     Shape { mr, nr, k: a.cols, deep: a.cols, stride, add }
 }
 
@@ -182,10 +182,10 @@ fn pack(m: View, first: usize, width: usize, ks: std::ops::Range<usize>, out: &m
 /// - `c` points to row 0 of a matrix of rows `shape.stride` apart that holds this tile, and nothing else reads or
 ///   writes the tile meanwhile.
 /// - `packed` holds all panels of B; `a` has rows `i0..i0+rows` and `shape.k` columns.
-/// - `level` is available.
+/// - `isa` is available.
 #[allow(clippy::too_many_arguments)] // one product's coordinates; grouping them would only rename them
 unsafe fn tile(
-    level: Level,
+    isa: Isa,
     shape: Shape,
     a: View,
     i0: usize,
@@ -197,7 +197,7 @@ unsafe fn tile(
     own: &mut Vec<f32>,
 ) {
     let Shape { mr, nr, k, deep, stride, add } = shape;
-    // Rows a multiple of 4 KiB apart would all fall into one set of the first-level cache.
+    // Rows a multiple of 4 KiB apart would all fall into one set of the first-isa cache.
     let pack_all = a.col != 1 || a.row.is_multiple_of(1024);
     let groups = rows.div_ceil(mr);
     let ragged = !rows.is_multiple_of(mr);
@@ -233,14 +233,14 @@ unsafe fn tile(
                 let place = c.wrapping_add((i0 + i) * stride + j0 + j);
                 if whole {
                     // SAFETY: the mr×nr tile at `place` is ours and inside C; `left` has mr rows of kc elements
-                    // (inside A, or packed and padded); b has kc·nr elements; the level is available.
-                    unsafe { micro(level, kc, left, row_step, k_step, b.as_ptr(), place, stride, add) };
+                    // (inside A, or packed and padded); b has kc·nr elements; the isa is available.
+                    unsafe { micro(isa, kc, left, row_step, k_step, b.as_ptr(), place, stride, add) };
                     continue;
                 }
                 let (h, w) = (mr.min(rows - i), nr.min(cols - j));
                 // SAFETY: as above, with the scratch tile in place of C.
                 unsafe {
-                    micro(level, kc, left, row_step, k_step, b.as_ptr(), scratch.as_mut_ptr(), nr, false)
+                    micro(isa, kc, left, row_step, k_step, b.as_ptr(), scratch.as_mut_ptr(), nr, false)
                 };
                 for (y, line) in scratch.chunks_exact(nr).take(h).enumerate() {
                     // SAFETY: row i+y, columns j..j+w of this tile lie inside C and are ours.
@@ -259,11 +259,11 @@ unsafe fn tile(
 /// # Safety
 /// - `a` reads `a[i·row_step + k·k_step]` for i < mr, k < kc; `b` reads `kc·nr` elements; `c` has mr rows of nr elements
 ///   `stride` apart that no one else touches.
-/// - `level` is available.
+/// - `isa` is available.
 #[allow(clippy::too_many_arguments)] // see `tile`
 #[inline]
 unsafe fn micro(
-    level: Level,
+    isa: Isa,
     kc: usize,
     a: *const f32,
     row_step: usize,
@@ -273,13 +273,13 @@ unsafe fn micro(
     stride: usize,
     add: bool,
 ) {
-    match level {
+    match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller's promises are those of the kernel.
-        Level::Avx512 => unsafe { super::micro::avx512(kc, a, row_step, k_step, b, c, stride, add) },
+        Isa::Avx512 => unsafe { super::micro::avx512(kc, a, row_step, k_step, b, c, stride, add) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller's promises are those of the kernel.
-        Level::Avx2 => unsafe { super::micro::avx2(kc, a, row_step, k_step, b, c, stride, add) },
+        Isa::Avx2 => unsafe { super::micro::avx2(kc, a, row_step, k_step, b, c, stride, add) },
         _ => {
             let mut acc = [[0.0f32; 16]; 6];
             for k in 0..kc {

@@ -2,6 +2,7 @@
 
 use super::math::{exp, tree};
 use super::{Dense, Shared, versions};
+use crate::math::log64;
 
 /// Rows per piece, part of the order of the loss's sum.
 const PIECE: usize = 16;
@@ -35,7 +36,7 @@ versions! {
                     }
                 }
                 let sum = tree(lanes);
-                total += f64::from(sum).ln() - f64::from(at - top);
+                total += log64(f64::from(sum)) - f64::from(at - top);
                 let factor = scale / sum;
                 for x in row.iter_mut() {
                     *x *= factor;
@@ -47,7 +48,7 @@ versions! {
                         *lane += exp(*x - top);
                     }
                 }
-                total += f64::from(tree(lanes)).ln() - f64::from(at - top);
+                total += log64(f64::from(tree(lanes))) - f64::from(at - top);
             }
         }
         total
@@ -76,7 +77,7 @@ impl Dense {
         self.pieces(rows, PIECE, |p, r| {
             // SAFETY: each piece takes its own rows and its own sum.
             let (part, sum) = unsafe { (logits.part(r.start * vocab..r.end * vocab), shared.part(p..p + 1)) };
-            sum[0] = rows_loss(self.level, part, vocab, &targets[r], scale);
+            sum[0] = rows_loss(self.isa, part, vocab, &targets[r], scale);
         });
         sums.iter().sum()
     }

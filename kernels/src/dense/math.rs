@@ -1,5 +1,6 @@
 //! Exponential and what follows from it, as fixed sequences of fused multiply-adds without branches, so that a loop
-//! over lanes becomes vector code and every instruction set rounds alike.
+//! over lanes becomes vector code and every instruction set rounds alike. (The crate's own `math` rounds its halves
+//! apart for subnormal results, which training does not need.)
 
 /// `eˣ` to within 2 units in the last place; 0 below about −87.3 (no denormals), capped above 88.37.
 ///

@@ -13,20 +13,17 @@
 //! lengths of what they are given and panic on a mismatch, which is a mistake of the calling code, never of data.
 //!
 //! What this room does not know: models, tapes, parameters, files. It sees slices and shapes.
-#![allow(unsafe_code)] // kernels are one of the three rooms where unsafe lives
-
 mod activate;
 mod attention;
 pub mod gemm;
 mod loss;
-pub mod math;
+mod math;
 #[cfg(target_arch = "x86_64")]
 mod micro;
 mod norm;
 mod optim;
 mod rows;
 mod shared;
-mod team;
 
 #[cfg(test)]
 mod tests;
@@ -34,51 +31,14 @@ mod tests;
 pub use attention::Heads;
 pub use optim::AdamW;
 
+use crate::detect::{Isa, detect};
+use crate::threads::Pool;
 use shared::Shared;
-use team::Team;
-
-/// The instruction sets the dense kernels are built for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Level {
-    /// Portable code, the oracle of the others. Slow: it asks the C library for each fused multiply-add.
-    Scalar,
-    /// AVX2 with FMA.
-    Avx2,
-    /// AVX-512 F, VL, DQ and BW.
-    Avx512,
-}
-
-impl Level {
-    /// Whether this processor has the instructions.
-    pub fn available(self) -> bool {
-        match self {
-            Level::Scalar => true,
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => {
-                Level::Avx2.available()
-                    && is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512bw")
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => false,
-        }
-    }
-
-    /// The best level this processor has.
-    pub fn best() -> Level {
-        let order = [Level::Avx512, Level::Avx2];
-        order.into_iter().find(|level| level.available()).unwrap_or(Level::Scalar)
-    }
-}
 
 /// The dense kernels with their instruction set, threads and scratch memory.
 pub struct Dense {
-    level: Level,
-    team: Team,
+    isa: Isa,
+    pool: Pool,
     /// The right operand of the current product, in panels.
     packed: Vec<f32>,
     /// Partial sums of reductions over rows.
@@ -86,29 +46,29 @@ pub struct Dense {
 }
 
 impl Dense {
-    /// Kernels on `threads` threads (0: as many as the process may use) with the best instruction set.
+    /// Kernels on `threads` threads (0: as many as the process may use) with the instruction set that [`detect`] picks.
     pub fn new(threads: usize) -> Dense {
-        Dense { level: Level::best(), team: Team::new(threads), packed: Vec::new(), partial: Vec::new() }
+        Dense { isa: detect(), pool: Pool::new(threads), packed: Vec::new(), partial: Vec::new() }
     }
 
     /// As [`Dense::new`] with a chosen instruction set; `None` where the processor lacks it.
-    pub fn with_level(threads: usize, level: Level) -> Option<Dense> {
-        level.available().then(|| Dense { level, ..Dense::new(threads) })
+    pub fn with_isa(threads: usize, isa: Isa) -> Option<Dense> {
+        isa.is_available().then(|| Dense { isa, ..Dense::new(threads) })
     }
 
     /// The instruction set in use. It was found available when `self` was made.
-    pub fn level(&self) -> Level {
-        self.level
+    pub fn isa(&self) -> Isa {
+        self.isa
     }
 
     /// The number of threads, the caller's included.
     pub fn threads(&self) -> usize {
-        self.team.threads()
+        self.pool.threads()
     }
 
     /// Runs `f(piece, range)` over the pieces of `size` items that make up `0..total`.
     fn pieces(&self, total: usize, size: usize, f: impl Fn(usize, std::ops::Range<usize>) + Sync) {
-        self.team.run(total.div_ceil(size), &|i| f(i, i * size..((i + 1) * size).min(total)));
+        self.pool.run(total.div_ceil(size), |i| f(i, i * size..((i + 1) * size).min(total)));
     }
 
     /// Sums the rows of `[pieces, width]` partial sums in `self.partial` into `out`, in order.
@@ -131,7 +91,7 @@ macro_rules! versions {
         $(#[$doc])*
         // The passes of a training step take their operands one by one: a struct per pass would only rename them.
         #[allow(clippy::too_many_arguments)]
-        fn $name(level: $crate::dense::Level, $($arg: $ty),*) $(-> $ret)? {
+        fn $name(isa: $crate::detect::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
             fn body($($arg: $ty),*) $(-> $ret)? $body
@@ -143,16 +103,16 @@ macro_rules! versions {
                 #[target_feature(enable = "avx2,fma")]
                 #[allow(clippy::too_many_arguments)]
                 fn half($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
-                match level {
-                    // SAFETY: a `Dense` holds a level only after `Level::available` said yes.
-                    $crate::dense::Level::Avx512 => return unsafe { wide($($arg),*) },
+                match isa {
+                    // SAFETY: a `Dense` holds a isa only after `Isa::is_available` said yes.
+                    $crate::detect::Isa::Avx512 => return unsafe { wide($($arg),*) },
                     // SAFETY: as above.
-                    $crate::dense::Level::Avx2 => return unsafe { half($($arg),*) },
-                    $crate::dense::Level::Scalar => {}
+                    $crate::detect::Isa::Avx2 => return unsafe { half($($arg),*) },
+                    $crate::detect::Isa::Scalar => {}
                 }
             }
             #[cfg(not(target_arch = "x86_64"))]
-            let _ = level;
+            let _ = isa;
             body($($arg),*)
         }
     };

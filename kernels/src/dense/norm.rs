@@ -111,7 +111,7 @@ impl Dense {
             let span = r.start * d..r.end * d;
             // SAFETY: rows of a piece belong to that piece alone.
             let (y, stats) = unsafe { (y.part(span.clone()), stats.part(r.start * 2..r.end * 2)) };
-            forward(self.level, &x[span], w, b, eps, y, stats);
+            forward(self.isa, &x[span], w, b, eps, y, stats);
         });
     }
 
@@ -148,7 +148,7 @@ impl Dense {
                 (dx.part(span.clone()), part(0), part(1), part(2))
             };
             let stats = &stats[r.start * 2..r.end * 2];
-            backward(self.level, &dy[span.clone()], &x[span], w, stats, center, dx, add, dw, db, hat);
+            backward(self.isa, &dy[span.clone()], &x[span], w, stats, center, dx, add, dw, db, hat);
         });
         self.partial = partial;
         self.fold_partial(pieces, dw);

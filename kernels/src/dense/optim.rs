@@ -67,7 +67,7 @@ impl Dense {
         self.pieces(n, PIECE, |_, r| {
             // SAFETY: each piece takes its own range.
             let (w, m, v) = unsafe { (w.part(r.clone()), m.part(r.clone()), v.part(r.clone())) };
-            adamw_step(self.level, o, w, &g[r], m, v);
+            adamw_step(self.isa, o, w, &g[r], m, v);
         });
     }
 
@@ -78,7 +78,7 @@ impl Dense {
         self.pieces(x.len(), PIECE, |p, r| {
             // SAFETY: each piece takes its own sum.
             let sum = unsafe { shared.part(p..p + 1) };
-            sum[0] = squares(self.level, &x[r]);
+            sum[0] = squares(self.isa, &x[r]);
         });
         sums.iter().sum()
     }

@@ -74,7 +74,7 @@ impl Dense {
             assert!(bias.len() == n, "bias of {} for {n}", bias.len());
             for row in y.chunks_exact_mut(n) {
                 if residual.is_some() {
-                    add_to(self.level, row, bias);
+                    add_to(self.isa, row, bias);
                 } else {
                     row.copy_from_slice(bias);
                 }
@@ -116,7 +116,7 @@ impl Dense {
             // SAFETY: each piece takes its own row of partial sums.
             let sums = unsafe { shared.part(p * n..(p + 1) * n) };
             for row in dy[r.start * n..r.end * n].chunks_exact(n) {
-                add_to(self.level, sums, row);
+                add_to(self.isa, sums, row);
             }
         });
         self.partial = partial;
@@ -129,7 +129,7 @@ impl Dense {
         let a = Shared::new(a);
         self.pieces(b.len(), PIECE, |_, r| {
             // SAFETY: each piece takes its own range.
-            add_to(self.level, unsafe { a.part(r.clone()) }, &b[r]);
+            add_to(self.isa, unsafe { a.part(r.clone()) }, &b[r]);
         });
     }
 
@@ -144,7 +144,7 @@ impl Dense {
             out.copy_from_slice(&table[*id as usize * d..][..d]);
             if let Some(positions) = positions {
                 let p = r % (positions.len() / d);
-                add_to(self.level, out, &positions[p * d..][..d]);
+                add_to(self.isa, out, &positions[p * d..][..d]);
             }
         }
     }
@@ -160,7 +160,7 @@ impl Dense {
         );
         if let Some(positions) = positions {
             let whole = dy.chunks(positions.len());
-            whole.for_each(|dy| add_to(self.level, positions, dy));
+            whole.for_each(|dy| add_to(self.isa, positions, dy));
         }
         let table = Shared::new(table);
         self.pieces(d, COLUMNS, |_, cols| {
@@ -168,7 +168,7 @@ impl Dense {
                 let at = *id as usize * d;
                 // SAFETY: each piece takes its own columns of every row.
                 let row = unsafe { table.part(at + cols.start..at + cols.end) };
-                add_to(self.level, row, &dy[cols.clone()]);
+                add_to(self.isa, row, &dy[cols.clone()]);
             }
         });
     }
@@ -197,7 +197,7 @@ impl Dense {
         self.pieces(x.len() / stride, 16, |_, r| {
             // SAFETY: each piece takes its own rows.
             let rows = unsafe { x.part(r.start * stride..r.end * stride) };
-            rotate(self.level, rows, stride, heads, r.start, period, cos, sin, if back { -1.0 } else { 1.0 });
+            rotate(self.isa, rows, stride, heads, r.start, period, cos, sin, if back { -1.0 } else { 1.0 });
         });
     }
 
@@ -208,7 +208,7 @@ impl Dense {
         let factor = 1.0 / (1.0 - rate);
         self.pieces(x.len(), PIECE, |_, r| {
             // SAFETY: each piece takes its own range.
-            drop(self.level, unsafe { x.part(r.clone()) }, r.start, key, threshold(rate), factor);
+            drop(self.isa, unsafe { x.part(r.clone()) }, r.start, key, threshold(rate), factor);
         });
     }
 }

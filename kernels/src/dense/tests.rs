@@ -9,8 +9,8 @@ fn values(n: usize, seed: u32) -> Vec<f32> {
     (0..n).map(|i| math::hash(7, seed, i as u32) as f32 / 2_147_483_648.0 - 1.0).collect()
 }
 
-fn levels() -> Vec<Level> {
-    [Level::Scalar, Level::Avx2, Level::Avx512].into_iter().filter(|l| l.available()).collect()
+fn sets() -> Vec<Isa> {
+    crate::detect::available()
 }
 
 /// The product by its definition, in the order that [`gemm`] promises.
@@ -44,13 +44,13 @@ proptest! {
         twin(|i, q| x[i * k + q], |q, j| w[j * k + q], &mut y, [m, n, k], false);
         twin(|i, q| dy[i * n + q], |q, j| w[q * k + j], &mut dx, [m, k, n], false);
         twin(|i, q| dy[q * n + i], |q, j| x[q * k + j], &mut dw, [n, k, m], true);
-        for level in levels() {
-            let mut dense = Dense::with_level(2, level).unwrap();
+        for isa in sets() {
+            let mut dense = Dense::with_isa(2, isa).unwrap();
             let (mut y2, mut dx2, mut dw2) = (vec![9.0; m * n], vec![9.0; m * k], values(n * k, 4));
             dense.linear(&x, &w, None, None, &mut y2, (m, n, k));
             dense.linear_dx(&dy, &w, &mut dx2, (m, n, k), false);
             dense.linear_dw(&dy, &x, &mut dw2, (m, n, k));
-            prop_assert!(y == y2 && dx == dx2 && dw == dw2, "{level:?}");
+            prop_assert!(y == y2 && dx == dx2 && dw == dw2, "{isa:?}");
         }
     }
 }
@@ -61,22 +61,22 @@ fn rows_four_kib_apart_and_many_tiles_give_the_twins_bits() {
     let (x, w) = (values(m * k, 1), values(n * k, 2));
     let mut y = vec![0.0; m * n];
     twin(|i, q| x[i * k + q], |q, j| w[j * k + q], &mut y, [m, n, k], false);
-    for level in levels() {
+    for isa in sets() {
         let mut y2 = vec![0.0; m * n];
-        Dense::with_level(2, level).unwrap().product(
+        Dense::with_isa(2, isa).unwrap().product(
             View::new(&x, m, k, k),
             View::new(&w, n, k, k).t(),
             &mut y2,
             n,
             false,
         );
-        assert!(y == y2, "{level:?}");
+        assert!(y == y2, "{isa:?}");
     }
 }
 
 /// Runs every pass once and returns all that was written.
-fn everything(level: Level, threads: usize) -> Vec<f32> {
-    let mut dense = Dense::with_level(threads, level).unwrap();
+fn everything(isa: Isa, threads: usize) -> Vec<f32> {
+    let mut dense = Dense::with_isa(threads, isa).unwrap();
     let (rows, d, all) = (100usize, 36usize, &mut Vec::new());
     let (x, dy) = (values(rows * d, 1), values(rows * d, 2));
     let (w, b) = (values(d, 3), values(d, 4));
@@ -132,13 +132,13 @@ fn everything(level: Level, threads: usize) -> Vec<f32> {
 
 #[test]
 fn every_pass_gives_the_same_bits_on_every_instruction_set_and_thread_count() {
-    let expected = everything(Level::Scalar, 1);
+    let expected = everything(Isa::Scalar, 1);
     assert!(expected.iter().all(|x| x.is_finite()));
-    for level in levels() {
+    for isa in sets() {
         for threads in [1, 2, 3] {
-            let got = everything(level, threads);
+            let got = everything(isa, threads);
             let bad = expected.iter().zip(&got).position(|(a, b)| a.to_bits() != b.to_bits());
-            assert_eq!(bad, None, "{level:?} with {threads} threads");
+            assert_eq!(bad, None, "{isa:?} with {threads} threads");
         }
     }
 }

@@ -1,0 +1,210 @@
+//! Whole runs: what a run makes depends on its configuration alone, and a checkpoint is whole at every moment.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use llm_train::{Config, Event, Family, ModelConfig, PrepareOptions, TokenizerOptions, Trainer};
+use llm_train::{prepare, train, train_tokenizer};
+
+/// Prepared data and a small configuration in `dir`.
+fn setup(dir: &Path) -> Config {
+    let words = ["sun", "moon", "rain", "wind", "stone", "river", "cloud"];
+    let text: String = (0..3000usize)
+        .map(|i| words[(i * i + i / 7) % 7].to_string() + if i % 9 == 8 { ".\n" } else { " " })
+        .collect();
+    let (input, tokenizer) = (dir.join("text.txt"), dir.join("tokenizer.json"));
+    std::fs::write(&input, text).unwrap();
+    let inputs = vec![input];
+    let options = TokenizerOptions {
+        inputs: inputs.clone(),
+        vocab: 280,
+        output: tokenizer.clone(),
+        ..Default::default()
+    };
+    train_tokenizer(&options).unwrap();
+    prepare(&PrepareOptions { inputs, tokenizer, output: dir.join("data"), ..Default::default() }).unwrap();
+    let mut config = Config {
+        model: ModelConfig { context: 16, ..ModelConfig::tiny() },
+        data: dir.join("data"),
+        out: dir.join("run"),
+        steps: 12,
+        batch: 3,
+        threads: 2,
+        save_every: 4,
+        eval_every: 4,
+        ..Config::default()
+    };
+    config.optim.warmup = 3;
+    config
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+fn run(config: &Config, steps: u64) -> Trainer {
+    let mut trainer = Trainer::new(config).unwrap();
+    (0..steps).for_each(|_| drop(trainer.step().unwrap()));
+    trainer
+}
+
+#[test]
+fn both_families_learn_one_batch_by_heart() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = setup(dir.path());
+    for family in [Family::Llama, Family::Gpt2] {
+        let mut config = base.clone();
+        config.model = ModelConfig { family, kv_heads: 4, ..config.model };
+        config.optim.rate = 1e-2;
+        config.optim.min_rate = 1e-2;
+        config.optim.decay = 0.0;
+        config.steps = 1000;
+        // One offset: the data is as long as one sample.
+        let cut = dir.path().join("one");
+        std::fs::create_dir_all(&cut).unwrap();
+        let text = dir.path().join("one.txt");
+        std::fs::write(&text, "sun moon rain wind stone river cloud sun").unwrap();
+        let tokenizer = dir.path().join("tokenizer.json");
+        let options = PrepareOptions {
+            inputs: vec![text],
+            tokenizer,
+            output: cut.clone(),
+            held_out: 0.0,
+            ..Default::default()
+        };
+        let n = prepare(&options).unwrap().train_tokens as usize;
+        config.data = cut;
+        config.model.context = n - 1;
+        let mut trainer = Trainer::new(&config).unwrap();
+        let first = trainer.step().unwrap().loss;
+        let last = (0..80).map(|_| trainer.step().unwrap().loss).last().unwrap();
+        assert!(first > 4.0 && last < 0.05, "{family:?}: {first} to {last}");
+    }
+}
+
+#[test]
+fn a_resumed_run_gives_the_same_bits_as_one_that_was_never_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    for (family, dropout) in [(Family::Llama, 0.0), (Family::Gpt2, 0.2)] {
+        let mut config = setup(dir.path());
+        config.model = ModelConfig { family, kv_heads: 4, dropout, ..config.model };
+        config.accumulate = 2;
+        let whole = run(&config, 9);
+        let checkpoint = dir.path().join("checkpoint");
+        run(&config, 5).save(&checkpoint).unwrap();
+        let mut resumed = Trainer::resume(&config, &checkpoint).unwrap();
+        assert_eq!(resumed.steps_done(), 5);
+        (0..4).for_each(|_| drop(resumed.step().unwrap()));
+        assert_eq!(bits(whole.weights()), bits(resumed.weights()), "{family:?}");
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = setup(dir.path());
+    let expected = bits(run(&Config { threads: 1, ..config.clone() }, 4).weights());
+    for threads in [2, 3] {
+        assert_eq!(
+            bits(run(&Config { threads, ..config.clone() }, 4).weights()),
+            expected,
+            "{threads} threads"
+        );
+    }
+}
+
+#[test]
+fn two_passes_of_a_batch_are_one_pass_of_twice_the_batch_up_to_the_order_of_sums() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = setup(dir.path());
+    let mut two = Trainer::new(&Config { batch: 3, accumulate: 2, ..config.clone() }).unwrap();
+    let mut one = Trainer::new(&Config { batch: 6, ..config }).unwrap();
+    for _ in 0..3 {
+        let (a, b) = (two.step().unwrap(), one.step().unwrap());
+        assert!((a.loss - b.loss).abs() < 1e-5 && (a.grad_norm - b.grad_norm).abs() < 1e-4, "{a:?} {b:?}");
+    }
+}
+
+#[test]
+fn a_run_that_is_broken_off_continues_and_ends_like_one_that_was_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = setup(dir.path());
+    let go = |_: &Event| ControlFlow::Continue(());
+    let straight = train(&config, &mut { go }).unwrap();
+    let config = Config { out: dir.path().join("second"), ..config };
+    let mut broken = |e: &Event| match e {
+        Event::Step(r) if r.step == 6 => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    };
+    assert_eq!(train(&config, &mut broken).unwrap().steps, 6);
+    let second = train(&config, &mut { go }).unwrap();
+    let read = |p: &PathBuf| std::fs::read(p.join("model.safetensors")).unwrap();
+    assert!(read(&straight.checkpoint) == read(&second.checkpoint));
+    let metrics = std::fs::read_to_string(config.out.join("metrics.jsonl")).unwrap();
+    let steps: Vec<u64> = metrics
+        .lines()
+        .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap())
+        .filter(|r| r.get("loss").is_some())
+        .map(|r| r["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, (1..=12).collect::<Vec<_>>());
+    let kept = llm_train::checkpoint::list(&config.out).unwrap();
+    assert!(kept.len() <= config.keep + 1 && kept.iter().any(|(_, s)| s.step == 12), "{}", kept.len());
+}
+
+/// Not a claim of its own: the child of the next test, which saves until it is killed.
+#[test]
+fn child_that_saves_until_killed() {
+    let Some(dir) = std::env::var_os("LLM_TRAIN_TEST_SAVE") else { return };
+    let dir = PathBuf::from(dir);
+    let config = Config { steps: 1 << 40, save_every: 1, eval_every: 0, ..setup(&dir) };
+    train(&config, &mut |_| ControlFlow::Continue(())).unwrap();
+}
+
+#[test]
+fn a_kill_at_any_moment_leaves_checkpoints_that_load() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = setup(dir.path());
+    let mut last = 0;
+    for round in 0..6u64 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_that_saves_until_killed", "--quiet"])
+            .env("LLM_TRAIN_TEST_SAVE", dir.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // Wait for progress, then strike at some moment of the next saves.
+        let newest = || {
+            llm_train::checkpoint::list(&config.out).ok().and_then(|l| Some(l.last()?.1.step)).unwrap_or(0)
+        };
+        while newest() < last + 2 {
+            assert!(child.try_wait().unwrap().is_none(), "the child ended by itself");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        std::thread::sleep(std::time::Duration::from_micros(round * 1700));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let found = llm_train::checkpoint::list(&config.out).unwrap();
+        assert!(!found.is_empty());
+        for (path, state) in &found {
+            let trainer = Trainer::resume(&config, path).unwrap();
+            assert_eq!(trainer.steps_done(), state.step);
+        }
+        last = newest();
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_model_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = setup(dir.path());
+    let checkpoint = dir.path().join("checkpoint");
+    run(&config, 1).save(&checkpoint).unwrap();
+    let mut other = config.clone();
+    other.model.layers = 3;
+    assert!(Trainer::resume(&other, &checkpoint).is_err());
+    std::fs::write(checkpoint.join("model.safetensors"), b"short").unwrap();
+    let e = Trainer::resume(&config, &checkpoint).err().unwrap();
+    assert!(e.message().contains("model.safetensors"), "{e}");
+}
