@@ -9,6 +9,7 @@ use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Rest, ValueKind, 
 use minijinja::{Environment, Error, ErrorKind, Value};
 
 use super::clock::{Clock, strftime};
+use super::methods;
 use super::python::{self, Json};
 
 /// The text a template gave to `raise_exception`.
@@ -66,12 +67,39 @@ pub(super) fn add(environment: &mut Environment<'static>, clock: Clock) {
     environment.add_filter("float", float);
     environment.add_filter("default", default);
     environment.add_filter("d", default);
+    environment.add_filter("trim", |text: &Value, chars: Option<&str>| -> Result<String, Error> {
+        Ok(methods::strip(&python::str(text)?, chars, true, true).to_owned())
+    });
+    environment.add_filter("replace", replace);
+    environment.add_filter("indent", indent);
+    environment.add_filter("wordcount", |text: &str| {
+        text.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty()).count()
+    });
+    environment.add_filter("center", |text: &str, width: Option<usize>| -> Result<String, Error> {
+        let missing = methods::missing(text, width.unwrap_or(80))?;
+        let left = missing / 2 + (missing & width.unwrap_or(80) & 1);
+        Ok(format!("{}{text}{}", " ".repeat(left), " ".repeat(missing - left)))
+    });
+    environment.add_filter("pprint", |value: &Value| python::repr(value));
+    environment.add_filter("groupby", groupby);
+    environment.add_test("sequence", |value: &Value| {
+        matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
+            || (value.kind() == ValueKind::Iterable && value.len().is_some())
+    });
+    environment.add_test("callable", |value: &Value| {
+        value.kind() == ValueKind::Plain && value.downcast_object_ref::<Generator>().is_none()
+    });
     // A plain environment keeps the engine's own filters reachable behind ours.
     let engine = Arc::new(Environment::new());
     for name in LAZY {
         let engine = Arc::clone(&engine);
         environment.add_filter(name, move |args: Rest<ValueOrKwargs>| -> Result<Value, Error> {
-            let found = engine.empty_state().apply_filter(name, &args.into_values())?;
+            let args = args.into_values();
+            // `none | items` is an error in Python only once something is asked of it.
+            if name == "items" && args.first().is_some_and(Value::is_undefined) {
+                return Ok(Value::from_object(Generator(Vec::new())));
+            }
+            let found = engine.empty_state().apply_filter(name, &args)?;
             let items = found.try_iter()?.collect();
             Ok(Value::from_object(Generator(items)))
         });
@@ -89,6 +117,83 @@ fn length(value: &Value) -> Result<usize, Error> {
     match value.len() {
         Some(len) if value.downcast_object_ref::<Generator>().is_none() => Ok(len),
         _ => Err(wrong(format!("a value of type {} has no length", value.kind()))),
+    }
+}
+
+fn replace(text: &Value, old: &str, new: &str, count: Option<i64>) -> Result<String, Error> {
+    let text = python::str(text)?;
+    Ok(match count.and_then(|count| usize::try_from(count).ok()) {
+        Some(count) => text.replacen(old, new, count),
+        None => text.replace(old, new),
+    })
+}
+
+/// Jinja2's `indent`: every line but the first and but empty ones, unless asked for.
+fn indent(
+    text: &str,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
+    let width = match width {
+        Some(width) => width,
+        None => kwargs.get::<Option<Value>>("width")?.unwrap_or_else(|| Value::from(4)),
+    };
+    let first = match first {
+        Some(first) => first,
+        None => kwargs.get::<Option<bool>>("first")?.unwrap_or(false),
+    };
+    let blank = match blank {
+        Some(blank) => blank,
+        None => kwargs.get::<Option<bool>>("blank")?.unwrap_or(false),
+    };
+    kwargs.assert_all_used()?;
+    let margin = match width.as_str() {
+        Some(margin) => margin.to_owned(),
+        None => " ".repeat(usize::try_from(width)?.min(1024)),
+    };
+    // As Jinja2 does: a line feed is added, so that the text's own last one ends a line.
+    let text = format!("{text}\n");
+    let mut out = String::new();
+    for (index, line) in methods::lines(&text, false).into_iter().enumerate() {
+        if index > 0 {
+            out.push('\n');
+        }
+        if (index > 0 || first) && (blank || !line.is_empty()) {
+            out.push_str(&margin);
+        }
+        out.push_str(line);
+    }
+    Ok(out)
+}
+
+/// Groups by an attribute: (value, items) pairs, sorted by value.
+fn groupby(value: &Value, by: &str, default: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+    let default = match default {
+        Some(default) => default,
+        None => kwargs.get::<Option<Value>>("default")?.unwrap_or(Value::UNDEFINED),
+    };
+    kwargs.assert_all_used()?;
+    let mut groups: Vec<(Value, Vec<Value>)> = Vec::new();
+    for item in value.try_iter()? {
+        let found = attribute(&item, by);
+        let key = if found.is_undefined() { default.clone() } else { found };
+        match groups.iter_mut().find(|(k, _)| *k == key) {
+            Some((_, items)) => items.push(item),
+            None => groups.push((key, vec![item])),
+        }
+    }
+    let mut failed = None;
+    groups.sort_by(|a, b| {
+        compare(&a.0, &b.0).unwrap_or_else(|e| {
+            failed.get_or_insert(e);
+            Ordering::Equal
+        })
+    });
+    match failed {
+        Some(e) => Err(e),
+        None => Ok(groups.into_iter().map(|(k, items)| Value::from((k, Value::from(items)))).collect()),
     }
 }
 
@@ -266,7 +371,13 @@ fn sort(
     }
 }
 
-fn tojson(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> Result<String, Error> {
+/// `json.dumps` with the transformers library's arguments, in its order.
+fn tojson(
+    value: &Value,
+    ascii: Option<Value>,
+    indent: Option<Value>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
     let indent = match indent {
         Some(indent) => Some(indent),
         None => kwargs.get::<Option<Value>>("indent")?,
@@ -283,7 +394,10 @@ fn tojson(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> Result<String
         };
         (json.item, json.key) = (item.clone(), key.clone());
     }
-    json.ascii = kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
+    json.ascii = match ascii {
+        Some(ascii) => ascii.is_true(),
+        None => kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+    };
     json.sort = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     kwargs.assert_all_used()?;
     json.write(value)

@@ -29,12 +29,15 @@ pub fn str(value: &Value) -> Result<String, Error> {
     match value.as_str() {
         Some(text) => Ok(text.to_owned()),
         None if value.is_undefined() => Ok(String::new()),
-        None => {
-            let mut out = String::new();
-            write_repr(&mut out, value, MAX_DEPTH)?;
-            Ok(out)
-        }
+        None => repr(value),
     }
+}
+
+/// `repr(value)`.
+pub fn repr(value: &Value) -> Result<String, Error> {
+    let mut out = String::new();
+    write_repr(&mut out, value, MAX_DEPTH)?;
+    Ok(out)
 }
 
 fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {

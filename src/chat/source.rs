@@ -6,6 +6,7 @@
 //! | `+x` where an operand is due | `--x` | unary plus |
 //! | `-true` | `-1` | booleans are numbers |
 //! | `"a" "b"` | `"a"~"b"` | neighbouring texts are one text |
+//! | `"\/"` | `"\\/"` | Python knows no such escape |
 //! | `if`, `in`, … where an operand is due | another name | Jinja2 takes them as variables |
 //!
 //! The walk knows strings, brackets and whether an operand or an operator is due; nothing more of the grammar.
@@ -112,7 +113,7 @@ fn tag(out: &mut String, text: &str, end: &str) -> usize {
                 }
                 last = Last::Text;
                 let length = string_length(rest, c);
-                out.push_str(&rest[..length]);
+                copy_string(out, &rest[..length]);
                 length
             }
             c if c.is_alphanumeric() || c == '_' => {
@@ -181,6 +182,22 @@ fn tag(out: &mut String, text: &str, end: &str) -> usize {
         at += length;
     }
     at
+}
+
+/// Copies a quoted text. Python keeps the backslash of `\/`, the engine drops it.
+fn copy_string(out: &mut String, quoted: &str) {
+    let mut chars = quoted.chars();
+    while let Some(c) = chars.next() {
+        out.push(c);
+        if c == '\\'
+            && let Some(next) = chars.next()
+        {
+            if next == '/' {
+                out.push('\\');
+            }
+            out.push(next);
+        }
+    }
 }
 
 /// Length of a quoted text with its quotes.

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use super::clock::Clock;
 use super::{Chat, functions, methods, origin, python, source};
 use crate::error::{Error, Result, Status};
-use crate::tokenizer::{EncodeOptions, Tokenizer};
+use crate::tokenizer::{EncodeOptions, Special, Tokenizer};
 
 /// Name of the one template of an environment.
 const NAME: &str = "chat template";
@@ -25,7 +25,7 @@ pub struct Limits {
     pub steps: u64,
     /// Nested macro calls and blocks.
     pub depth: usize,
-    /// Bytes of output.
+    /// Bytes printed in all, into variables and macros too. Texts joined by operators count once they are printed.
     pub output: usize,
 }
 
@@ -54,6 +54,57 @@ impl Template {
         Self::compile_with(source, tokens, Limits::default(), Clock::System)
     }
 
+    /// The template a model file brings: the one called `name`, or the default one. `metadata` is the file's; the
+    /// texts of special tokens come from its tokenizer.
+    ///
+    /// # Errors
+    /// `UNSUPPORTED` if the file has no chat template at all, `NOT_FOUND` if it has none of that name; those of
+    /// [`Template::compile`].
+    pub fn of_model(
+        metadata: &Map<String, Value>,
+        tokenizer: Option<&Tokenizer>,
+        name: Option<&str>,
+    ) -> Result<Self> {
+        let named = metadata.get("chat_templates").and_then(Value::as_object);
+        let default = || metadata.get("chat_template").and_then(Value::as_str);
+        let by_name = |name: &str| named.and_then(|named| named.get(name)).and_then(Value::as_str);
+        let source = match name {
+            None | Some("default") => default().or_else(|| by_name("default")),
+            Some(name) => by_name(name),
+        };
+        let Some(source) = source else {
+            let mut names: Vec<&str> = named.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+            if default().is_some() {
+                names.insert(0, "default");
+            }
+            return Err(match name {
+                Some(name) if !names.is_empty() => Error::new(
+                    Status::NOT_FOUND,
+                    format!("chat template {name:?}: expected one of {}", names.join(", ")),
+                ),
+                _ => Error::new(
+                    Status::UNSUPPORTED,
+                    "the model file has no chat template: compile one from source, or prompt with plain text",
+                ),
+            });
+        };
+        let texts = [
+            ("bos_token", Special::Bos),
+            ("eos_token", Special::Eos),
+            ("unk_token", Special::Unknown),
+            ("pad_token", Special::Pad),
+        ]
+        .into_iter()
+        .filter_map(|(name, special)| {
+            let tokenizer = tokenizer?;
+            let text = tokenizer.token_bytes(tokenizer.special(special)?)?;
+            Some((name, String::from_utf8(text.into_owned()).ok()?))
+        });
+        let texts: Vec<(&str, String)> = texts.collect();
+        let tokens: Vec<(&str, &str)> = texts.iter().map(|(name, text)| (*name, text.as_str())).collect();
+        Self::compile(source, &tokens)
+    }
+
     /// [`Template::compile`] with limits and a clock of the host's choice.
     ///
     /// # Errors
@@ -71,7 +122,16 @@ impl Template {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_fuel(Some(limits.steps));
         environment.set_recursion_limit(limits.depth);
-        environment.set_formatter(|out, _, value| Ok(out.write_str(&python::str(value)?)?));
+        environment.set_formatter(move |out, state, value| {
+            let text = python::str(value)?;
+            // Counts what goes into `set` blocks and macros too, which the output itself never sees.
+            let printed = state.get_or_insert_extension(Printed(0));
+            printed.0 = printed.0.saturating_add(text.len());
+            if printed.0 > limits.output {
+                return Err(minijinja::Error::from(ErrorKind::WriteFailure));
+            }
+            Ok(out.write_str(&text)?)
+        });
         environment.set_unknown_method_callback(methods::call);
         functions::add(&mut environment, clock);
         environment.add_template_owned(NAME, source::prepare(source)).map_err(|e| {
@@ -161,6 +221,10 @@ impl Template {
         }
     }
 }
+
+/// Bytes printed so far by one rendering.
+#[derive(Debug)]
+struct Printed(usize);
 
 /// Output that refuses to grow beyond a limit.
 struct Limited {

@@ -87,3 +87,117 @@ fn small_programs_do_what_python_does() {
     }
     report(&failures, rows.len());
 }
+
+/// An expression with the variables of no conversation.
+fn eval(expression: &str) -> String {
+    render(&format!("{{{{ {expression} }}}}"), &Map::new()).unwrap_or_else(|e| format!("error: {e}"))
+}
+
+#[test]
+fn methods_and_filters_do_what_python_does() {
+    // The right-hand sides are what Python 3 prints.
+    for (expression, want) in [
+        ("'a b  c'.split()", "['a', 'b', 'c']"),
+        ("' a b  c '.split(none, 1)", "['a', 'b  c ']"),
+        ("' a b  c '.rsplit(none, 1)", "[' a b', 'c']"),
+        ("' a b  c '.rsplit(maxsplit=0)", "[' a b  c']"),
+        ("'a,b,c'.rsplit(',', 1)", "['a,b', 'c']"),
+        ("'a=b=c'.partition('=')", "('a', '=', 'b=c')"),
+        ("'abc'.rpartition('=')", "('', '', 'abc')"),
+        ("'a\\r\\nb\\n\\nc'.splitlines()", "['a', 'b', '', 'c']"),
+        ("'a\\nb\\n'.splitlines(true)", "['a\\n', 'b\\n']"),
+        ("'xxaxx'.strip('x') ~ 'xxa'.lstrip('x') ~ 'axx'.rstrip('x')", "aaa"),
+        ("\"they're\".title()", "They'Re"),
+        ("'aBc'.swapcase()", "AbC"),
+        ("'abc'.removeprefix('ab') ~ 'abc'.removesuffix('x')", "cabc"),
+        (
+            "'ab'.center(5) ~ '|' ~ 'abc'.center(6) ~ '|' ~ 'a'.ljust(3, '.') ~ 'a'.rjust(2)",
+            "  ab | abc  |a.. a",
+        ),
+        ("'-5'.zfill(4) ~ '5'.zfill(3)", "-005005"),
+        ("'abcb'.index('b') ~ 'abcb'.rindex('b')", "13"),
+        ("[1, 2].index(2) ~ {'a': 1}.copy()", "1{'a': 1}"),
+        ("'aaa' | replace('a', 'b', 2)", "bba"),
+        ("'a\\nb\\n\\nc' | indent(2)", "a\n  b\n\n  c"),
+        ("'a\\nb' | indent('> ', first=true)", "> a\n> b"),
+        ("[{'k': 2, 'v': 1}, {'k': 1}, {'k': 2}] | groupby('k') | map(attribute=0) | list", "[1, 2]"),
+        ("'a' is sequence and {} is sequence and not 1 is sequence", "True"),
+        ("range is callable and not 'a' is callable", "True"),
+        ("'0x1f' | int(0, 16) ~ '|' ~ '7.9' | int ~ '|' ~ none | int(3)", "31|7|3"),
+        ("[1.0, 1e16, 1e-5, 0.1]", "[1.0, 1e+16, 1e-05, 0.1]"),
+        ("['it\\'s', 'a\"b', '\\t\\\\']", "[\"it's\", 'a\"b', '\\t\\\\']"),
+        ("(1,) ~ [none, true] ~ {'a': 1}", "(1,)[None, True]{'a': 1}"),
+        ("{'ü': '<\"'} | tojson", "{\"ü\": \"<\\\"\"}"),
+        ("'é😀' | tojson(ensure_ascii=true)", "\"\\u00e9\\ud83d\\ude00\""),
+    ] {
+        assert_eq!(eval(expression), want, "{expression}");
+    }
+}
+
+#[test]
+fn a_template_cannot_run_without_end() {
+    let limits = Limits { steps: 10_000, depth: 50, output: 1000 };
+    let run = |source: &str| {
+        let template = Template::compile_with(source, &[], limits, CLOCK).unwrap();
+        template.render_context(&Map::new()).unwrap_err().status()
+    };
+    assert_eq!(
+        run("{% for a in range(1000) %}{% for b in range(1000) %}{% endfor %}{% endfor %}"),
+        Status::BUDGET
+    );
+    assert_eq!(run("{% for a in range(1000) %}0123456789{% endfor %}"), Status::BUDGET);
+    assert_eq!(
+        run(
+            "{% set n = namespace(x='0123456789') %}{% for a in range(40) %}{% set y %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = y %}{% endfor %}"
+        ),
+        Status::BUDGET
+    );
+    // Recursion ends with an error, not with the stack.
+    run("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}");
+    run("{% set x = [] %}{% for i in range(500) %}{% set x = [x] %}{% endfor %}{{ nothing.here }}");
+}
+
+#[test]
+fn errors_say_where() {
+    let e = Template::compile("line\n{% if %}", &[]).err().unwrap();
+    assert_eq!((e.status(), e.detail("line")), (Status::BAD_FORMAT, Some(2)));
+    let e = render("a\nb{{ x.y.z }}", &Map::new()).unwrap_err();
+    assert!(e.message().contains("line 2"), "{e}");
+    let refused = Template::compile("{{ raise_exception('No ' ~ messages[0].role) }}", &[]).unwrap();
+    let mut chat = Chat::new();
+    chat.add("system", "x");
+    let e = refused.render(&chat, true).unwrap_err();
+    assert_eq!((e.status(), e.message()), (Status::INVALID_ARG, "No system"));
+}
+
+#[test]
+fn host_json_is_checked() {
+    let mut chat = Chat::new();
+    chat.add_json(r#"{"role": "user", "content": [{"type": "text", "text": "hi"}]}"#).unwrap();
+    chat.set_tools_json(r#"[{"type": "function"}]"#).unwrap();
+    chat.set_var_json("enable_thinking", "false").unwrap();
+    let template = "{{ messages[0].content[0].text }}{{ tools|length }}{{ enable_thinking }}{{ add_generation_prompt }}{{ bos_token }}";
+    let template = Template::compile(template, &[("bos_token", "<s>")]).unwrap();
+    assert_eq!(template.render(&chat, true).unwrap(), "hi1FalseTrue<s>");
+    for bad in ["{", "[]", "{}", r#"{"role": 1}"#] {
+        assert_eq!(chat.add_json(bad).unwrap_err().status(), Status::INVALID_ARG, "{bad}");
+    }
+    let deep = format!("{}1{}", "[".repeat(100), "]".repeat(100));
+    assert_eq!(chat.set_var_json("x", &deep).unwrap_err().status(), Status::INVALID_ARG);
+    assert!(chat.set_tools_json("{}").is_err());
+    chat.set_tools_json("null").unwrap();
+    assert_eq!(chat.tools, None);
+}
+
+#[test]
+fn a_model_brings_its_templates_by_name() {
+    let both = serde_json::json!({"chat_template": "a", "chat_templates": {"tool_use": "b"}});
+    let metadata = both.as_object().unwrap();
+    let source = |name| Template::of_model(metadata, None, name).map(|t| t.source().to_owned());
+    assert_eq!(source(None).unwrap(), "a");
+    assert_eq!(source(Some("default")).unwrap(), "a");
+    assert_eq!(source(Some("tool_use")).unwrap(), "b");
+    assert_eq!(source(Some("rag")).unwrap_err().status(), Status::NOT_FOUND);
+    let e = Template::of_model(&Map::new(), None, None).err().unwrap();
+    assert_eq!(e.status(), Status::UNSUPPORTED);
+}
