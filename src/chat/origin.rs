@@ -94,6 +94,9 @@ struct Run<'a> {
     mark: char,
 }
 
+/// Renders with one text marked at these places, with or without names of fields; where the marks went.
+type Alone<'a> = dyn Fn(&[usize], bool) -> Option<Vec<usize>> + 'a;
+
 /// Where the mark stands to a special token in a text that is looked at alone.
 #[derive(Clone, Copy)]
 enum Side {
@@ -209,12 +212,7 @@ impl Run<'_> {
 
     /// Marks the whole tokens of a text on one side. Only for texts that hold whole tokens; parts of tokens have no
     /// outside.
-    fn beside(
-        &self,
-        text: &str,
-        side: Side,
-        alone: &dyn Fn(&[usize], bool) -> Option<Vec<usize>>,
-    ) -> Option<Vec<usize>> {
+    fn beside(&self, text: &str, side: Side, alone: &Alone) -> Option<Vec<usize>> {
         let mut places = Vec::new();
         for special in &self.specials {
             places.extend(occurrences(text, special).map(|at| match side {

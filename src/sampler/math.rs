@@ -8,7 +8,7 @@
 /// x = n·ln 2 + r with |r| ≤ ln 2 / 2; the polynomial for e^r is that of Cephes' expf (Moshier, 1989).
 pub fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23: adding it leaves the nearest whole number in the low bits
-    const LN2_HIGH: f32 = 0.693_359_375; // nine bits, so that n · LN2_HIGH is exact
+    const LN2_HIGH: f32 = 355.0 / 512.0; // nine bits, so that n · LN2_HIGH is exact
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(-87.0, 0.0);
     let shifted = clamped * std::f32::consts::LOG2_E + ROUND;

@@ -21,6 +21,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -185,12 +186,12 @@ impl Generation {
     ///
     /// # Errors
     /// `INVALID_ARG` for an empty stop text, or stop texts without a tokenizer.
-    pub fn new(tokenizer: Option<Arc<Tokenizer>>, options: &GenerationOptions) -> Result<Self> {
+    pub fn new(tokenizer: Option<Arc<Tokenizer>>, options: impl Borrow<GenerationOptions>) -> Result<Self> {
         let text = tokenizer.map(|tokenizer| {
             let stream = TextStream::new(&tokenizer, true);
             Box::new(Tokens { stream, tokenizer }) as Box<dyn Text>
         });
-        Self::with_text(text, options)
+        Self::with_text(text, options.borrow())
     }
 
     /// A generation that reads its text from `text`; without one it works on ids and every text is empty.
