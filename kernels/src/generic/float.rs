@@ -60,9 +60,7 @@ unsafe fn walk<S: Simd, const K: u8, const R: usize, const T: usize, const ONE: 
             t += T;
         }
         while t < a.to {
-            for row in (0..a.rows).step_by(ONE) {
-                tile::<S, K, ONE, 1>(a, row, t);
-            }
+            one::<S, K, ONE>(a, t);
             t += 1;
         }
     }
@@ -94,9 +92,6 @@ unsafe fn tile<S: Simd, const K: u8, const R: usize, const T: usize>(
                         F16 => S::load_f16(line.cast::<u16>().add(part * 16)),
                         _ => S::load_bf16(line.cast::<u16>().add(part * 16)),
                     };
-                    if T == 1 && part == 0 {
-                        S::prefetch(line.wrapping_add(8192));
-                    }
                     for t in 0..T {
                         acc[r][t] = S::fma(v, xs[t], acc[r][t]);
                     }
@@ -111,6 +106,62 @@ unsafe fn tile<S: Simd, const K: u8, const R: usize, const T: usize>(
                 let sum = if a.bias.is_null() { sum } else { sum + *a.bias.add(row + r) };
                 *a.out.add((token + t) * a.stride + row + r) = sum;
             }
+        }
+    }
+}
+
+/// Steps that a group of rows takes before the next group has its turn: memory is read in order, and the sums that
+/// rest meanwhile cost little.
+const TURN: usize = 8;
+
+/// One token: a block is read once from front to end, R rows' sums in registers at a time.
+#[inline(always)]
+unsafe fn one<S: Simd, const K: u8, const R: usize>(a: &FloatBlock, token: usize) {
+    // SAFETY: as `tile`
+    unsafe {
+        let mut sums = [S::splat(0.0); 32];
+        let x = a.x.add(token * a.cols);
+        let per_line = if K == F32 { 16 } else { 32 };
+        let steps = a.cols / per_line;
+        let mut start = 0;
+        while start < steps {
+            let end = if steps - start < TURN { steps } else { start + TURN };
+            let mut row = 0;
+            while row < a.rows {
+                let mut acc = [S::splat(0.0); R];
+                for r in 0..R {
+                    acc[r] = sums[row + r];
+                }
+                for step in start..end {
+                    let w = a.block.add(step * 2048 + row * 64);
+                    for part in 0..per_line / 16 {
+                        let x = S::load(x.add(step * per_line + part * 16));
+                        for r in 0..R {
+                            let line = w.add(r * 64);
+                            let v = match K {
+                                F32 => S::load(line.cast()),
+                                F16 => S::load_f16(line.cast::<u16>().add(part * 16)),
+                                _ => S::load_bf16(line.cast::<u16>().add(part * 16)),
+                            };
+                            if part == 0 {
+                                // a turn ahead; past the matrix it is only a hint
+                                S::prefetch(line.wrapping_add(TURN * 2048));
+                            }
+                            acc[r] = S::fma(v, x, acc[r]);
+                        }
+                    }
+                }
+                for r in 0..R {
+                    sums[row + r] = acc[r];
+                }
+                row += R;
+            }
+            start = end;
+        }
+        for r in 0..a.rows {
+            let sum = S::tree(sums[r]);
+            let sum = if a.bias.is_null() { sum } else { sum + *a.bias.add(r) };
+            *a.out.add(token * a.stride + r) = sum;
         }
     }
 }

@@ -150,9 +150,17 @@ unsafe fn few_record<S: Simd, const BITS: u8, const T: usize, const HALVES: usiz
         let lines = record.add(lines_at(BITS));
         let first = r * a.tokens + token;
         let x = a.x.add(first * DEPTH).cast::<u8>();
-        // share of the coming records that this call fetches: its quarter of every stream
+        // This record's share of the coming ones is a quarter of each stream: a line here, a line there, spread
+        // evenly over the work; what the steps below do not reach goes first.
         let share = record_bytes(BITS, 2).div_ceil(64).div_ceil(STREAMS);
-        let mut hint = 0;
+        let per_quad = if BITS == Q4 { 2 } else { 4 };
+        let mut hints = [ahead; STREAMS];
+        for s in 0..STREAMS {
+            hints[s] = ahead.wrapping_add(s % a.count * a.block_bytes + stream * share * 64);
+            for line in 8 * per_quad..share {
+                S::prefetch(hints[s].wrapping_add(line * 64));
+            }
+        }
         for tile in 0..2 {
             let mut quads = [[S::p_zero(); 4]; T];
             for quad in 0..4 {
@@ -160,6 +168,11 @@ unsafe fn few_record<S: Simd, const BITS: u8, const T: usize, const HALVES: usiz
                 for l in 0..4 {
                     let row = quad * 4 + l;
                     for h in 0..HALVES {
+                        let hint = hints[(2 * l + h) % STREAMS];
+                        for i in 0..per_quad / 2 {
+                            let line = (tile * 4 + quad) * per_quad + l / 2 * (per_quad / 2) + i;
+                            S::prefetch(hint.wrapping_add(line * 64));
+                        }
                         let (low, high) = if BITS == Q4 {
                             let m = record.add(64 + (tile * 16 + row) * 8 + 4 * h).cast::<i8>();
                             let line = S::b_load(lines.add(((tile * HALVES + h) * 16 + row) * 64));
@@ -172,15 +185,6 @@ unsafe fn few_record<S: Simd, const BITS: u8, const T: usize, const HALVES: usiz
                             let x = x.add(t * DEPTH + h * 128);
                             p[t][l] = S::dot(p[t][l], low, S::b_load(x));
                             p[t][l] = S::dot(p[t][l], high, S::b_load(x.add(64)));
-                        }
-                    }
-                    for _ in 0..share.div_ceil(32) {
-                        if hint < share {
-                            for s in 0..a.count {
-                                let to = s * a.block_bytes + (stream * share + hint) * 64;
-                                S::prefetch(ahead.wrapping_add(to));
-                            }
-                            hint += 1;
                         }
                     }
                 }
