@@ -73,6 +73,21 @@ pub unsafe trait Simd: Copy + 'static {
     unsafe fn store_i8(p: *mut i8, x: Self::F);
     /// Sum of the lanes: +8, +4, +2, +1.
     unsafe fn tree(a: Self::F) -> f32;
+    /// The greatest lane; any value where one is NaN.
+    #[inline(always)]
+    unsafe fn top(a: Self::F) -> f32 {
+        let mut lanes = [0f32; 16];
+        // SAFETY: the trait's promises; the array holds 16 values
+        unsafe { Self::store(lanes.as_mut_ptr(), a) };
+        let mut half = 8;
+        while half > 0 {
+            for i in 0..half {
+                lanes[i] = if lanes[i] > lanes[i + half] { lanes[i] } else { lanes[i + half] };
+            }
+            half /= 2;
+        }
+        lanes[0]
+    }
     /// Lane i of the result is `tree(rows[i])`.
     #[inline(always)]
     unsafe fn tree16(rows: &[Self::F; 16]) -> Self::F {

@@ -5,7 +5,7 @@
 //! queries (the heads of a group, neighbouring rows) go together, so keys and values are read once for all; what a
 //! query computes does not depend on its company. Online softmax: arXiv:1805.02867; blocks: arXiv:2205.14135.
 
-use super::math::{exp, tanh};
+use super::math::{exps, tanh};
 use super::norm::{fetch, put};
 use super::quantize::quantize;
 use crate::kv::{KeyType, KvLayout, ValueType};
@@ -104,6 +104,7 @@ pub unsafe fn attend<S: Simd>(a: &Tile) {
         let mut start = low / BLOCK * BLOCK;
         while start < high {
             let end = start + BLOCK;
+            products::<S>(a, s, start);
             for i in 0..count {
                 let q = &a.queries[i];
                 let (from, to) = (q.low.max(start), q.high.min(end));
@@ -141,27 +142,137 @@ pub unsafe fn attend<S: Simd>(a: &Tile) {
     }
 }
 
-/// Scores of query `i` at positions from..to of the block, −∞ elsewhere in the sixteens they touch.
+/// q · k of every query with the block's keys, by sixteens of which some query sees a part.
 #[inline(always)]
-unsafe fn scores<S: Simd>(a: &Tile, s: &mut Scratch, i: usize, start: usize, from: usize, to: usize) {
+unsafe fn products<S: Simd>(a: &Tile, s: &mut Scratch, start: usize) {
     // SAFETY: as `attend`; a sixteen that holds a visible position lies in one page, all of it readable
     unsafe {
         let (key_bytes, kw) = (a.layout.key_bytes(), a.layout.key_width());
-        s.p[i] = [f32::NEG_INFINITY; BLOCK];
-        let mut at = from / 16 * 16;
-        while at < to {
-            let page = a.page(at);
-            let slot = at % a.layout.page_tokens;
-            let keys = page.add(slot * key_bytes);
-            let dots = match a.layout.key {
-                KeyType::I8 => {
-                    let scales = page.add(a.layout.key_scales_at()).cast::<u16>().add(slot);
-                    dots_i8::<S>(s, i, keys, S::load_f16(scales), kw)
+        let count = a.queries.len();
+        let mut at = start;
+        while at < start + BLOCK {
+            let mut seen = false;
+            for q in a.queries {
+                seen |= q.low.max(at) < q.high.min(at + 16);
+            }
+            if seen {
+                let page = a.page(at);
+                let slot = at % a.layout.page_tokens;
+                let keys = page.add(slot * key_bytes);
+                let mut i = 0;
+                if a.layout.key == KeyType::I8 {
+                    let scales = S::load_f16(page.add(a.layout.key_scales_at()).cast::<u16>().add(slot));
+                    if count >= 4 {
+                        let mut panel = MaybeUninit::<Aligned<[u8; WIDTH * 16]>>::uninit();
+                        let panel = panel.as_mut_ptr().cast::<u8>();
+                        key_panel::<S>(keys, kw, panel);
+                        while i + 8 <= count {
+                            dots_panel::<S, 8>(s, i, panel, scales, kw, at - start);
+                            i += 8;
+                        }
+                        while i + 4 <= count {
+                            dots_panel::<S, 4>(s, i, panel, scales, kw, at - start);
+                            i += 4;
+                        }
+                    }
+                    while i < count {
+                        let v = dots_i8::<S>(s, i, keys, scales, kw);
+                        S::store(s.p[i].as_mut_ptr().add(at - start), v);
+                        i += 1;
+                    }
+                } else {
+                    while i < count {
+                        let q = s.q[i].as_ptr();
+                        let v = match a.layout.key {
+                            KeyType::F16 => dots::<S, true>(q, keys, kw),
+                            _ => dots::<S, false>(q, keys, kw),
+                        };
+                        S::store(s.p[i].as_mut_ptr().add(at - start), v);
+                        i += 1;
+                    }
                 }
-                KeyType::F16 => dots::<S, true>(s.q[i].as_ptr(), keys, kw),
-                KeyType::F32 => dots::<S, false>(s.q[i].as_ptr(), keys, kw),
-            };
-            let mut v = S::mul(dots, S::splat(a.scale));
+            }
+            at += 16;
+        }
+    }
+}
+
+/// Sixteen int8 keys to groups of four dimensions, `[width/4][16 keys][4]`: several queries then multiply without
+/// summing across lanes.
+#[inline(always)]
+unsafe fn key_panel<S: Simd>(keys: *const u8, width: usize, panel: *mut u8) {
+    // SAFETY: sixteen keys of `width` bytes and 48 readable bytes behind them (see `dots_i8`)
+    unsafe {
+        let mut rows = Aligned([0u8; 1024]);
+        let rows = rows.0.as_mut_ptr();
+        let mut d = 0;
+        while d < width {
+            for key in 0..16 {
+                S::b_store(rows.add(key * 64), S::biased(S::b_load(keys.add(key * width + d))));
+            }
+            S::transpose(rows, panel.add(d * 16));
+            d += 64;
+        }
+    }
+}
+
+/// Q queries against a panel of sixteen keys: exact per 256 dimensions, then one fma.
+#[inline(always)]
+unsafe fn dots_panel<S: Simd, const Q: usize>(
+    s: &mut Scratch,
+    first: usize,
+    panel: *const u8,
+    scales: S::F,
+    width: usize,
+    at: usize,
+) {
+    // SAFETY: the panel holds `width` dimensions; queries first..first + Q exist
+    unsafe {
+        let queries = s.q8.as_ptr().add(first).cast::<i8>();
+        let mut acc = [S::splat(0.0); Q];
+        let (mut d, mut b) = (0, 0);
+        while d < width {
+            let end = if width - d < 256 { width } else { d + 256 };
+            let mut sums = [S::i_splat(0); Q];
+            for q in 0..Q {
+                sums[q] = S::i_splat((-S::BIAS).wrapping_mul(s.q_sum[first + q][b]));
+            }
+            let mut k = d;
+            while k < end {
+                let keys = S::b_load(panel.add(k * 16));
+                for q in 0..Q {
+                    let x = queries.add(q * (WIDTH + 64) + k).cast::<i32>().read_unaligned();
+                    sums[q] = S::dot4(sums[q], keys, x);
+                }
+                k += 4;
+            }
+            for q in 0..Q {
+                let scale = S::mul(scales, S::splat(s.q_scale[first + q][b]));
+                acc[q] = S::fma(S::from_int(sums[q]), scale, acc[q]);
+            }
+            d = end;
+            b += 1;
+        }
+        for q in 0..Q {
+            S::store(s.p[first + q].as_mut_ptr().add(at), acc[q]);
+        }
+    }
+}
+
+/// Products of query `i` to scores at positions from..to of the block, −∞ elsewhere.
+#[inline(always)]
+unsafe fn scores<S: Simd>(a: &Tile, s: &mut Scratch, i: usize, start: usize, from: usize, to: usize) {
+    // SAFETY: as `attend`
+    unsafe {
+        let mut at = start;
+        while at < start + BLOCK {
+            let lanes = s.p[i].as_mut_ptr().add(at - start);
+            if at + 16 <= from || to <= at {
+                S::store(lanes, S::splat(f32::NEG_INFINITY));
+                at += 16;
+                continue;
+            }
+            let mut v = S::mul(S::load(lanes), S::splat(a.scale));
             if a.softcap > 0.0 {
                 let cap = S::splat(a.softcap);
                 v = S::mul(cap, tanh::<S>(S::div(v, cap)));
@@ -174,11 +285,12 @@ unsafe fn scores<S: Simd>(a: &Tile, s: &mut Scratch, i: usize, start: usize, fro
                 }
                 v = S::fma(S::splat(a.queries[i].slope), S::load(distance.as_ptr()), v);
             }
-            let lanes = s.p[i].as_mut_ptr().add(at - start);
             S::store(lanes, v);
-            for l in 0..16 {
-                if at + l < from || at + l >= to {
-                    *lanes.add(l) = f32::NEG_INFINITY;
+            if at < from || to < at + 16 {
+                for l in 0..16 {
+                    if at + l < from || at + l >= to {
+                        *lanes.add(l) = f32::NEG_INFINITY;
+                    }
                 }
             }
             at += 16;
@@ -259,21 +371,27 @@ unsafe fn weigh<S: Simd>(
     // SAFETY: as `attend`
     unsafe {
         let p = s.p[i].as_mut_ptr();
-        let mut top = S::splat(f32::NEG_INFINITY);
+        let mut v = [S::splat(0.0); BLOCK / 16 + 1];
         for g in 0..BLOCK / 16 {
-            top = S::max(top, S::load(p.add(g * 16)));
+            v[g] = S::load(p.add(g * 16));
         }
-        let mut lanes = [0f32; 16];
-        S::store(lanes.as_mut_ptr(), top);
+        // NaN may get lost in the maximum but not in the weights
+        let top = S::top(S::max(S::max(v[0], v[1]), S::max(v[2], v[3])));
         let old = s.max[i];
-        let new = lanes.iter().fold(old, |m, &v| if m > v { m } else { v });
+        let new = if top > old { top } else { old };
+        for g in 0..BLOCK / 16 {
+            v[g] = S::sub(v[g], S::splat(new));
+        }
+        v[4] = S::splat(old - new);
+        let e = exps::<S, { BLOCK / 16 + 1 }>(v);
         let mut sum = S::splat(0.0);
         for g in 0..BLOCK / 16 {
-            let e = exp::<S>(S::sub(S::load(p.add(g * 16)), S::splat(new)));
-            sum = S::add(sum, e);
-            S::store(p.add(g * 16), e);
+            sum = S::add(sum, e[g]);
+            S::store(p.add(g * 16), e[g]);
         }
-        let factor = crate::math::exp(old - new);
+        let mut lanes = [0f32; 16];
+        S::store(lanes.as_mut_ptr(), e[4]);
+        let factor = lanes[0];
         s.sum[i] = s.sum[i].mul_add(factor, S::tree(sum));
         s.max[i] = new;
         if factor != 1.0 {
@@ -419,6 +537,7 @@ unsafe fn chunk<S: Simd, const K: u8, const Q: usize, const D: usize>(
                 acc[q][d] = S::load(s.o[r.first + q].as_ptr().add((c + d) * 16));
             }
         }
+        let weights = s.p.as_ptr().add(r.first).cast::<f32>();
         let mut at = r.from;
         while at < r.to {
             // up to the end of the page
@@ -437,7 +556,7 @@ unsafe fn chunk<S: Simd, const K: u8, const Q: usize, const D: usize>(
                     };
                 }
                 for q in 0..Q {
-                    let w = S::splat(*s.p[r.first + q].as_ptr().add(at - r.start + j));
+                    let w = S::splat(*weights.add(q * BLOCK + at - r.start + j));
                     for d in 0..D {
                         acc[q][d] = S::fma(w, v[d], acc[q][d]);
                     }

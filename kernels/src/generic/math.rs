@@ -21,15 +21,35 @@ unsafe fn horner<S: Simd, const N: usize>(coefficients: &[f32; N], x: S::F) -> S
 #[inline(always)]
 pub unsafe fn exp<S: Simd>(x: S::F) -> S::F {
     // SAFETY: arithmetic only; the machine has S
+    unsafe { exps::<S, 1>([x])[0] }
+}
+
+/// e^x of several registers, step by step side by side: one after the other they would wait for themselves.
+#[inline(always)]
+pub unsafe fn exps<S: Simd, const N: usize>(x: [S::F; N]) -> [S::F; N] {
+    // SAFETY: arithmetic only; the machine has S
     unsafe {
-        let x = S::max(S::splat(EXP_LOW), S::min(S::splat(EXP_HIGH), x));
-        let n = S::round(S::mul(x, S::splat(core::f32::consts::LOG2_E)));
-        let r = S::fma(n, S::splat(-LN2_HIGH), x);
-        let r = S::fma(n, S::splat(-LN2_LOW), r);
-        let p = horner::<S, _>(&EXP, r);
-        let n = S::to_int(n);
-        let half = S::i_half(n);
-        S::mul(S::mul(p, S::pow2(half)), S::pow2(S::i_sub(n, half)))
+        let (mut r, mut n, mut p) = (x, x, x);
+        for i in 0..N {
+            let x = S::max(S::splat(EXP_LOW), S::min(S::splat(EXP_HIGH), x[i]));
+            n[i] = S::round(S::mul(x, S::splat(core::f32::consts::LOG2_E)));
+            r[i] = S::fma(n[i], S::splat(-LN2_HIGH), x);
+            r[i] = S::fma(n[i], S::splat(-LN2_LOW), r[i]);
+            p[i] = S::splat(EXP[EXP.len() - 1]);
+        }
+        let mut k = EXP.len() - 1;
+        while k > 0 {
+            k -= 1;
+            for i in 0..N {
+                p[i] = S::fma(p[i], r[i], S::splat(EXP[k]));
+            }
+        }
+        for i in 0..N {
+            let n = S::to_int(n[i]);
+            let half = S::i_half(n);
+            p[i] = S::mul(S::mul(p[i], S::pow2(half)), S::pow2(S::i_sub(n, half)));
+        }
+        p
     }
 }
 

@@ -28,6 +28,17 @@ pub unsafe fn tree8(a: __m256) -> f32 {
     }
 }
 
+/// The greatest of eight lanes.
+#[inline(always)]
+pub unsafe fn top8(a: __m256) -> f32 {
+    // SAFETY: the caller has AVX2
+    unsafe {
+        let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+        let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+        _mm_cvtss_f32(_mm_max_ss(a, _mm_shuffle_ps::<1>(a, a)))
+    }
+}
+
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
 /// Exact products of 32 bytes, summed by fours into eight lanes of `acc`.
@@ -142,6 +153,7 @@ unsafe impl Simd for Avx2 {
             _mm_storeu_si128(p.cast(), _mm_packs_epi16(low, _mm256_extracti128_si256::<1>(words)))
         }
         fn tree(a: Self::F) -> f32 { tree8(_mm256_add_ps(a.0, a.1)) }
+        fn top(a: Self::F) -> f32 { top8(_mm256_max_ps(a.0, a.1)) }
         fn b_load(p: *const u8) -> Self::B {
             (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast()))
         }

@@ -116,6 +116,10 @@ unsafe impl Simd for Avx512 {
             let a = _mm512_castps512_ps256(_mm512_add_ps(a, high));
             super::avx2::tree8(a)
         }
+        fn top(a: Self::F) -> f32 {
+            let high = _mm512_castpd_ps(_mm512_shuffle_f64x2::<0xee>(_mm512_castps_pd(a), _mm512_castps_pd(a)));
+            super::avx2::top8(_mm512_castps512_ps256(_mm512_max_ps(a, high)))
+        }
         fn tree16(rows: &[Self::F; 16]) -> Self::F {
             let r = rows;
             let x = two(four(r[0], r[4], r[8], r[12]), four(r[1], r[5], r[9], r[13]));
