@@ -11,3 +11,5 @@ pub mod norm;
 pub mod panel;
 pub mod quantize;
 pub mod rows;
+pub mod scores;
+pub mod store;
