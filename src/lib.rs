@@ -5,8 +5,11 @@
 
 #![deny(unsafe_code)]
 
+mod backend;
 pub mod cancel;
 pub mod chat;
+mod cpu;
+mod device;
 pub mod error;
 #[allow(unsafe_code)] // the C face: proves what a foreign caller passes in
 pub mod ffi;
@@ -17,7 +20,9 @@ pub mod model;
 pub mod runtime;
 pub mod sampler;
 pub mod session;
+mod tensor;
 pub mod tokenizer;
+mod weights;
 
 pub use cancel::Cancel;
 pub use error::{Error, Result, Status};

@@ -9,7 +9,6 @@
 //! rename. This file does not know what the bytes mean.
 
 use std::fs::File;
-use std::io::Read;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
@@ -92,19 +91,16 @@ impl Bytes {
         const STEP: usize = 16 << 20;
         let len = part(file, offset, len)?;
         let mut memory = Reservation::new(len)?;
-        let mut file = file;
-        // A descriptor that the host shares keeps its position: read at offsets where the system can.
-        #[cfg(not(unix))]
-        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(offset))?;
         let mut done = 0;
         while done < len {
             progress(done as u64, len as u64)?;
             let end = len.min(done + STEP);
             let target = &mut memory[done..end];
+            // At offsets: a descriptor that the host shares keeps its position.
             #[cfg(unix)]
             let got = std::os::unix::fs::FileExt::read_at(file, target, offset + done as u64);
-            #[cfg(not(unix))]
-            let got = Read::read(&mut file, target);
+            #[cfg(windows)]
+            let got = std::os::windows::fs::FileExt::seek_read(file, target, offset + done as u64);
             match got {
                 Ok(0) => {
                     return Err(Error::new(
@@ -195,6 +191,22 @@ impl std::fmt::Debug for Bytes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Bytes({} bytes)", self.len)
     }
+}
+
+/// Another descriptor of the file behind `fd`, closed with the `File`.
+///
+/// # Errors
+/// `IO` if `fd` is not an open descriptor.
+#[cfg(unix)]
+pub fn duplicate(fd: std::os::fd::RawFd) -> Result<File> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: takes numbers only; a descriptor that is not open is an error.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
+    if copy < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    // SAFETY: the descriptor was just made, is open, and belongs to nobody else.
+    Ok(unsafe { File::from_raw_fd(copy) })
 }
 
 /// Zeroed memory of our own whose pages the system commits when they are first written.

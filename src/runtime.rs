@@ -1,1 +1,193 @@
-//! The runtime: threads, limits, log sink.
+//! The runtime: compute threads, the choice of instruction set, limits, and where log records go.
+//!
+//! Several may live side by side. Models hold theirs, so a runtime ends, and its threads with it, when the last
+//! handle on it or on a model of it is dropped. It does not know models.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::backend::Backend;
+use crate::device;
+use crate::error::{Error, Result, Status};
+
+/// How much a log record matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum LogLevel {
+    /// Something went wrong that no status reports.
+    Error = 1,
+    /// Something the host should know.
+    Warn = 2,
+    /// What is going on.
+    Info = 3,
+    /// Details for finding faults.
+    Debug = 4,
+}
+
+/// Where log records go: called with whole records, from any thread, one at a time.
+pub type LogSink = Box<dyn FnMut(LogLevel, &str) + Send>;
+
+/// What a runtime is made with.
+#[derive(Default)]
+pub struct RuntimeOptions {
+    /// Compute threads, the calling one included; 0: the cores that the process may use.
+    pub threads: usize,
+    /// Name of an instruction set in place of the best one (`LLM_ISA` overrides it).
+    pub isa: Option<String>,
+    /// Log sink; `None`: silence.
+    pub log: Option<LogSink>,
+    /// The least level that is logged; `None`: `Warn`.
+    pub log_level: Option<LogLevel>,
+    /// Bytes of host memory that models and sessions may allocate (mapped weights not counted).
+    pub host_limit: Option<u64>,
+}
+
+impl fmt::Debug for RuntimeOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let log = self.log.as_ref().map(|_| "sink");
+        f.debug_struct("RuntimeOptions")
+            .field("threads", &self.threads)
+            .field("isa", &self.isa)
+            .field("log", &log)
+            .field("log_level", &self.log_level)
+            .field("host_limit", &self.host_limit)
+            .finish()
+    }
+}
+
+/// What memory is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Memory {
+    /// Weights that were copied rather than mapped.
+    Weights = 0,
+    /// Pages of KV caches, as far as they were ever used.
+    Kv = 1,
+    /// Activations and logits of sessions.
+    Scratch = 2,
+}
+
+impl Memory {
+    /// Every category.
+    pub const ALL: [Memory; 3] = [Memory::Weights, Memory::Kv, Memory::Scratch];
+}
+
+/// A handle on a runtime. Clones share it.
+#[derive(Clone)]
+pub struct Runtime(Arc<Inner>);
+
+struct Inner {
+    backend: Arc<dyn Backend>,
+    log: Mutex<Option<LogSink>>,
+    level: AtomicU8,
+    limit: Option<u64>,
+    /// Live bytes by category.
+    used: [AtomicU64; Memory::ALL.len()],
+}
+
+impl fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Runtime({})", self.0.backend.name())
+    }
+}
+
+impl Runtime {
+    /// Starts the compute threads.
+    ///
+    /// # Errors
+    /// `INVALID_ARG` for an instruction set that does not exist, `UNSUPPORTED` for one this machine lacks.
+    pub fn new(options: RuntimeOptions) -> Result<Self> {
+        let RuntimeOptions { threads, isa, log, log_level, host_limit } = options;
+        let backend = device::open(threads, isa.as_deref())?;
+        let level = log_level.unwrap_or(LogLevel::Warn);
+        let runtime = Self(Arc::new(Inner {
+            backend,
+            log: Mutex::new(log),
+            level: AtomicU8::new(level as u8),
+            limit: host_limit,
+            used: Default::default(),
+        }));
+        runtime.log(LogLevel::Info, &format!("runtime: {}", runtime.0.backend.name()));
+        Ok(runtime)
+    }
+
+    /// Passes `record` to the log sink if its level is logged.
+    pub fn log(&self, level: LogLevel, record: &str) {
+        if level as u8 > self.0.level.load(Ordering::Relaxed) {
+            return;
+        }
+        // A sink that panicked once is not called again: its state is unknown.
+        if let Ok(mut sink) = self.0.log.lock()
+            && let Some(sink) = sink.as_mut()
+        {
+            sink(level, record);
+        }
+    }
+
+    /// Changes what is logged.
+    pub fn set_log_level(&self, level: LogLevel) {
+        self.0.level.store(level as u8, Ordering::Relaxed);
+    }
+
+    /// Compute threads, the calling one included.
+    pub fn threads(&self) -> usize {
+        self.0.backend.threads()
+    }
+
+    /// Name of the instruction set in use.
+    pub fn isa(&self) -> &'static str {
+        self.0.backend.isa()
+    }
+
+    /// Live bytes of one category.
+    pub fn memory_use(&self, memory: Memory) -> u64 {
+        self.0.used[memory as usize].load(Ordering::Relaxed)
+    }
+
+    /// Counts `bytes` as used until the charge is dropped.
+    ///
+    /// # Errors
+    /// `BUDGET` if they exceed the runtime's limit together with what is in use.
+    pub(crate) fn charge(&self, memory: Memory, bytes: u64) -> Result<Charge> {
+        let mut charge = Charge { runtime: self.clone(), memory, bytes: 0 };
+        charge.grow(bytes)?;
+        Ok(charge)
+    }
+
+    pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
+        &self.0.backend
+    }
+}
+
+/// Bytes counted against a runtime's limit.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    runtime: Runtime,
+    memory: Memory,
+    bytes: u64,
+}
+
+impl Charge {
+    /// Adds `more` bytes.
+    pub(crate) fn grow(&mut self, more: u64) -> Result<()> {
+        let inner = &self.runtime.0;
+        let used: u64 = inner.used.iter().map(|u| u.load(Ordering::Relaxed)).sum();
+        if let Some(limit) = inner.limit
+            && used.saturating_add(more) > limit
+        {
+            let message =
+                format!("{more} bytes more exceed the runtime's limit: {used} of {limit} bytes are in use");
+            return Err(Error::new(Status::BUDGET, message).with("needed", more as i64));
+        }
+        inner.used[self.memory as usize].fetch_add(more, Ordering::Relaxed);
+        self.bytes += more;
+        Ok(())
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.runtime.0.used[self.memory as usize].fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}

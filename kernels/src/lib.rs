@@ -15,8 +15,6 @@
 #![allow(unsafe_code)]
 // A kernel's loops index several arrays with one counter; iterators would hide the layout they state.
 #![allow(clippy::needless_range_loop)]
-// Arrays of lanes are registers; copied one by one they stay registers.
-#![allow(clippy::manual_memcpy)]
 
 pub mod cpu;
 pub mod dense;

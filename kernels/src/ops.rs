@@ -50,7 +50,6 @@ macro_rules! table {
             use super::*;
             use crate::cpu::{Activation, Map, Pairs};
             use crate::generic::{attention, elementwise, float, norm, quantize, rows};
-            use crate::generic::store as page;
             use crate::simd::Simd;
             use crate::kv::KeyType;
 
@@ -73,7 +72,7 @@ macro_rules! table {
                 = elementwise::rope::<$s>(x, half, pairs, cos, sin));
             entry!([$($feature)?] attend(a: &attention::Tile<'_>) = attention::attend::<$s>(a));
             entry!([$($feature)?] store(kind: KeyType, x: *const f32, dim: usize, to: *mut u8, scale: *mut u16)
-                = page::store::<$s>(kind, x, dim, to, scale));
+                = attention::store::<$s>(kind, x, dim, to, scale));
         }
 
         /// The algorithms of `generic/`, for this instruction set.

@@ -1,3 +1,427 @@
 //! A session: one sequence of tokens over the KV cache, prefilled in chunks and decoded one by one.
+//!
+//! ```text
+//! prefill [chunk][chunk][rest] → logits of the last token      decode (one token) → its logits
+//! tokens  ─────────────────────   what the pages hold, and nothing else
+//! ```
+//! A call that fails leaves the session as it was: pages behind the old end hold nothing that anybody reads, so it is
+//! enough to forget the tokens. Chunks, threads and page sizes do not change a bit of what is computed. It does not
+//! know text, sampling, or other sessions.
 
 pub mod generate;
+
+use llm_kernels::{FloatControl, Row};
+
+use crate::cancel::Cancel;
+use crate::error::{Error, Result, Status};
+use crate::kv::pool::Pool;
+use crate::kv::table::Table;
+use crate::kv::{KvType, PageShape};
+use crate::model::Model;
+use crate::model::forward::{Batch, Scratch};
+use crate::model::rope::Frequencies;
+use crate::runtime::{Charge, Memory};
+
+pub use llm_kernels::Level;
+
+/// Rows whose logits are computed at once where all are asked for: bounds the memory that a large vocabulary takes.
+const LOGIT_ROWS: usize = 16;
+/// The most tokens a session may hold: positions and page numbers stay far from 2³².
+const MOST_TOKENS: usize = 1 << 30;
+
+/// What a session shall be.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// Tokens it can hold; 0: as many as the model was trained for.
+    pub max_tokens: usize,
+    /// Tokens that a prefill computes at once.
+    pub chunk: usize,
+    /// Storage of keys and values.
+    pub kv: KvType,
+    /// Tokens of a KV page: 16, 32 or 64.
+    pub page: usize,
+    /// How far results agree.
+    pub determinism: Level,
+    /// Whether a cancelled call leaves the session where it stood before it (else at the last completed chunk).
+    pub rollback_on_cancel: bool,
+    /// Length of the whole sequence as dynamic and longrope scaling need it; `None`: what the session can hold.
+    pub rope_length: Option<u32>,
+    /// Dynamic and longrope scaling follow the length that is reached with each call, and keys stay as they were
+    /// rotated then. Results then depend on how tokens are divided into calls.
+    pub rope_running: bool,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            max_tokens: 0,
+            chunk: 512,
+            kv: KvType::Auto,
+            page: 64,
+            determinism: Level::default(),
+            rollback_on_cancel: true,
+            rope_length: None,
+            rope_running: false,
+        }
+    }
+}
+
+/// How far a prefill is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Tokens of this call that are computed.
+    pub done: usize,
+    /// Tokens of this call.
+    pub total: usize,
+}
+
+/// What a progress function wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Go on.
+    Continue,
+    /// End here and keep what was computed; the call succeeds.
+    Stop,
+    /// End like a cancel handle.
+    Cancel,
+}
+
+/// Told about every chunk.
+pub type OnProgress<'a> = &'a mut dyn FnMut(Progress) -> Control;
+/// Told the index of a token and the logits behind it.
+pub type OnLogits<'a> = &'a mut dyn FnMut(usize, &[f32]) -> Result<()>;
+
+/// One sequence of tokens with its keys and values.
+pub struct Session {
+    model: Model,
+    options: SessionOptions,
+    capacity: usize,
+    pool: Pool,
+    table: Table,
+    tokens: Vec<i32>,
+    ropes: Vec<Frequencies>,
+    scratch: Scratch,
+    charge: Charge,
+    /// The chunk's ids as the device takes them.
+    ids: Vec<u32>,
+    logits: Vec<f32>,
+    /// How many tokens the logits are behind of.
+    logits_at: Option<usize>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Session({} of {} tokens, {:?})", self.tokens.len(), self.capacity, self.model)
+    }
+}
+
+impl Session {
+    /// An empty session with pages of its own.
+    ///
+    /// # Errors
+    /// `INVALID_ARG` for options that make no sense or exceed learned positions, `NO_MEMORY`, `BUDGET`.
+    pub fn new(model: &Model, options: SessionOptions) -> Result<Self> {
+        let spec = model.spec();
+        let capacity = if options.max_tokens == 0 { spec.context as usize } else { options.max_tokens };
+        let most = spec.learned_positions.map_or(MOST_TOKENS, |n| n as usize);
+        if capacity > most {
+            let message =
+                format!("max_tokens is {capacity}; this model has positions for at most {most} tokens");
+            return Err(Error::new(Status::INVALID_ARG, message));
+        }
+        if options.chunk == 0 {
+            return Err(Error::new(
+                Status::INVALID_ARG,
+                "chunk is 0; a prefill computes at least 1 token at once",
+            ));
+        }
+        let shape = PageShape::new(spec, options.kv.resolve(model.is_f32()), options.page)?;
+        let runtime = model.runtime();
+        let pool = Pool::new(runtime, shape, capacity)?;
+        let length = options.rope_length.unwrap_or(capacity as u32);
+        let mut charge = runtime.charge(Memory::Scratch, 0)?;
+        let mut scratch = Scratch::default();
+        scratch.room_for_logits(spec, 1, &mut charge)?;
+        charge.grow(u64::from(spec.vocab) * 4)?;
+        let mut logits = Vec::new();
+        let refused = || Error::new(Status::NO_MEMORY, "no memory for the logits");
+        logits.try_reserve_exact(spec.vocab as usize).map_err(|_| refused())?;
+        logits.resize(spec.vocab as usize, 0.0);
+        Ok(Self {
+            model: model.clone(),
+            options,
+            capacity,
+            pool,
+            table: Table::default(),
+            tokens: Vec::new(),
+            ropes: spec.ropes.iter().map(|rope| Frequencies::new(rope, length)).collect(),
+            scratch,
+            charge,
+            ids: Vec::new(),
+            logits,
+            logits_at: None,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Tokens it holds.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// The tokens it holds.
+    pub fn tokens(&self) -> &[i32] {
+        &self.tokens
+    }
+
+    /// Tokens it can hold.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Logits behind the last token, `[vocab]`.
+    ///
+    /// # Errors
+    /// `BAD_STATE` while it is empty, and after [`Session::truncate`] until the next token.
+    pub fn logits(&self) -> Result<&[f32]> {
+        if self.logits_at == Some(self.tokens.len()) {
+            return Ok(&self.logits);
+        }
+        let message = if self.tokens.is_empty() {
+            "an empty session has no logits: prefill first"
+        } else {
+            "logits were dropped with the truncated tokens: decode a token first"
+        };
+        Err(Error::new(Status::BAD_STATE, message))
+    }
+
+    /// Appends `ids`, chunk by chunk; logits of the last one are ready afterwards. Without ids nothing happens.
+    ///
+    /// # Errors
+    /// `INVALID_ARG` for an id outside the vocabulary (detail `token_index`); `CONTEXT_FULL`, `KV_FULL`,
+    /// `NO_MEMORY`, `BUDGET`; `CANCELLED`, `DEADLINE`; `UNSUPPORTED` where logits are not finite (detail
+    /// `position`). The session is then as before the call, except for a cancelled one without
+    /// `rollback_on_cancel`: that stands at the last completed chunk.
+    pub fn prefill(
+        &mut self,
+        ids: &[i32],
+        cancel: Option<&Cancel>,
+        progress: Option<OnProgress<'_>>,
+    ) -> Result<()> {
+        let _float = FloatControl::default_for_now();
+        let before = self.begin(ids)?;
+        let run = self.run(ids, cancel, progress);
+        self.end(before, run)
+    }
+
+    /// Appends `ids` and passes the logits behind each of them to `each`, in order.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`], and what `each` returns; the session is then as before the call.
+    pub fn prefill_each(&mut self, ids: &[i32], cancel: Option<&Cancel>, each: OnLogits<'_>) -> Result<()> {
+        let _float = FloatControl::default_for_now();
+        let before = self.begin(ids)?;
+        let run = self.run_each(ids, cancel, each);
+        if run.is_err() {
+            self.forget(before);
+        }
+        self.end(before, run)
+    }
+
+    /// Appends one token; its logits are ready afterwards.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn decode(&mut self, id: i32, cancel: Option<&Cancel>) -> Result<()> {
+        self.prefill(&[id], cancel, None)
+    }
+
+    /// Keeps the first `tokens` tokens. What follows is computed as if the others had never been there.
+    ///
+    /// # Errors
+    /// `INVALID_ARG` if it holds fewer.
+    pub fn truncate(&mut self, tokens: usize) -> Result<()> {
+        if tokens > self.tokens.len() {
+            let message = format!("cannot keep {tokens} tokens: the session holds {}", self.tokens.len());
+            return Err(Error::new(Status::INVALID_ARG, message));
+        }
+        if tokens < self.tokens.len() {
+            self.logits_at = None;
+            self.forget(tokens);
+        }
+        Ok(())
+    }
+
+    /// Empties the session.
+    pub fn reset(&mut self) {
+        self.logits_at = None;
+        self.forget(0);
+    }
+
+    /// Checks `ids` and makes room for them. Returns how many tokens there were.
+    fn begin(&mut self, ids: &[i32]) -> Result<usize> {
+        let (before, vocab) = (self.tokens.len(), self.model.spec().vocab);
+        let inside = |id: &i32| u32::try_from(*id).is_ok_and(|id| id < vocab);
+        if let Some(index) = ids.iter().position(|id| !inside(id)) {
+            let message =
+                format!("token {index} is {}; this model has ids from 0 to {}", ids[index], vocab - 1);
+            return Err(Error::new(Status::INVALID_ARG, message).with("token_index", index as i64));
+        }
+        if ids.len() > self.capacity - before {
+            let message = format!(
+                "{} tokens more do not fit: the session holds {before} of at most {}; raise max_tokens",
+                ids.len(),
+                self.capacity
+            );
+            let needed = before as i64 + ids.len() as i64;
+            return Err(Error::new(Status::CONTEXT_FULL, message).with("needed", needed));
+        }
+        self.scratch.room(self.model.spec(), ids.len().min(self.options.chunk), &mut self.charge)?;
+        self.table.reserve(&mut self.pool, before + ids.len())?;
+        if self.options.rope_running {
+            let length = (before + ids.len()) as u32;
+            for (table, rope) in self.ropes.iter_mut().zip(&self.model.spec().ropes) {
+                if Frequencies::vary(rope) {
+                    *table = Frequencies::new(rope, length);
+                }
+            }
+        }
+        Ok(before)
+    }
+
+    /// Runs `ids` in chunks; logits of the last completed chunk's last token are in the scratch wherever this ends.
+    fn run(
+        &mut self,
+        ids: &[i32],
+        cancel: Option<&Cancel>,
+        mut progress: Option<OnProgress<'_>>,
+    ) -> Result<()> {
+        let (total, mut done) = (ids.len(), 0);
+        for chunk in ids.chunks(self.options.chunk) {
+            self.chunk(chunk, cancel)?;
+            done += chunk.len();
+            // Whoever may end the call between chunks gets logits there.
+            if done == total || progress.is_some() || !self.options.rollback_on_cancel {
+                let last = chunk.len() - 1;
+                self.model.forward().logits(last..last + 1, &mut self.scratch);
+                self.check_finite(1, self.tokens.len() - 1)?;
+            }
+            if let Some(progress) = progress.as_mut() {
+                match progress(Progress { done, total }) {
+                    Control::Continue => {}
+                    Control::Stop => break,
+                    Control::Cancel => {
+                        return Err(Error::new(Status::CANCELLED, "cancelled by the progress function"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn run_each(&mut self, ids: &[i32], cancel: Option<&Cancel>, each: OnLogits<'_>) -> Result<()> {
+        let vocab = self.model.spec().vocab as usize;
+        let rows_at_once = LOGIT_ROWS.min(self.options.chunk);
+        self.scratch.room_for_logits(self.model.spec(), rows_at_once, &mut self.charge)?;
+        let mut index = 0;
+        for chunk in ids.chunks(self.options.chunk) {
+            self.chunk(chunk, cancel)?;
+            let first = self.tokens.len() - chunk.len();
+            for start in (0..chunk.len()).step_by(rows_at_once) {
+                let rows = start..chunk.len().min(start + rows_at_once);
+                let n = rows.len();
+                self.model.forward().logits(rows, &mut self.scratch);
+                self.check_finite(n, first + start)?;
+                for row in self.scratch.logits.host(n * vocab).chunks_exact(vocab) {
+                    each(index, row)?;
+                    index += 1;
+                }
+                // The last row is where the call may end.
+                if n > 1 {
+                    self.scratch.logits.host_mut(n * vocab).copy_within((n - 1) * vocab.., 0);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs one chunk through all layers and counts its tokens as held.
+    fn chunk(&mut self, chunk: &[i32], cancel: Option<&Cancel>) -> Result<()> {
+        self.ids.clear();
+        self.ids.extend(chunk.iter().map(|&id| id as u32)); // proven by `begin`
+        let start = self.tokens.len() as u32;
+        let table = self.table.pages();
+        let row = |position| Row { table, position };
+        let one = [row(start)];
+        let many: Vec<Row<'_>>; // decoding does without
+        let rows = if chunk.len() == 1 {
+            &one[..]
+        } else {
+            many = (start..).take(chunk.len()).map(row).collect();
+            &many
+        };
+        let batch = Batch { ids: &self.ids, rows, ropes: &self.ropes, level: self.options.determinism };
+        self.model.forward().layers(&batch, &mut self.pool, &mut self.scratch, cancel)?;
+        self.tokens.extend_from_slice(chunk);
+        Ok(())
+    }
+
+    fn check_finite(&self, rows: usize, first: usize) -> Result<()> {
+        let vocab = self.model.spec().vocab as usize;
+        let logits = self.scratch.logits.host(rows * vocab).chunks_exact(vocab);
+        match logits.into_iter().position(|row| !row.iter().all(|v| v.is_finite())) {
+            None => Ok(()),
+            Some(row) => {
+                let position = first + row;
+                let message = format!(
+                    "logits at position {position} are not finite: these weights do not carry this input; try a file \
+                     of a more precise type, or verify the file"
+                );
+                Err(Error::new(Status::UNSUPPORTED, message).with("position", position as i64))
+            }
+        }
+    }
+
+    /// Ends a call that began with `before` tokens: takes over the logits, or goes back.
+    fn end(&mut self, before: usize, run: Result<()>) -> Result<()> {
+        let cancelled =
+            run.as_ref().is_err_and(|e| matches!(e.status(), Status::CANCELLED | Status::DEADLINE));
+        let keep = run.is_ok() || cancelled && !self.options.rollback_on_cancel;
+        self.forget(if keep { self.tokens.len() } else { before });
+        if self.tokens.len() > before {
+            let n = self.logits.len();
+            self.logits.copy_from_slice(self.scratch.logits.host(n));
+            self.logits_at = Some(self.tokens.len());
+        }
+        run
+    }
+
+    /// Keeps the first `tokens` tokens and no page that only later ones need.
+    fn forget(&mut self, tokens: usize) {
+        self.tokens.truncate(tokens);
+        self.table.truncate(&mut self.pool, tokens);
+    }
+}
+
+impl generate::Evaluate for Session {
+    fn tokens(&self) -> &[i32] {
+        self.tokens()
+    }
+
+    fn logits(&self) -> Result<&[f32]> {
+        self.logits()
+    }
+
+    fn decode(&mut self, id: i32, cancel: Option<&Cancel>) -> Result<()> {
+        self.decode(id, cancel)
+    }
+}

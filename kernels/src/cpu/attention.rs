@@ -89,7 +89,7 @@ impl Cpu {
                     // alone; the offsets are the layout's; the machine has the table's instruction set
                     unsafe {
                         let part = pool.slice(at, layout.head_bytes()).as_mut_ptr();
-                        let scale = part.wrapping_add(layout.key_scales_at() + slot * 2).cast();
+                        let scale = part.add(layout.key_scales_at() + slot * 2).cast();
                         (self.ops.store)(
                             layout.key,
                             key.as_ptr(),
@@ -100,7 +100,7 @@ impl Cpu {
                         if !layout.latent {
                             let value = &v[(i * heads + head) * vd..][..vd];
                             let to = part.add(layout.values_at() + slot * layout.value_bytes());
-                            let scale = part.wrapping_add(layout.value_scales_at() + slot * 2).cast();
+                            let scale = part.add(layout.value_scales_at() + slot * 2).cast();
                             let kind = match layout.value {
                                 ValueType::F32 => KeyType::F32,
                                 ValueType::F16 => KeyType::F16,
@@ -231,6 +231,7 @@ fn check_pages(
     sees: Option<Option<u32>>,
 ) {
     assert!(l.is_valid(), "{l:?}");
+    assert!(offset.is_multiple_of(2) && stride.is_multiple_of(2), "pages at even addresses");
     assert!(
         offset <= stride && l.page_bytes() <= stride - offset,
         "a layer's part of a page of {stride} bytes"

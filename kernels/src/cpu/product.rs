@@ -19,11 +19,6 @@ pub struct Job<'a> {
     pub out: &'a mut [f32],
 }
 
-impl Job<'_> {
-    /// The most products of a group.
-    pub const MOST: usize = 8;
-}
-
 /// A proved product: tokens `tokens` of the input, out rows at the same indices.
 #[derive(Clone, Copy)]
 struct Part<'a> {
@@ -68,7 +63,7 @@ impl Cpu {
     /// Several products of one input in one fork-join (q, k, v; gate and up).
     ///
     /// # Panics
-    /// As [`Cpu::matmul`], and above [`Job::MOST`] products.
+    /// As [`Cpu::matmul`].
     pub fn matmul_group(&self, jobs: &mut [Job], x: &mut Input) {
         let m = x.m();
         for job in jobs.iter() {
@@ -80,13 +75,14 @@ impl Cpu {
         if jobs.iter().any(|j| j.matrix.ty().is_integer()) {
             x.quantize(self);
         }
-        assert!(jobs.len() <= Job::MOST, "{} products in a group", jobs.len());
-        let mut parts: [Option<Part>; Job::MOST] = [None; Job::MOST];
-        for (part, job) in parts.iter_mut().zip(jobs.iter_mut()) {
-            let out = job.out.as_mut_ptr();
-            *part = Some(Part { matrix: job.matrix, bias: job.bias, out, from: 0, to: m });
-        }
-        self.products(jobs.len(), x, |i| parts[i]);
+        let count = jobs.len();
+        let jobs = Shared::of(jobs);
+
+        self.products(count, x, |i| {
+            // SAFETY: `products` asks from every thread, but only copies and the pointer's value are taken
+            let job = unsafe { &*jobs.pointer().add(i) };
+            Part { matrix: job.matrix, bias: job.bias, out: job.out.as_ptr().cast_mut(), from: 0, to: m }
+        });
     }
 
     /// Products with experts: rows `tokens` of `x` go through expert `e` for every `(e, tokens)` of `groups`, to
@@ -121,21 +117,22 @@ impl Cpu {
         let out = Shared::of(out);
         self.products(groups.len(), x, |i| {
             let (e, tokens) = &groups[i];
-            Some(Part {
+            Part {
                 matrix: w.matrix(*e),
                 bias: bias.map(|b| &b[e * rows..][..rows]),
                 out: out.pointer(),
                 from: tokens.start,
                 to: tokens.end,
-            })
+            }
         });
     }
 
-    fn products<'p>(&self, count: usize, x: &Input, part: impl Fn(usize) -> Option<Part<'p>> + Sync) {
+    fn products<'p>(&self, count: usize, x: &Input, part: impl Fn(usize) -> Part<'p> + Sync) {
         let threads = self.pool.threads();
-        let total = (0..count).filter_map(&part).map(|p| p.chunks(threads)).sum();
+        let total = (0..count).map(|i| part(i).chunks(threads)).sum();
         self.pool.run(total, |mut chunk| {
-            for part in (0..count).filter_map(&part) {
+            for i in 0..count {
+                let part = part(i);
                 let n = part.chunks(threads);
                 if chunk < n {
                     return self.product_chunk(&part, x, chunk, threads);

@@ -59,14 +59,6 @@ unsafe fn walk<S: Simd, const K: u8, const R: usize, const T: usize, const ONE: 
             }
             t += T;
         }
-        while t + 2 <= a.to {
-            let mut row = 0;
-            while row < a.rows {
-                tile::<S, K, R, 2>(a, row, t);
-                row += R;
-            }
-            t += 2;
-        }
         while t < a.to {
             one::<S, K, ONE>(a, t);
             t += 1;

@@ -11,5 +11,3 @@ pub mod norm;
 pub mod panel;
 pub mod quantize;
 pub mod rows;
-pub mod scores;
-pub mod store;

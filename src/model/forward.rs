@@ -1,0 +1,531 @@
+//! The forward pass: m tokens through every layer.
+//!
+//! ```text
+//! x = embedding                                   [m, width]
+//! each layer:  x += post(attention(norm(x)));  x += post(ffn(norm(x)))
+//! logits = head(norm(x))                          of the rows that are asked for
+//! ```
+//! Rows may belong to several sequences: each carries its page table and position, and what a row computes does not
+//! depend on its company. Buffers live in [`Scratch`] and grow to the largest use, so decoding allocates nothing.
+//! It does not know where tokens come from, nor which sequences share pages.
+
+use std::ops::Range;
+
+use llm_kernels::{GroupRank, Input, Level, RouteSpec, Row, Scoring};
+
+use super::rope::Frequencies;
+use super::spec::{self, Attention, Ffn, Spec};
+use crate::backend::{Angles, Backend, Pages, Product, Rotation, Runs, Scores};
+use crate::cancel::Cancel;
+use crate::error::Result;
+use crate::kv::pool::Pool;
+use crate::runtime::Charge;
+use crate::tensor::{Matrix, Tensor, Vector};
+use crate::weights::{
+    AttentionWeights, ExpertsWeights, FfnWeights, HeadsWeights, LatentQuery, LatentWeights, Linear, Weights,
+};
+
+/// Tokens to run.
+pub(crate) struct Batch<'a> {
+    /// Ids, below the vocabulary.
+    pub(crate) ids: &'a [u32],
+    /// Each token's page table, with room for its position, and position.
+    pub(crate) rows: &'a [Row<'a>],
+    /// Frequencies of the spec's rotary tables.
+    pub(crate) ropes: &'a [Frequencies],
+    pub(crate) level: Level,
+}
+
+/// Activations between operations. Names say what they hold first; later uses are in the comments.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    /// The residual stream, `[m, width]`.
+    pub(crate) x: Tensor,
+    /// A block's normed input.
+    h: Tensor,
+    /// A block's output.
+    y: Tensor,
+    /// Second output of a parallel layer.
+    z: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    /// Latent: queries and values between absorption and layout changes.
+    a: Tensor,
+    b: Tensor,
+    attended: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    gated: Tensor,
+    /// Outputs of experts.
+    expert: Tensor,
+    router: Tensor,
+    /// The last rows, normed.
+    last: Tensor,
+    pub(crate) logits: Tensor,
+    /// One per rotary table.
+    angles: Vec<Angles>,
+    input: Input,
+    choice: Choice,
+}
+
+/// Which experts each row takes, and the same ordered by expert.
+#[derive(Default)]
+struct Choice {
+    /// `[m, active]`
+    ids: Vec<u32>,
+    weights: Vec<f32>,
+    /// Row and weight of each (row, expert), in ascending order of expert, then row.
+    rows: Vec<u32>,
+    factors: Vec<f32>,
+    /// Next place of each expert while sorting.
+    starts: Vec<usize>,
+    /// Which of them each expert has.
+    groups: Vec<(usize, Range<usize>)>,
+}
+
+/// A model on a device.
+#[derive(Clone, Copy)]
+pub(crate) struct Forward<'a> {
+    pub(crate) spec: &'a Spec,
+    pub(crate) weights: &'a Weights,
+    pub(crate) device: &'a dyn Backend,
+}
+
+impl Scratch {
+    /// Makes room for `m` rows through all layers. Charges what is added.
+    pub(crate) fn room(&mut self, spec: &Spec, m: usize, charge: &mut Charge) -> Result<()> {
+        let mut most = Most::default();
+        spec.layers.iter().for_each(|layer| most.layer(layer));
+        let width = spec.width as usize;
+        let mut more = 0;
+        for (tensor, columns) in [
+            (&mut self.x, width),
+            (&mut self.h, width),
+            (&mut self.y, width),
+            (&mut self.z, width),
+            (&mut self.q, most.q),
+            (&mut self.k, most.k),
+            (&mut self.v, most.v),
+            (&mut self.a, most.a),
+            (&mut self.b, most.b),
+            (&mut self.attended, most.attended),
+            (&mut self.gate, most.inner),
+            (&mut self.up, most.inner),
+            (&mut self.gated, most.inner),
+            (&mut self.expert, most.active * width),
+            (&mut self.router, most.experts),
+        ] {
+            more += tensor.room(m, columns)?;
+        }
+        self.angles.resize_with(spec.ropes.len(), Angles::default);
+        charge.grow(more)
+    }
+
+    /// Makes room for the logits of `rows` rows.
+    pub(crate) fn room_for_logits(&mut self, spec: &Spec, rows: usize, charge: &mut Charge) -> Result<()> {
+        let more =
+            self.last.room(rows, spec.width as usize)? + self.logits.room(rows, spec.vocab as usize)?;
+        charge.grow(more)
+    }
+}
+
+/// The widest use of each buffer.
+#[derive(Default)]
+struct Most {
+    q: usize,
+    k: usize,
+    v: usize,
+    a: usize,
+    b: usize,
+    attended: usize,
+    inner: usize,
+    active: usize,
+    experts: usize,
+}
+
+impl Most {
+    fn layer(&mut self, layer: &spec::Layer) {
+        let grow = |most: &mut usize, n: u32| *most = (*most).max(n as usize);
+        match &layer.attention {
+            Attention::Heads(h) => {
+                grow(&mut self.q, h.heads * h.head_dim);
+                grow(&mut self.k, h.kv_heads * h.head_dim);
+                grow(&mut self.v, h.kv_heads * h.head_dim);
+                grow(&mut self.attended, h.heads * h.head_dim);
+            }
+            Attention::Latent(l) => {
+                grow(&mut self.q, l.heads * (l.nope_dim + l.rope_dim).max(l.kv_rank + l.rope_dim));
+                grow(&mut self.k, l.kv_rank + l.rope_dim);
+                grow(&mut self.v, l.kv_rank.max(l.rope_dim).max(l.q_rank.unwrap_or(0)));
+                grow(&mut self.a, l.heads * l.nope_dim.max(l.rope_dim).max(l.kv_rank));
+                grow(&mut self.b, l.heads * l.kv_rank.max(l.value_dim));
+                grow(&mut self.attended, l.heads * l.kv_rank.max(l.value_dim));
+            }
+        }
+        match &layer.ffn {
+            Ffn::Plain(d) | Ffn::Gated(d) => grow(&mut self.inner, d.inner),
+            Ffn::Experts(x) => {
+                grow(&mut self.inner, x.expert.inner.saturating_mul(x.active));
+                grow(&mut self.inner, x.shared.map_or(0, |s| s.dense.inner));
+                grow(&mut self.active, x.active);
+                grow(&mut self.experts, x.count);
+            }
+        }
+    }
+}
+
+impl Forward<'_> {
+    /// Runs `batch` through all layers: keys and values go to `pool`, the residual stream stays in `s.x`.
+    /// `cancel` is asked before every layer.
+    ///
+    /// # Errors
+    /// What `cancel` answers. Pages of the batch's positions then hold anything.
+    pub(crate) fn layers(
+        &self,
+        batch: &Batch<'_>,
+        pool: &mut Pool,
+        s: &mut Scratch,
+        cancel: Option<&Cancel>,
+    ) -> Result<()> {
+        let (spec, w, device) = (self.spec, self.weights, self.device);
+        let (m, width) = (batch.ids.len(), spec.width as usize);
+        for (table, angles) in batch.ropes.iter().zip(&mut s.angles) {
+            table.angles(batch.rows.iter().map(|row| row.position), angles);
+        }
+
+        device.embed(&w.embedding, batch.ids, spec.embedding_scale, &mut s.x);
+        if let Some(positions) = &w.positions {
+            s.choice.rows.clear();
+            s.choice.rows.extend(batch.rows.iter().map(|row| row.position));
+            device.embed(positions, &s.choice.rows, 1.0, &mut s.h);
+            device.add(m * width, &mut s.x, &s.h);
+        }
+        if let Some(norm) = &w.embedding_norm {
+            device.norm_in_place(norm, m, &mut s.x);
+        }
+
+        for (i, (layer, weights)) in spec.layers.iter().zip(&w.layers).enumerate() {
+            cancel.map_or(Ok(()), Cancel::check)?;
+            match &weights.attention_norm {
+                Some(norm) => device.norm(norm, m, &s.x, &mut s.h),
+                None => copy_all(device, m * width, &s.x, &mut s.h),
+            }
+            match (&layer.attention, &weights.attention) {
+                (Attention::Heads(h), AttentionWeights::Heads(w)) => self.heads(h, w, i, batch, pool, s),
+                (Attention::Latent(a), AttentionWeights::Latent(w)) => self.latent(a, w, i, batch, pool, s),
+                _ => unreachable!("weights follow from the spec"),
+            }
+            if let Some(norm) = &weights.attention_post_norm {
+                device.norm_in_place(norm, m, &mut s.y);
+            }
+            if layer.parallel {
+                std::mem::swap(&mut s.y, &mut s.z); // added after the other block has read x
+            } else {
+                device.add(m * width, &mut s.x, &s.y);
+            }
+
+            match &weights.ffn_norm {
+                Some(norm) => device.norm(norm, m, &s.x, &mut s.h),
+                None => copy_all(device, m * width, &s.x, &mut s.h),
+            }
+            self.ffn(&layer.ffn, &weights.ffn, m, s);
+            if let Some(norm) = &weights.ffn_post_norm {
+                device.norm_in_place(norm, m, &mut s.y);
+            }
+            if layer.parallel {
+                device.add(m * width, &mut s.x, &s.z);
+            }
+            device.add(m * width, &mut s.x, &s.y);
+        }
+        Ok(())
+    }
+
+    /// Logits of rows `rows` of the residual stream, to `s.logits`, `[rows, vocab]`.
+    pub(crate) fn logits(&self, rows: Range<usize>, s: &mut Scratch) {
+        let (spec, w, device) = (self.spec, self.weights, self.device);
+        let (n, width) = (rows.len(), spec.width as usize);
+        let from = Runs { start: rows.start * width, outer: width, inner: 0 };
+        let to = Runs { start: 0, outer: width, inner: 0 };
+        device.copy([n, 1], width, (&s.x, from), (&mut s.last, to));
+        device.norm_in_place(&w.final_norm, n, &mut s.last);
+        device.load(&mut s.input, &s.last, n, width);
+        self.linear(&w.head, w.head_bias.as_ref(), &mut s.input, &mut s.logits);
+        let values = n * spec.vocab as usize;
+        if spec.logit_scale != 1.0 {
+            device.scale(spec.logit_scale, values, &mut s.logits);
+        }
+        if let Some(cap) = spec.logit_softcap {
+            device.softcap(cap, values, &mut s.logits);
+        }
+    }
+
+    /// Multi-head attention with grouped keys and values: `s.h` to `s.y`, `[m, width]`.
+    fn heads(
+        &self,
+        h: &spec::Heads,
+        w: &HeadsWeights,
+        layer: usize,
+        batch: &Batch<'_>,
+        pool: &mut Pool,
+        s: &mut Scratch,
+    ) {
+        let device = self.device;
+        let (m, dim) = (batch.ids.len(), h.head_dim as usize);
+        let (heads, kv_heads) = (h.heads as usize, h.kv_heads as usize);
+
+        // q [m, heads, dim]; k, v [m, kv_heads, dim]
+        device.load(&mut s.input, &s.h, m, self.spec.width as usize);
+        device.matmul(
+            &mut s.input,
+            &mut [product(&w.q, &mut s.q), product(&w.k, &mut s.k), product(&w.v, &mut s.v)],
+        );
+        if let (Some((q, k)), Some(norm)) = (&w.qk_norm, &h.qk_norm) {
+            // Over a whole row, or over each head.
+            device.norm_in_place(q, if norm.whole { m } else { m * heads }, &mut s.q);
+            device.norm_in_place(k, if norm.whole { m } else { m * kv_heads }, &mut s.k);
+        }
+        if let Some(rope) = h.rope {
+            let (table, angles) = (&self.spec.ropes[rope as usize], &s.angles[rope as usize]);
+            let rotation =
+                |heads| Rotation { heads, head_dim: dim, dim: table.dim as usize, pairs: table.pairs };
+            device.rope(&mut s.q, m, rotation(heads), angles);
+            device.rope(&mut s.k, m, rotation(kv_heads), angles);
+        }
+
+        let pages = pages(pool, layer, batch);
+        device.kv_write(&pages, pool.bytes_mut(), &s.k, Some(&s.v));
+        let scores = Scores {
+            heads,
+            scale: h.scale,
+            window: h.window,
+            softcap: h.softcap,
+            alibi: &h.alibi,
+            sinks: w.sinks.as_ref(),
+            level: batch.level,
+        };
+        device.attention(&pages, pool.bytes(), &scores, &s.q, &mut s.attended);
+        device.load(&mut s.input, &s.attended, m, heads * dim);
+        self.linear(&w.out.weight, w.out.bias.as_ref(), &mut s.input, &mut s.y);
+    }
+
+    /// Multi-head latent attention (arXiv:2405.04434) in its absorbed form: `s.h` to `s.y`.
+    ///
+    /// A token's keys and values are one vector c; head i's key is K_i c and its value V_i c. So q_i · (K_i c) =
+    /// (K_iᵀ q_i) · c, and Σ p V_i c = V_i Σ p c: the matrices move to the query and to the output, and attention
+    /// runs over c and one rotated key that all heads share.
+    fn latent(
+        &self,
+        a: &spec::Latent,
+        w: &LatentWeights,
+        layer: usize,
+        batch: &Batch<'_>,
+        pool: &mut Pool,
+        s: &mut Scratch,
+    ) {
+        let device = self.device;
+        let (m, heads) = (batch.ids.len(), a.heads as usize);
+        let (nope, rope, value) = (a.nope_dim as usize, a.rope_dim as usize, a.value_dim as usize);
+        let rank = a.kv_rank as usize;
+        let (head, key) = (nope + rope, rank + rope);
+        let table = &self.spec.ropes[a.rope as usize];
+        let rotation = |heads| Rotation { heads, head_dim: rope, dim: rope, pairs: table.pairs };
+        let rows = |start, stride| Runs { start, outer: stride, inner: 0 };
+        let angles = &s.angles[a.rope as usize];
+
+        // k [m, rank + rope]: the compressed vector, normed, and the shared key, rotated
+        device.load(&mut s.input, &s.h, m, self.spec.width as usize);
+        self.linear(&w.kv_down.weight, w.kv_down.bias.as_ref(), &mut s.input, &mut s.k);
+        device.copy([m, 1], rank, (&s.k, rows(0, key)), (&mut s.v, rows(0, rank)));
+        device.norm_in_place(&w.kv_norm, m, &mut s.v);
+        device.copy([m, 1], rank, (&s.v, rows(0, rank)), (&mut s.k, rows(0, key)));
+        device.copy([m, 1], rope, (&s.k, rows(rank, key)), (&mut s.v, rows(0, rope)));
+        device.rope(&mut s.v, m, rotation(1), angles);
+        device.copy([m, 1], rope, (&s.v, rows(0, rope)), (&mut s.k, rows(rank, key)));
+
+        // q [m, heads, nope + rope]
+        match &w.q {
+            LatentQuery::Whole(q) => self.linear(q, None, &mut s.input, &mut s.q),
+            LatentQuery::Compressed { down, norm, up } => {
+                self.linear(&down.weight, down.bias.as_ref(), &mut s.input, &mut s.v);
+                device.norm_in_place(norm, m, &mut s.v);
+                device.load(&mut s.input, &s.v, m, down.weight.rows);
+                self.linear(up, None, &mut s.input, &mut s.q);
+            }
+        }
+        // b [heads, m, rank] = K_iᵀ q_i of a [heads, m, nope]
+        let by_row = |start, head: usize| Runs { start, outer: heads * head, inner: head };
+        let by_head = |width: usize| Runs { start: 0, outer: width, inner: m * width };
+        device.copy([m, heads], nope, (&s.q, by_row(0, head)), (&mut s.a, by_head(nope)));
+        device.load(&mut s.input, &s.a, heads * m, nope);
+        head_groups(heads, m, &mut s.choice.groups);
+        device.matmul_stack(&mut s.input, &w.k_absorb, None, &s.choice.groups, &mut s.b);
+        // a [m, heads, rope], rotated; then q [m, heads, rank + rope]
+        device.copy([m, heads], rope, (&s.q, by_row(nope, head)), (&mut s.a, by_row(0, rope)));
+        device.rope(&mut s.a, m, rotation(heads), angles);
+        device.copy([m, heads], rank, (&s.b, by_head(rank)), (&mut s.q, by_row(0, key)));
+        device.copy([m, heads], rope, (&s.a, by_row(0, rope)), (&mut s.q, by_row(rank, key)));
+
+        let pages = pages(pool, layer, batch);
+        device.kv_write(&pages, pool.bytes_mut(), &s.k, None);
+        let scores = Scores {
+            heads,
+            scale: a.scale,
+            window: None,
+            softcap: None,
+            alibi: &[],
+            sinks: None,
+            level: batch.level,
+        };
+        // attended [m, heads, rank] → b [heads, m, value] → attended [m, heads, value]
+        device.attention(&pages, pool.bytes(), &scores, &s.q, &mut s.attended);
+        device.copy([m, heads], rank, (&s.attended, by_row(0, rank)), (&mut s.a, by_head(rank)));
+        device.load(&mut s.input, &s.a, heads * m, rank);
+        device.matmul_stack(&mut s.input, &w.v_absorb, None, &s.choice.groups, &mut s.b);
+        device.copy([m, heads], value, (&s.b, by_head(value)), (&mut s.attended, by_row(0, value)));
+        device.load(&mut s.input, &s.attended, m, heads * value);
+        self.linear(&w.out.weight, w.out.bias.as_ref(), &mut s.input, &mut s.y);
+    }
+
+    /// A feed-forward block: `s.h` to `s.y`.
+    fn ffn(&self, ffn: &Ffn, w: &FfnWeights, m: usize, s: &mut Scratch) {
+        let device = self.device;
+        device.load(&mut s.input, &s.h, m, self.spec.width as usize);
+        match (ffn, w) {
+            (Ffn::Plain(d), FfnWeights::Plain { up, down }) => {
+                // down(act(up(h)))
+                let inner = d.inner as usize;
+                self.linear(&up.weight, up.bias.as_ref(), &mut s.input, &mut s.up);
+                device.activate(d.activation, m * inner, &mut s.up);
+                device.load(&mut s.input, &s.up, m, inner);
+                self.linear(&down.weight, down.bias.as_ref(), &mut s.input, &mut s.y);
+            }
+            (Ffn::Gated(d), FfnWeights::Gated { gate, up, down }) => {
+                // down(act(gate(h)) · up(h))
+                let inner = d.inner as usize;
+                device.matmul(&mut s.input, &mut [product(gate, &mut s.gate), product(up, &mut s.up)]);
+                device.gated(d.activation, m * inner, &s.gate, &s.up, &mut s.gated);
+                device.load(&mut s.input, &s.gated, m, inner);
+                self.linear(&down.weight, down.bias.as_ref(), &mut s.input, &mut s.y);
+            }
+            (Ffn::Experts(x), FfnWeights::Experts(w)) => self.experts(x, w, m, s),
+            _ => unreachable!("weights follow from the spec"),
+        }
+    }
+
+    /// A mixture of experts, whose router logits' input is loaded: `s.h` to `s.y`. Rows are gathered by expert, run
+    /// in one product per matrix, and added in ascending order of expert.
+    fn experts(&self, x: &spec::Experts, w: &ExpertsWeights, m: usize, s: &mut Scratch) {
+        let device = self.device;
+        let (width, inner) = (self.spec.width as usize, x.expert.inner as usize);
+        let (count, active) = (x.count as usize, x.active as usize);
+        let slots = m * active;
+
+        self.linear(&w.router.weight, w.router.bias.as_ref(), &mut s.input, &mut s.router);
+        let rule = route(x, w.choice_bias.as_ref());
+        s.choice.ids.resize(slots, 0);
+        s.choice.weights.resize(slots, 0.0);
+        device.route(&s.router, m, &rule, &mut s.choice.ids, &mut s.choice.weights);
+        s.choice.sort(count, active);
+
+        // gate, up [m · active, inner] → expert [m · active, width] → y [m, width]
+        device.gather(&mut s.input, &s.h, width, &s.choice.rows);
+        let groups = &s.choice.groups;
+        device.matmul_stack(&mut s.input, &w.gate.0, w.gate.1.as_ref(), groups, &mut s.gate);
+        device.matmul_stack(&mut s.input, &w.up.0, w.up.1.as_ref(), groups, &mut s.up);
+        device.gated(x.expert.activation, slots * inner, &s.gate, &s.up, &mut s.gated);
+        device.load(&mut s.input, &s.gated, slots, inner);
+        device.matmul_stack(&mut s.input, &w.down.0, w.down.1.as_ref(), groups, &mut s.expert);
+        device.combine(m, width, &s.choice.rows, &s.choice.factors, &s.expert, &mut s.y);
+
+        if let (Some(shape), Some(shared)) = (&x.shared, &w.shared) {
+            let inner = shape.dense.inner as usize;
+            device.load(&mut s.input, &s.h, m, width);
+            let gate = Product { weight: &shared.gate, bias: None, out: &mut s.gate };
+            let up = Product { weight: &shared.up, bias: None, out: &mut s.up };
+            device.matmul(&mut s.input, &mut [gate, up]);
+            if let Some(switch) = &shared.switch {
+                self.linear(switch, None, &mut s.input, &mut s.router);
+            }
+            device.gated(shape.dense.activation, m * inner, &s.gate, &s.up, &mut s.gated);
+            device.load(&mut s.input, &s.gated, m, inner);
+            self.linear(&shared.down, None, &mut s.input, &mut s.expert);
+            match &shared.switch {
+                Some(_) => device.add_switched(m, width, &mut s.y, &s.expert, &mut s.router),
+                None => device.add(m * width, &mut s.y, &s.expert),
+            }
+        }
+    }
+
+    /// out = input · weightᵀ + bias
+    fn linear(&self, weight: &Matrix, bias: Option<&Vector>, input: &mut Input, out: &mut Tensor) {
+        self.device.matmul(input, &mut [Product { weight, bias, out }]);
+    }
+}
+
+impl Choice {
+    /// Orders the slots by expert: counts, then places, rows ascending within an expert.
+    fn sort(&mut self, experts: usize, active: usize) {
+        let slots = self.ids.len();
+        self.groups.clear();
+        self.rows.resize(slots, 0);
+        self.factors.resize(slots, 0.0);
+        self.starts.clear();
+        self.starts.resize(experts, 0);
+        self.ids.iter().for_each(|&e| self.starts[e as usize] += 1);
+        let mut start = 0;
+        for (expert, count) in self.starts.iter_mut().enumerate() {
+            if *count > 0 {
+                self.groups.push((expert, start..start + *count));
+            }
+            start += std::mem::replace(count, start);
+        }
+        for (slot, &expert) in self.ids.iter().enumerate() {
+            let place = &mut self.starts[expert as usize];
+            self.rows[*place] = (slot / active) as u32;
+            self.factors[*place] = self.weights[slot];
+            *place += 1;
+        }
+    }
+}
+
+fn product<'a>(linear: &'a Linear, out: &'a mut Tensor) -> Product<'a> {
+    Product { weight: &linear.weight, bias: linear.bias.as_ref(), out }
+}
+
+fn copy_all(device: &dyn Backend, n: usize, from: &Tensor, to: &mut Tensor) {
+    let whole = Runs { start: 0, outer: 0, inner: 0 };
+    device.copy([1, 1], n, (from, whole), (to, whole));
+}
+
+/// Head i takes rows i · m .. of the input.
+fn head_groups(heads: usize, m: usize, groups: &mut Vec<(usize, Range<usize>)>) {
+    groups.clear();
+    groups.extend((0..heads).map(|head| (head, head * m..(head + 1) * m)));
+}
+
+fn pages<'a>(pool: &Pool, layer: usize, batch: &Batch<'a>) -> Pages<'a> {
+    let (layout, offset) = pool.shape().layers[layer];
+    Pages { layout, offset, stride: pool.shape().bytes, rows: batch.rows }
+}
+
+fn route<'a>(x: &spec::Experts, choice_bias: Option<&'a Vector>) -> RouteSpec<'a> {
+    RouteSpec {
+        scoring: match x.scoring {
+            spec::Scoring::Softmax => Scoring::Softmax,
+            spec::Scoring::SoftmaxOfChosen => Scoring::SoftmaxOfChosen,
+            spec::Scoring::Sigmoid => Scoring::Sigmoid,
+        },
+        count: x.count as usize,
+        active: x.active as usize,
+        normalize: x.normalize,
+        scale: x.scale,
+        groups: x.groups as usize,
+        active_groups: x.active_groups as usize,
+        group_rank: match x.group_rank {
+            spec::GroupRank::Max => GroupRank::Max,
+            spec::GroupRank::TopTwo => GroupRank::TopTwo,
+        },
+        choice_bias: choice_bias.map(Vector::values),
+    }
+}

@@ -1,0 +1,375 @@
+//! Opening a model: from a path, a descriptor or memory, mapped or copied; one validation for all of them.
+//!
+//! ```text
+//! bytes ─ Index::parse ─▶ metadata ─ Spec::check ─▶ list of tensors ─ Weights::find ─▶ Model
+//! ```
+//! Opening reads header, metadata and tensor table, and nothing of weights or vocabulary unless a check of them is
+//! asked for.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use llm_format::quant::Type;
+use llm_format::{Index, kind};
+use llm_kernels::RouteSpec;
+use serde_json::{Map, Value};
+
+use super::forward::Forward;
+use super::spec::{Attention, Ffn, Spec};
+use crate::cancel::Cancel;
+use crate::chat::Template;
+use crate::error::{Error, Result, Status};
+use crate::kv::{KvType, PageShape};
+use crate::mmap::{Advice, Bytes};
+use crate::runtime::{Charge, LogLevel, Memory, Runtime};
+use crate::tokenizer::Tokenizer;
+use crate::weights::Weights;
+
+/// How the file gets into memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Load {
+    /// Mapped: the fastest, and shared between processes. The file must not change while it is open.
+    #[default]
+    Map,
+    /// Copied: immune to later changes of the file.
+    Copy,
+}
+
+/// How much of the file is checked at opening.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Verify {
+    /// Header, metadata and tensor table, as far as they are used.
+    Header,
+    /// The same, and the checksums of all sections but weights.
+    #[default]
+    Structure,
+    /// Every checksum; reads the whole file.
+    Full,
+}
+
+/// Told done and total bytes of copying and full checking; an error ends the opening with that error.
+pub type OpenProgress = Arc<dyn Fn(u64, u64) -> Result<()> + Send + Sync>;
+
+/// How to open.
+#[derive(Clone, Default)]
+pub struct OpenOptions {
+    /// Map or copy.
+    pub load: Load,
+    /// What to check.
+    pub verify: Verify,
+    /// Told how far copying and full checking are.
+    pub progress: Option<OpenProgress>,
+}
+
+impl std::fmt::Debug for OpenOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let progress = self.progress.as_ref().map(|_| "function");
+        f.debug_struct("OpenOptions")
+            .field("load", &self.load)
+            .field("verify", &self.verify)
+            .field("progress", &progress)
+            .finish()
+    }
+}
+
+/// An open model. Clones share it; any thread may use it.
+#[derive(Clone)]
+pub struct Model(Arc<Inner>);
+
+struct Inner {
+    runtime: Runtime,
+    file: Bytes,
+    index: Index,
+    spec: Spec,
+    weights: Weights,
+    tokenizer: OnceLock<Result<Arc<Tokenizer>>>,
+    /// The copy of the file, if it was copied.
+    _charge: Option<Charge>,
+}
+
+/// What a model is, in numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Info {
+    /// The file's name for it, or the architecture.
+    pub name: String,
+    /// Name of the architecture.
+    pub architecture: String,
+    /// Layers.
+    pub layers: u32,
+    /// Query heads of the first layer.
+    pub heads: u32,
+    /// Key-value heads of the first layer (1 with latent attention).
+    pub kv_heads: u32,
+    /// Width of the residual stream.
+    pub width: u32,
+    /// Ids are below it.
+    pub vocab: u32,
+    /// Positions the model was trained for.
+    pub context: u32,
+    /// Values of all tensors.
+    pub parameters: u64,
+    /// Bytes of the file.
+    pub file_bytes: u64,
+    /// Bytes of all tensors.
+    pub weight_bytes: u64,
+    /// Bytes of tensors by type.
+    pub types: BTreeMap<&'static str, u64>,
+    /// Whether experts are chosen per token.
+    pub experts: bool,
+    /// Whether the file has a tokenizer.
+    pub tokenizer: bool,
+    /// Whether the file has a chat template.
+    pub template: bool,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Model({}, {} layers)", self.0.spec.architecture, self.0.spec.layers.len())
+    }
+}
+
+impl Model {
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `IO`, `NO_MEMORY`, `BUDGET`; `BAD_FORMAT`, `BAD_VERSION`, `CHECKSUM` (with `offset`) for what is
+    /// wrong in the file; `UNSUPPORTED` for a model that cannot be run; `CANCELLED`, `DEADLINE`.
+    pub fn open_path(
+        runtime: &Runtime,
+        path: &Path,
+        options: &OpenOptions,
+        cancel: Option<&Cancel>,
+    ) -> Result<Self> {
+        let open = || Self::open_file(runtime, &File::open(path)?, 0, 0, options, cancel);
+        open().map_err(|e| e.context(path.display()))
+    }
+
+    /// Opens `len` bytes from `offset` on of the open descriptor `fd` (0: to the end). The descriptor is duplicated;
+    /// the caller closes its own.
+    ///
+    /// # Errors
+    /// As [`Model::open_path`].
+    #[cfg(unix)]
+    pub fn open_fd(
+        runtime: &Runtime,
+        fd: std::os::fd::RawFd,
+        offset: u64,
+        len: u64,
+        options: &OpenOptions,
+        cancel: Option<&Cancel>,
+    ) -> Result<Self> {
+        let open = || Self::open_file(runtime, &crate::mmap::duplicate(fd)?, offset, len, options, cancel);
+        open().map_err(|e| e.context(format_args!("descriptor {fd}")))
+    }
+
+    fn open_file(
+        runtime: &Runtime,
+        file: &File,
+        offset: u64,
+        len: u64,
+        options: &OpenOptions,
+        cancel: Option<&Cancel>,
+    ) -> Result<Self> {
+        match options.load {
+            Load::Map => Self::open(runtime, Bytes::map(file, offset, len)?, None, options, cancel),
+            Load::Copy => {
+                let mut charge = runtime.charge(Memory::Weights, 0)?;
+                let mut charged = false;
+                let bytes = Bytes::read(file, offset, len, &mut |done, total| {
+                    if !std::mem::replace(&mut charged, true) {
+                        charge.grow(total)?;
+                    }
+                    tell(options, cancel, done, total)
+                })?;
+                Self::open(runtime, bytes, Some(charge), options, cancel)
+            }
+        }
+    }
+
+    /// Opens a file that lies in memory. It is copied where load mode copy asks for it, or where it does not begin
+    /// at a multiple of 64 bytes.
+    ///
+    /// # Errors
+    /// As [`Model::open_path`].
+    pub fn open_memory(
+        runtime: &Runtime,
+        bytes: Bytes,
+        options: &OpenOptions,
+        cancel: Option<&Cancel>,
+    ) -> Result<Self> {
+        match options.load {
+            Load::Map => Self::open(runtime, bytes, None, options, cancel),
+            Load::Copy => {
+                let charge = runtime.charge(Memory::Weights, bytes.len() as u64)?;
+                Self::open(runtime, bytes.aligned_copy()?, Some(charge), options, cancel)
+            }
+        }
+    }
+
+    fn open(
+        runtime: &Runtime,
+        mut file: Bytes,
+        mut charge: Option<Charge>,
+        options: &OpenOptions,
+        cancel: Option<&Cancel>,
+    ) -> Result<Self> {
+        tell(options, cancel, 0, file.len() as u64)?;
+        let index = Index::parse(&file)?;
+        if !file.as_ptr().addr().is_multiple_of(64) {
+            // Vectors are used in place as floats, matrices as lines of 64 bytes.
+            charge = Some(runtime.charge(Memory::Weights, file.len() as u64)?);
+            file = file.aligned_copy()?;
+        }
+        match options.verify {
+            Verify::Header => {}
+            Verify::Structure => index.verify_sections(&file)?,
+            Verify::Full => verify(&index, &file, options, cancel)?,
+        }
+        let spec = read_spec(index.metadata())?;
+        runnable(&spec)?;
+        let weights = Weights::find(&spec, &index, &file)?;
+        file.advise(Advice::WillNeed);
+        let tokenizer = OnceLock::new();
+        let inner =
+            Inner { runtime: runtime.clone(), file, index, spec, weights, tokenizer, _charge: charge };
+        let model = Self(Arc::new(inner));
+        runtime.log(LogLevel::Info, &format!("opened {model:?}"));
+        Ok(model)
+    }
+
+    /// The runtime it was opened with.
+    pub fn runtime(&self) -> &Runtime {
+        &self.0.runtime
+    }
+
+    /// Its shape.
+    pub fn spec(&self) -> &Spec {
+        &self.0.spec
+    }
+
+    /// Its tokenizer, made at the first call.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` if the file has none, `BAD_FORMAT` if its tables are damaged.
+    pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>> {
+        let open = || {
+            let section = self.0.index.section(kind::TOKENIZER).ok_or_else(|| {
+                let message =
+                    "the file has no tokenizer: give token ids, or convert with the tokenizer's files";
+                Error::new(Status::NOT_FOUND, message)
+            })?;
+            Ok(Arc::new(Tokenizer::from_tables(self.0.file.slice(section))?))
+        };
+        self.0.tokenizer.get_or_init(open).as_ref().map_err(Clone::clone)
+    }
+
+    /// Its chat template: the default one, or the one of that name.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` if there is none; what compiling it answers.
+    pub fn template(&self, name: Option<&str>) -> Result<Template> {
+        Template::of_model(self.metadata(), self.tokenizer().ok().map(|t| &**t), name)
+    }
+
+    /// The file's metadata.
+    pub fn metadata(&self) -> &Map<String, Value> {
+        self.0.index.metadata()
+    }
+
+    /// What the file says about itself.
+    pub fn file_index(&self) -> &Index {
+        &self.0.index
+    }
+
+    /// 32 bytes that name the model's contents, the same on every machine.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.0.index.identity()
+    }
+
+    /// What the model is, in numbers.
+    pub fn info(&self) -> Info {
+        let (spec, index) = (&self.0.spec, &self.0.index);
+        let metadata = index.metadata();
+        let mut types = BTreeMap::new();
+        for tensor in index.tensors() {
+            *types.entry(tensor.ty.name()).or_insert(0) += tensor.len;
+        }
+        let (heads, kv_heads) = match spec.layers.first().map(|layer| &layer.attention) {
+            Some(Attention::Heads(h)) => (h.heads, h.kv_heads),
+            Some(Attention::Latent(a)) => (a.heads, 1),
+            None => (0, 0),
+        };
+        Info {
+            name: metadata.get("name").and_then(Value::as_str).unwrap_or(&spec.architecture).to_owned(),
+            architecture: spec.architecture.clone(),
+            layers: spec.layers.len() as u32,
+            heads,
+            kv_heads,
+            width: spec.width,
+            vocab: spec.vocab,
+            context: spec.context,
+            parameters: index.tensors().iter().map(|t| t.shape.iter().product::<u64>()).sum(),
+            file_bytes: index.file_len(),
+            weight_bytes: types.values().sum(),
+            types,
+            experts: spec.layers.iter().any(|layer| matches!(layer.ffn, Ffn::Experts(_))),
+            tokenizer: index.section(kind::TOKENIZER).is_some(),
+            template: metadata.contains_key("chat_template") || metadata.contains_key("chat_templates"),
+        }
+    }
+
+    /// Whether all matrices are f32: the cache then is, too.
+    pub(crate) fn is_f32(&self) -> bool {
+        self.0.index.tensors().iter().all(|tensor| tensor.ty == Type::F32)
+    }
+
+    pub(crate) fn forward(&self) -> Forward<'_> {
+        Forward { spec: &self.0.spec, weights: &self.0.weights, device: &**self.0.runtime.backend() }
+    }
+}
+
+fn tell(options: &OpenOptions, cancel: Option<&Cancel>, done: u64, total: u64) -> Result<()> {
+    cancel.map_or(Ok(()), Cancel::check)?;
+    options.progress.as_ref().map_or(Ok(()), |progress| progress(done, total))
+}
+
+fn verify(index: &Index, file: &[u8], options: &OpenOptions, cancel: Option<&Cancel>) -> Result<()> {
+    let mut stopped = None;
+    let verified = index.verify(file, &mut |done, total| match tell(options, cancel, done, total) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(e) => {
+            stopped = Some(e);
+            ControlFlow::Break(())
+        }
+    });
+    match stopped {
+        Some(e) => Err(e),
+        None => Ok(verified?),
+    }
+}
+
+fn read_spec(metadata: &Map<String, Value>) -> Result<Spec> {
+    let wrong = |what: String| Error::new(Status::BAD_FORMAT, format!("metadata: {what}"));
+    let value = metadata.get("model").ok_or_else(|| wrong("the key `model` is missing".into()))?;
+    let spec: Spec = serde::Deserialize::deserialize(value).map_err(|e| wrong(format!("`model`: {e}")))?;
+    spec.check()?;
+    Ok(spec)
+}
+
+/// Refuses what a spec can say and the kernels cannot do.
+fn runnable(spec: &Spec) -> Result<()> {
+    PageShape::new(spec, KvType::F32, 16)?;
+    for (i, layer) in spec.layers.iter().enumerate() {
+        if let Ffn::Experts(x) = &layer.ffn
+            && x.count as usize > RouteSpec::MAX_EXPERTS
+        {
+            let message =
+                format!("layer {i}: {} experts; at most {} are supported", x.count, RouteSpec::MAX_EXPERTS);
+            return Err(Error::new(Status::UNSUPPORTED, message));
+        }
+    }
+    Ok(())
+}
