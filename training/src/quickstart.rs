@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use llm::error::{Error, Result};
 
-use crate::bpe::{TokenizerOptions, train_tokenizer};
+use crate::bpe::{Bpe, Words};
 use crate::config::{Config, ModelConfig, OptimConfig};
 use crate::data::{PrepareOptions, prepare};
 use crate::trainer::{Evaluation, Event, Trainer};
@@ -17,7 +17,11 @@ use crate::trainer::{Evaluation, Event, Trainer};
 pub const TEXT: &str = include_str!("../quickstart/tinyshakespeare.txt");
 
 /// Steps of a quickstart.
-pub const STEPS: u64 = 1000;
+pub const STEPS: u64 = 460;
+
+/// Tokens of its vocabulary at most. Whole words as tokens are what a minute of training can learn to put in order:
+/// with 1024 tokens the loss per byte is 0.1 higher and a fifth of the words are inventions.
+const VOCAB: usize = 4096;
 
 /// What a quickstart made.
 #[derive(Clone, Debug)]
@@ -48,11 +52,11 @@ pub fn config(dir: &Path) -> Config {
             heads: 4,
             kv_heads: 2,
             width: 256,
-            ffn: 640,
+            ffn: 512,
             context: 128,
             ..ModelConfig::tiny()
         },
-        optim: OptimConfig { rate: 3e-3, min_rate: 1e-4, warmup: 50, ..OptimConfig::default() },
+        optim: OptimConfig { rate: 2e-3, min_rate: 1e-4, warmup: 50, ..OptimConfig::default() },
         data: dir.join("data"),
         out: dir.join("run"),
         steps: STEPS,
@@ -61,7 +65,7 @@ pub fn config(dir: &Path) -> Config {
     }
 }
 
-/// Trains a vocabulary of `1024` and a small model on `text` in `steps` steps ([`STEPS`] unless the caller tries
+/// Trains a vocabulary and a small model on `text` in `steps` steps ([`STEPS`] unless the caller tries
 /// something); everything it makes lies in `dir`, the checkpoint in `dir/checkpoint`. `watch` sees every event;
 /// `Break` ends the training early.
 ///
@@ -77,11 +81,20 @@ pub fn quickstart(
     std::fs::create_dir_all(dir).map_err(|e| Error::from(e).context(dir.display()))?;
     crate::checkpoint::write_file(&source, text.as_bytes())?;
     let config = Config { steps, ..config(dir) };
-    let (inputs, tokenizer) = (vec![source], dir.join("tokenizer.json"));
-    let options =
-        TokenizerOptions { inputs: inputs.clone(), output: tokenizer.clone(), ..Default::default() };
-    let vocab = train_tokenizer(&options)?;
-    prepare(&PrepareOptions { inputs, tokenizer, output: config.data.clone(), ..Default::default() })?;
+    let options = PrepareOptions {
+        inputs: vec![source],
+        tokenizer: dir.join("tokenizer.json"),
+        output: config.data.clone(),
+        ..Default::default()
+    };
+    // The vocabulary, too, sees nothing of the held-out part.
+    let mut words = Words::default();
+    let border = text.len() - (text.len() as f64 * options.held_out) as usize;
+    words.count(&text[..text.floor_char_boundary(border)])?;
+    let bpe = Bpe::train(&words, VOCAB, std::slice::from_ref(&options.end), 2)?;
+    let vocab = bpe.size();
+    crate::checkpoint::write_file(&options.tokenizer, bpe.to_json().to_string().as_bytes())?;
+    prepare(&options)?;
     let mut trainer = Trainer::new(&config)?;
     let _ = watch(&Event::Started { step: 0, parameters: trainer.parameters() });
     let before = trainer.evaluate(0)?;

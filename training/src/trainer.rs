@@ -309,9 +309,7 @@ impl Trainer {
         }
         let nats_per_token = loss / tokens as f64;
         let nats_per_byte = nats_per_token * file.tokens() as f64 / file.bytes().max(1) as f64;
-        if sequences == 0 || windows * (length as u64) >= total || self.held_out.is_none() {
-            self.held_out = Some(nats_per_token);
-        }
+        self.held_out = Some(nats_per_token);
         Ok(Evaluation { nats_per_token, nats_per_byte, tokens })
     }
 

@@ -43,9 +43,15 @@ fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
+fn advance(trainer: &mut Trainer, steps: u64) {
+    for _ in 0..steps {
+        trainer.step().unwrap();
+    }
+}
+
 fn run(config: &Config, steps: u64) -> Trainer {
     let mut trainer = Trainer::new(config).unwrap();
-    (0..steps).for_each(|_| drop(trainer.step().unwrap()));
+    advance(&mut trainer, steps);
     trainer
 }
 
@@ -95,7 +101,7 @@ fn a_resumed_run_gives_the_same_bits_as_one_that_was_never_stopped() {
         run(&config, 5).save(&checkpoint).unwrap();
         let mut resumed = Trainer::resume(&config, &checkpoint).unwrap();
         assert_eq!(resumed.steps_done(), 5);
-        (0..4).for_each(|_| drop(resumed.step().unwrap()));
+        advance(&mut resumed, 4);
         assert_eq!(bits(whole.weights()), bits(resumed.weights()), "{family:?}");
     }
 }
@@ -207,4 +213,20 @@ fn a_checkpoint_of_another_model_is_refused() {
     std::fs::write(checkpoint.join("model.safetensors"), b"short").unwrap();
     let e = Trainer::resume(&config, &checkpoint).err().unwrap();
     assert!(e.message().contains("model.safetensors"), "{e}");
+}
+
+#[test]
+fn the_converter_takes_the_checkpoints_of_both_families() {
+    let dir = tempfile::tempdir().unwrap();
+    for (family, tied) in [(Family::Llama, true), (Family::Llama, false), (Family::Gpt2, true)] {
+        let mut config = setup(dir.path());
+        config.model = ModelConfig { family, tied, kv_heads: if tied { 4 } else { 2 }, ..config.model };
+        let trainer = run(&config, 2);
+        let (checkpoint, out) = (dir.path().join("checkpoint"), dir.path().join("model.llm"));
+        trainer.save(&checkpoint).unwrap();
+        let options = llm_convert::Options { ty: llm_format::quant::Type::F32, ..Default::default() };
+        let summary = llm_convert::convert(&checkpoint, &out, &options, &()).unwrap();
+        assert_eq!(summary.parameters, trainer.parameters() as u64, "{family:?}");
+        assert!(out.is_file());
+    }
 }
