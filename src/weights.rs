@@ -109,6 +109,35 @@ pub(crate) struct SharedWeights {
     pub(crate) switch: Option<Matrix>,
 }
 
+impl LayerWeights {
+    /// Bytes of matrices that one token reads.
+    pub(crate) fn bytes_per_token(&self, layer: &spec::Layer) -> u64 {
+        let of = |matrices: &[&Matrix]| matrices.iter().map(|m| m.bytes.len() as u64).sum::<u64>();
+        let attention = match &self.attention {
+            AttentionWeights::Heads(h) => of(&[&h.q.weight, &h.k.weight, &h.v.weight, &h.out.weight]),
+            AttentionWeights::Latent(a) => {
+                let query = match &a.q {
+                    LatentQuery::Whole(q) => of(&[q]),
+                    LatentQuery::Compressed { down, up, .. } => of(&[&down.weight, up]),
+                };
+                let absorbed = a.k_absorb.bytes.len() + a.v_absorb.bytes.len();
+                query + absorbed as u64 + of(&[&a.kv_down.weight, &a.out.weight])
+            }
+        };
+        let ffn = match (&self.ffn, &layer.ffn) {
+            (FfnWeights::Plain { up, down }, _) => of(&[&up.weight, &down.weight]),
+            (FfnWeights::Gated { gate, up, down }, _) => of(&[&gate.weight, &up.weight, &down.weight]),
+            (FfnWeights::Experts(w), Ffn::Experts(x)) => {
+                let all = (w.gate.0.bytes.len() + w.up.0.bytes.len() + w.down.0.bytes.len()) as u64;
+                let shared = w.shared.as_ref().map_or(0, |s| of(&[&s.gate, &s.up, &s.down]));
+                all / u64::from(x.count) * u64::from(x.active) + shared + of(&[&w.router.weight])
+            }
+            (FfnWeights::Experts(_), _) => 0, // weights follow from the spec
+        };
+        attention + ffn
+    }
+}
+
 /// A tensor of the file that the list asks for.
 struct Found {
     name: String,

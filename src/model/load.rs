@@ -289,6 +289,14 @@ impl Model {
         self.0.index.identity()
     }
 
+    /// Bytes of weights that one token reads: every matrix it is multiplied with, of the experts those that are
+    /// chosen, of an embedding that is not the output matrix nothing (one row).
+    pub fn weight_bytes_per_token(&self) -> u64 {
+        let (weights, layers) = (&self.0.weights, &self.0.spec.layers);
+        let of_layers = weights.layers.iter().zip(layers).map(|(w, layer)| w.bytes_per_token(layer));
+        of_layers.sum::<u64>() + weights.head.bytes.len() as u64
+    }
+
     /// What the model is, in numbers.
     pub fn info(&self) -> Info {
         let (spec, index) = (&self.0.spec, &self.0.index);

@@ -1,0 +1,225 @@
+//! What several verbs share: the flags of a model and of sampling, reading ids, writing files whole.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use llm::kv::KvType;
+use llm::mmap::Bytes;
+use llm::model::{Model, OpenOptions};
+use llm::runtime::{Runtime, RuntimeOptions};
+use llm::sampler::SamplingParams;
+use llm::session::{Level, Session, SessionOptions};
+
+/// Which model, and how it runs.
+#[derive(clap::Args, Clone)]
+pub struct ModelArgs {
+    /// The .llm file
+    #[arg(short, long, value_name = "FILE")]
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// How a model runs.
+#[derive(clap::Args, Clone)]
+pub struct RunArgs {
+    /// Threads (0: the cores this process may use)
+    #[arg(short, long, default_value_t = 0)]
+    pub threads: usize,
+    /// Positions of the session (0: the model's own context, at most what the text needs)
+    #[arg(short, long, default_value_t = 0)]
+    pub context: usize,
+    /// KV cache: auto takes f32 for an f32 file, else i8f16 (int8 keys, f16 values)
+    #[arg(long, default_value = "auto", value_parser = ["auto", "f32", "f16", "i8f16", "i8"])]
+    pub kv: String,
+    /// Tokens in a KV page
+    #[arg(long, default_value = "64", value_parser = ["16", "32", "64"])]
+    pub page: String,
+    /// Tokens in a step of prefill
+    #[arg(long, default_value_t = 512)]
+    pub chunk: usize,
+    /// batch: the same bits on this machine; portable: on every instruction set as well
+    #[arg(long, default_value = "batch", value_parser = ["batch", "portable"])]
+    pub determinism: String,
+}
+
+impl ModelArgs {
+    /// Opens the model, mapped.
+    pub fn open(&self) -> Result<Model> {
+        self.run.open(&self.model)
+    }
+
+    /// A session of `needed` positions, or of `--context` where that is given.
+    pub fn session(&self, model: &Model, needed: usize) -> Result<Session> {
+        Ok(Session::new(model, self.run.session_options(needed)?)?)
+    }
+}
+
+impl RunArgs {
+    /// Opens the model at `path`, mapped.
+    pub fn open(&self, path: &Path) -> Result<Model> {
+        open(path, self.threads)
+    }
+
+    /// Options of a session of `needed` positions, or of `--context` where that is given.
+    pub fn session_options(&self, needed: usize) -> Result<SessionOptions> {
+        Ok(SessionOptions {
+            max_tokens: if self.context == 0 { needed } else { self.context },
+            chunk: self.chunk,
+            kv: KvType::parse(&self.kv).with_context(|| format!("--kv {}: unknown", self.kv))?,
+            page: self.page.parse()?,
+            determinism: if self.determinism == "portable" { Level::Portable } else { Level::BatchInvariant },
+            ..SessionOptions::default()
+        })
+    }
+}
+
+/// Opens the model at `path`, mapped, on a runtime of `threads` threads.
+pub fn open(path: &Path, threads: usize) -> Result<Model> {
+    let runtime = Runtime::new(RuntimeOptions { threads, ..RuntimeOptions::default() })?;
+    Ok(Model::open_path(&runtime, path, &OpenOptions::default(), None)?)
+}
+
+/// A file's bytes, mapped.
+pub fn map(path: &Path) -> Result<Bytes> {
+    let name = || path.display().to_string();
+    let file = std::fs::File::open(path).with_context(name)?;
+    Bytes::map(&file, 0, 0).with_context(name)
+}
+
+/// How tokens are chosen.
+#[derive(clap::Args, Clone)]
+pub struct SamplingArgs {
+    /// 0: always the likeliest token
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Keep the K likeliest (0: all)
+    #[arg(long, default_value_t = 0)]
+    pub top_k: u32,
+    /// Keep the likeliest whose probabilities reach P together
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Keep those with at least P times the likeliest one's probability
+    #[arg(long, default_value_t = 0.0)]
+    pub min_p: f32,
+    /// Divide the positive, multiply the negative logits of tokens seen lately by this
+    #[arg(long, default_value_t = 1.0)]
+    pub repetition_penalty: f32,
+    /// Subtract this from the logits of tokens seen lately
+    #[arg(long, default_value_t = 0.0)]
+    pub presence_penalty: f32,
+    /// Subtract this once for every time a token was seen lately
+    #[arg(long, default_value_t = 0.0)]
+    pub frequency_penalty: f32,
+    /// Seed of the noise; without it one is drawn and printed
+    #[arg(long)]
+    pub seed: Option<u64>,
+}
+
+impl SamplingArgs {
+    /// The parameters, with a seed drawn and printed where none was given and one is needed.
+    pub fn params(&self) -> SamplingParams {
+        let seed = self.seed.unwrap_or_else(|| {
+            let seed = u64::from(std::process::id()) ^ now_nanos();
+            if self.temperature > 0.0 {
+                eprintln!("seed {seed}");
+            }
+            seed
+        });
+        SamplingParams {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            seed,
+            ..SamplingParams::default()
+        }
+    }
+}
+
+fn now_nanos() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |d| d.as_nanos() as u64)
+}
+
+/// The ids of a JSON file: an array of whole numbers.
+pub fn read_ids(path: &Path) -> Result<Vec<i32>> {
+    let text = read_text(path)?;
+    serde_json::from_str(&text)
+        .with_context(|| format!("{}: expected a JSON array of token ids, such as [1, 2, 3]", path.display()))
+}
+
+/// A UTF-8 file; `-` is standard input.
+pub fn read_text(path: &Path) -> Result<String> {
+    let mut bytes = Vec::new();
+    if path == Path::new("-") {
+        std::io::stdin().read_to_end(&mut bytes).context("standard input")?;
+    } else {
+        bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        anyhow::anyhow!("{}: expected UTF-8 text, got an invalid byte at offset {at}", path.display())
+    })
+}
+
+/// Writes a file whole or not at all: to a temporary name beside it, then renamed.
+pub fn write_whole(
+    path: &Path,
+    write: impl FnOnce(&mut std::io::BufWriter<&mut std::fs::File>) -> Result<()>,
+) -> Result<()> {
+    let dir = match path.parent() {
+        Some(dir) if dir != Path::new("") => dir,
+        _ => Path::new("."),
+    };
+    let mut file = tempfile::Builder::new()
+        .prefix(".libllm-")
+        .tempfile_in(dir)
+        .with_context(|| format!("{}: cannot create a file there", dir.display()))?;
+    let _writing = crate::stop::Writing::begin();
+    let mut out = std::io::BufWriter::new(file.as_file_mut());
+    write(&mut out)?;
+    out.flush()?;
+    drop(out);
+    file.as_file().sync_all()?;
+    file.persist(path).with_context(|| path.display().to_string())?;
+    Ok(())
+}
+
+/// Whether the error is a closed pipe.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// Bytes that this process holds that no file backs, in bytes; `None` where the system does not say.
+pub fn anonymous_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("RssAnon:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Refuses a prompt of no tokens.
+pub fn not_empty(ids: &[i32]) -> Result<()> {
+    if ids.is_empty() {
+        bail!("the prompt has no tokens: give -p a text or --tokens-file a list with at least one id");
+    }
+    Ok(())
+}
+
+/// −log softmax(logits)[id] in f64, in nats.
+pub fn negative_log_probability(logits: &[f32], id: i32) -> Result<f64> {
+    let index = usize::try_from(id).ok().filter(|&i| i < logits.len());
+    let Some(index) = index else {
+        bail!("token id {id}: expected 0 to {} (the model's vocabulary)", logits.len().saturating_sub(1));
+    };
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
+    Ok(sum.ln() - f64::from(logits[index] - max))
+}

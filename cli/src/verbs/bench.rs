@@ -1,0 +1,223 @@
+//! `libllm bench`: speed of prefill and decode beside the memory's own speed, measured in the same run.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use llm::session::Session;
+use llm_format::quant::Type;
+use serde_json::{Value, json};
+
+use crate::common::{self, RunArgs};
+
+/// Measure speed
+#[derive(clap::Args)]
+pub struct Args {
+    /// The .llm file; with --random, where to write it (default: a temporary file)
+    #[arg(short, long, value_name = "FILE", required_unless_present = "random")]
+    model: Option<PathBuf>,
+    /// Make a model of this shape with random weights first
+    #[arg(long, value_name = "SHAPE")]
+    random: Option<String>,
+    /// Type of the random weights
+    #[arg(long = "type", default_value = "q4", value_parser = ["q4", "q8", "bf16", "f16", "f32"])]
+    ty: String,
+    /// Tokens of the prefill
+    #[arg(short, long, default_value_t = 512)]
+    prefill: usize,
+    /// Tokens to decode
+    #[arg(short = 'n', long, default_value_t = 128)]
+    decode: usize,
+    /// Positions held before both
+    #[arg(short, long, default_value_t = 0)]
+    depth: usize,
+    /// Repetitions
+    #[arg(short, long, default_value_t = 5)]
+    repetitions: usize,
+    #[command(flatten)]
+    run: RunArgs,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<()> {
+    if args.repetitions == 0 {
+        bail!("-r 0: expected at least one repetition");
+    }
+    let scratch = tempfile::tempdir().context("a temporary directory")?;
+    let path = match (&args.random, &args.model) {
+        (Some(shape), out) => {
+            let path = out.clone().unwrap_or_else(|| scratch.path().join("random.llm"));
+            make_random(shape, &args.ty, &path)?;
+            path
+        }
+        (None, Some(path)) => path.clone(),
+        (None, None) => bail!("give -m FILE or --random SHAPE"),
+    };
+    let report = measure(args, &path, scratch.path())?;
+    if args.json {
+        println!("{report}");
+    } else {
+        show(&report);
+    }
+    Ok(())
+}
+
+fn make_random(shape: &str, ty: &str, path: &Path) -> Result<()> {
+    let ty = Type::parse(ty).with_context(|| format!("--type {ty}: unknown"))?;
+    let watch = super::convert::Watch::new("random weights");
+    let made = llm_convert::random(shape, ty, path, &watch);
+    watch.progress.end();
+    made?;
+    Ok(())
+}
+
+fn measure(args: &Args, path: &Path, scratch: &Path) -> Result<Value> {
+    let start = (0..args.repetitions.max(3)).map(|_| start_to_first_token(args, path, scratch));
+    let start: Vec<Start> = start.collect::<Result<_>>()?;
+
+    let model = args.run.open(path)?;
+    let needed = args.depth + args.prefill + args.decode + 1;
+    let mut session = Session::new(&model, args.run.session_options(needed)?)?;
+    let vocab = i64::from(model.spec().vocab);
+    let ids: Vec<i32> =
+        (0..args.depth + args.prefill).map(|i| ((i as i64 * 7919 + 13) % vocab) as i32).collect();
+    let (depth, prompt) = ids.split_at(args.depth);
+    session.prefill(depth, None, None)?;
+
+    let weights = model.weight_bytes_per_token();
+    let bytes = common::map(path)?;
+    let threads = model.runtime().threads();
+    let (mut prefill, mut decode, mut bandwidth) = (Vec::new(), Vec::new(), Vec::new());
+    // Turn by turn, so that a machine that slows down slows each of them down; the first turn warms up.
+    for turn in 0..=args.repetitions {
+        session.truncate(args.depth)?;
+        let started = Instant::now();
+        session.prefill(prompt, None, None)?;
+        let prefilled = started.elapsed().as_secs_f64();
+        if prompt.is_empty() && depth.is_empty() {
+            session.prefill(&[0], None, None)?;
+        }
+        let started = Instant::now();
+        for i in 0..args.decode {
+            session.decode(((i as i64 * 104_729 + 7) % vocab) as i32, None)?;
+        }
+        let decoded = started.elapsed().as_secs_f64();
+        let read = read_bandwidth(&bytes, threads);
+        if turn > 0 {
+            prefill.push(args.prefill as f64 / prefilled);
+            decode.push(args.decode as f64 / decoded);
+            bandwidth.push(read);
+        }
+    }
+    let share = median(&decode) * weights as f64 / median(&bandwidth);
+    let of = |f: fn(&Start) -> f64| spread(&start.iter().map(f).collect::<Vec<f64>>());
+    Ok(json!({
+        "file": path.file_name().map(|name| name.to_string_lossy()),
+        "file_bytes": bytes.len(),
+        "isa": model.runtime().isa(),
+        "threads": threads,
+        "depth": args.depth,
+        "prefill_tokens": args.prefill,
+        "prefill_tokens_per_second": spread(&prefill),
+        "decode_tokens": args.decode,
+        "decode_tokens_per_second": spread(&decode),
+        "weight_bytes_per_token": weights,
+        "read_bytes_per_second": spread(&bandwidth),
+        "decode_share_of_read_bandwidth": share,
+        "start_to_first_token_ms": of(|s| s.milliseconds),
+        "anonymous_bytes_after_first_token": of(|s| s.anonymous),
+    }))
+}
+
+struct Start {
+    milliseconds: f64,
+    anonymous: f64,
+}
+
+/// A fresh process, from its start to the end of its first token: 8 ids in, one out.
+fn start_to_first_token(args: &Args, path: &Path, scratch: &Path) -> Result<Start> {
+    let ids = scratch.join("ids.json");
+    std::fs::write(&ids, "[1,2,3,4,5,6,7,8]")?;
+    let context = if args.run.context == 0 { 4096 } else { args.run.context };
+    let started = Instant::now();
+    let output = std::process::Command::new(std::env::current_exe()?)
+        .args(["generate", "--ignore-eos", "-n", "1", "--json"])
+        .args(["-t", &args.run.threads.to_string(), "-c", &context.to_string(), "--kv", &args.run.kv])
+        .arg("-m")
+        .arg(path)
+        .arg("--tokens-file")
+        .arg(&ids)
+        .output()
+        .context("starting a process of our own")?;
+    let milliseconds = started.elapsed().as_secs_f64() * 1e3;
+    if !output.status.success() {
+        bail!(
+            "the process that was to show its first token failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    Ok(Start { milliseconds, anonymous: report["anonymous_bytes"].as_f64().unwrap_or(f64::NAN) })
+}
+
+/// Bytes per second of a loop that only reads the mapped file: every thread reads four streams at once.
+fn read_bandwidth(bytes: &[u8], threads: usize) -> f64 {
+    let words: &[u64] = bytemuck::cast_slice(&bytes[..bytes.len() / 8 * 8]);
+    let part = words.len().div_ceil(threads.max(1)).max(1);
+    let started = Instant::now();
+    let sum: u64 = std::thread::scope(|scope| {
+        let workers: Vec<_> =
+            words.chunks(part).map(|chunk| scope.spawn(move || sum_streams(chunk))).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap_or(0)).fold(0, u64::wrapping_add)
+    });
+    std::hint::black_box(sum);
+    bytes.len() as f64 / started.elapsed().as_secs_f64()
+}
+
+fn sum_streams(words: &[u64]) -> u64 {
+    let quarter = words.len() / 4;
+    let (a, rest) = words.split_at(quarter);
+    let (b, rest) = rest.split_at(quarter);
+    let (c, rest) = rest.split_at(quarter);
+    let (d, tail) = rest.split_at(quarter);
+    // Lines of each stream in turn; eight sums, so that the additions do not wait for one another.
+    let mut sums = [0u64; 8];
+    let lines = a.chunks_exact(8).zip(b.chunks_exact(8)).zip(c.chunks_exact(8).zip(d.chunks_exact(8)));
+    for ((a, b), (c, d)) in lines {
+        for i in 0..8 {
+            sums[i] = sums[i].wrapping_add(a[i] ^ b[i]).wrapping_add(c[i] ^ d[i]);
+        }
+    }
+    tail.iter().chain(&sums).fold(0, |sum, &word| sum.wrapping_add(word))
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn spread(values: &[f64]) -> Value {
+    let min = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let max = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    json!({ "median": median(values), "min": min, "max": max })
+}
+
+fn show(report: &Value) {
+    let line = |name: &str, key: &str, unit: &str, divide: f64| {
+        let value = |part: &str| report[key][part].as_f64().unwrap_or(f64::NAN) / divide;
+        println!("{name:28}{:10.2}{:10.2}{:10.2}  {unit}", value("median"), value("min"), value("max"));
+    };
+    println!("{} on {}, {} threads", report["file"], report["isa"], report["threads"]);
+    println!("{:28}{:>10}{:>10}{:>10}", "", "median", "min", "max");
+    line(&format!("prefill {}", report["prefill_tokens"]), "prefill_tokens_per_second", "tokens/s", 1.0);
+    line(&format!("decode {}", report["decode_tokens"]), "decode_tokens_per_second", "tokens/s", 1.0);
+    line("memory read", "read_bytes_per_second", "GB/s", 1e9);
+    line("start to first token", "start_to_first_token_ms", "ms", 1.0);
+    line("anonymous memory then", "anonymous_bytes_after_first_token", "MB", 1e6);
+    let share = report["decode_share_of_read_bandwidth"].as_f64().unwrap_or(f64::NAN);
+    println!("decode reads {:.1} % of what the bare read loop does", share * 100.0);
+}

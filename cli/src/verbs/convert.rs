@@ -1,0 +1,94 @@
+//! `libllm convert`: a checkpoint becomes a .llm file.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result};
+use llm::Cancel;
+use llm_format::quant::Type;
+
+use crate::progress::Progress;
+use crate::stop::Writing;
+
+/// Turn a checkpoint into a .llm file
+#[derive(clap::Args)]
+pub struct Args {
+    /// A Hugging Face directory, or one .safetensors file with its config.json beside it
+    source: PathBuf,
+    /// The file to write
+    #[arg(short, long, value_name = "OUT.llm")]
+    out: PathBuf,
+    /// Type of the matrices
+    #[arg(long = "type", default_value = "q4", value_parser = ["q4", "q8", "bf16", "f16", "f32"])]
+    ty: String,
+    /// Split pattern of the tokenizer where its files carry none: llama3, qwen2, cl100k, gpt2 or a regular
+    /// expression
+    #[arg(long, value_name = "PATTERN")]
+    pattern: Option<String>,
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<()> {
+    let ty = Type::parse(&args.ty).with_context(|| format!("--type {}: unknown", args.ty))?;
+    let summary = convert(&args.source, &args.out, ty, args.pattern.clone())?;
+    println!("{summary}");
+    Ok(())
+}
+
+/// Converts with a progress bar and returns a line that says what was written.
+pub fn convert(source: &Path, out: &Path, ty: Type, pattern: Option<String>) -> Result<String> {
+    let watch = Watch::new("convert");
+    let options = llm_convert::Options { ty, pattern, ..llm_convert::Options::default() };
+    let done = llm_convert::convert(source, out, &options, &watch);
+    watch.progress.end();
+    let summary = done?;
+    for warning in &summary.warnings {
+        eprintln!("warning: {warning}");
+    }
+    Ok(describe(out, ty, &summary))
+}
+
+/// A line that says what was written.
+pub fn describe(out: &Path, ty: Type, summary: &llm_convert::Summary) -> String {
+    format!(
+        "{}: {} {}, {} tensors, {} bytes, {:.3} bits per weight",
+        out.display(),
+        summary.architecture,
+        ty.name(),
+        summary.tensors,
+        summary.bytes,
+        summary.bits_per_weight
+    )
+}
+
+/// Shows a conversion, and ends it at Ctrl-C without a trace.
+pub struct Watch {
+    /// What is shown.
+    pub progress: Progress,
+    tensor: Mutex<String>,
+    cancel: Cancel,
+    _writing: Writing,
+}
+
+impl Watch {
+    /// Watches `what`.
+    pub fn new(what: &'static str) -> Self {
+        Self {
+            progress: Progress::new(what, true),
+            tensor: Mutex::default(),
+            cancel: crate::stop::on_ctrl_c(),
+            _writing: Writing::begin(),
+        }
+    }
+}
+
+impl llm_convert::Progress for Watch {
+    fn tensor(&self, name: &str) {
+        name.clone_into(&mut self.tensor.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn advance(&self, done: u64, total: u64) -> bool {
+        self.progress.at(done, total, &self.tensor.lock().unwrap_or_else(PoisonError::into_inner));
+        !self.cancel.is_set()
+    }
+}

@@ -1,0 +1,116 @@
+//! `libllm generate`: continues a text or a list of ids.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use llm::model::Model;
+use llm::sampler::Sampler;
+use llm::session::generate::{Generation, GenerationOptions, Kind};
+use llm::tokenizer::EncodeOptions;
+
+use crate::common::{self, ModelArgs, SamplingArgs};
+
+/// Continue a text
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Text to continue
+    #[arg(short, long, value_name = "TEXT", required_unless_present = "tokens_file")]
+    prompt: Option<String>,
+    /// JSON array of ids in place of a text
+    #[arg(long, value_name = "IDS.json", conflicts_with = "prompt")]
+    tokens_file: Option<PathBuf>,
+    /// Tokens to generate at most
+    #[arg(short = 'n', long, default_value_t = 128)]
+    max_tokens: usize,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// End where this text would appear (may be given several times)
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Go on past the end-of-text token
+    #[arg(long)]
+    ignore_eos: bool,
+    /// One JSON object at the end in place of the text: ids, text, reason, timings
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<()> {
+    let started = Instant::now();
+    let model = args.model.open()?;
+    let loaded = started.elapsed();
+    let prompt = prompt_ids(args, &model)?;
+    common::not_empty(&prompt)?;
+
+    let mut session = args.model.session(&model, prompt.len() + args.max_tokens)?;
+    let mut sampler = Sampler::new(&args.sampling.params())?;
+    let cancel = crate::stop::on_ctrl_c();
+    let prefill_started = Instant::now();
+    session.prefill(&prompt, Some(&cancel), None)?;
+    let prefill = prefill_started.elapsed();
+    sampler.accept_prompt(&prompt)?;
+
+    let options = GenerationOptions {
+        max_tokens: args.max_tokens,
+        stop_texts: args.stop.clone(),
+        ignore_end: args.ignore_eos,
+        ..GenerationOptions::default()
+    };
+    let mut generation = Generation::new(model.tokenizer().ok().cloned(), options)?;
+    let (mut ids, mut text, mut first_token) = (Vec::new(), String::new(), None);
+    let decode_started = Instant::now();
+    let mut out = std::io::stdout().lock();
+    let reason = loop {
+        let event = generation.next(&mut session, &mut sampler, Some(&cancel))?;
+        first_token.get_or_insert_with(|| started.elapsed());
+        ids.extend_from_slice(&event.ids);
+        if args.json {
+            text.push_str(&event.text);
+        } else {
+            out.write_all(event.text.as_bytes())?;
+            out.flush()?;
+        }
+        if event.kind == Kind::Done {
+            break event.reason;
+        }
+    };
+    let decode = decode_started.elapsed();
+    if args.json {
+        let per_second = |n: usize, d: std::time::Duration| n as f64 / d.as_secs_f64().max(1e-9);
+        let report = serde_json::json!({
+            "ids": ids,
+            "text": text,
+            "reason": reason.map(|reason| format!("{reason:?}")),
+            "prompt_tokens": prompt.len(),
+            "timings": {
+                "load_ms": loaded.as_secs_f64() * 1e3,
+                "first_token_ms": first_token.unwrap_or_default().as_secs_f64() * 1e3,
+                "prefill_ms": prefill.as_secs_f64() * 1e3,
+                "prefill_tokens_per_second": per_second(prompt.len(), prefill),
+                "decode_ms": decode.as_secs_f64() * 1e3,
+                "decode_tokens_per_second": per_second(ids.len().saturating_sub(1), decode),
+            },
+            "anonymous_bytes": common::anonymous_bytes(),
+        });
+        writeln!(out, "{report}")?;
+    } else {
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+fn prompt_ids(args: &Args, model: &Model) -> Result<Vec<i32>> {
+    match (&args.prompt, &args.tokens_file) {
+        (_, Some(file)) => common::read_ids(file),
+        (Some(text), None) => {
+            let options = EncodeOptions { add_special: true, parse_special: true };
+            Ok(model.tokenizer()?.encode(text, options)?)
+        }
+        (None, None) => bail!("no prompt: give -p TEXT or --tokens-file IDS.json"),
+    }
+}

@@ -1,0 +1,15 @@
+//! The verbs, a file each.
+
+pub mod bench;
+pub mod chat;
+pub mod convert;
+pub mod data;
+pub mod generate;
+pub mod inspect;
+pub mod logits;
+pub mod perplexity;
+pub mod quickstart;
+pub mod tokenize;
+pub mod tokenizer;
+pub mod train;
+pub mod verify;

@@ -1,0 +1,48 @@
+//! `libllm tokenizer train`: a byte-level BPE vocabulary from texts.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use llm_train::TokenizerOptions;
+
+/// Make tokenizers
+#[derive(clap::Subcommand)]
+pub enum Tokenizer {
+    Train(TrainArgs),
+}
+
+/// Train a byte-level BPE vocabulary
+#[derive(clap::Args)]
+pub struct TrainArgs {
+    /// Text files and .jsonl files
+    #[arg(required = true)]
+    inputs: Vec<PathBuf>,
+    /// The tokenizer.json to write
+    #[arg(short, long, value_name = "FILE")]
+    out: PathBuf,
+    /// Tokens in all
+    #[arg(long, default_value_t = 8192)]
+    size: usize,
+    /// Special tokens; the first one ends documents
+    #[arg(long, value_name = "TEXT", default_value = "<|endoftext|>")]
+    special: Vec<String>,
+    /// The string of a .jsonl line that holds the text
+    #[arg(long, default_value = "text")]
+    field: String,
+}
+
+/// Runs the verb.
+pub fn run(verb: &Tokenizer) -> Result<()> {
+    let Tokenizer::Train(args) = verb;
+    let options = TokenizerOptions {
+        inputs: args.inputs.clone(),
+        field: args.field.clone(),
+        vocab: args.size,
+        special: args.special.clone(),
+        output: args.out.clone(),
+        ..TokenizerOptions::default()
+    };
+    let size = llm_train::train_tokenizer(&options)?;
+    println!("{}: {size} tokens", args.out.display());
+    Ok(())
+}
