@@ -60,7 +60,8 @@ struct Reference {
 impl Reference {
     fn read(name: &str) -> Option<Self> {
         let dir = shared(&format!("reference/{name}"))?;
-        let facts: Value = serde_json::from_slice(&std::fs::read(dir.join("reference.json")).unwrap()).unwrap();
+        let facts: Value =
+            serde_json::from_slice(&std::fs::read(dir.join("reference.json")).unwrap()).unwrap();
         let bytes = std::fs::read(dir.join("reference.safetensors")).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         let words = |name: &str| -> Vec<[u8; 4]> {
@@ -173,7 +174,11 @@ fn check(name: &str) {
 
         if name == "llama_rope_dynamic" {
             assert_eq!(greedy_afresh(&model, &run.ids, run.greedy.len()), run.greedy, "{at}: afresh");
-            assert_eq!(greedy(&model, &run.ids, run.greedy_cached.len(), true), run.greedy_cached, "{at}: running");
+            assert_eq!(
+                greedy(&model, &run.ids, run.greedy_cached.len(), true),
+                run.greedy_cached,
+                "{at}: running"
+            );
         } else {
             assert_eq!(greedy(&model, &run.ids, run.greedy.len(), false), run.greedy, "{at}: greedy");
         }
@@ -247,7 +252,8 @@ fn types_stay_near_the_exact_logits() {
         let mut line = format!("{name:28}");
         for (ty, bound) in [(Type::Bf16, 0.01), (Type::F16, 0.01), (Type::Q8, 0.05), (Type::Q4, 0.5)] {
             let model = open(&reference.convert(ty, scratch.path()), 2, None);
-            let got = logits(&model, &run.ids, SessionOptions { kv: KvType::Auto, ..SessionOptions::default() });
+            let got =
+                logits(&model, &run.ids, SessionOptions { kv: KvType::Auto, ..SessionOptions::default() });
             let kl = mean_kl(&run.exact, &got, model.spec().vocab as usize);
             line += &format!("  {kl:.2e}");
             assert!(kl < bound, "{name} {}: {kl} nats", ty.name());

@@ -129,9 +129,7 @@ unsafe fn one<S: Simd, const K: u8, const R: usize>(a: &FloatBlock, token: usize
             let mut row = 0;
             while row < a.rows {
                 let mut acc = [S::splat(0.0); R];
-                for r in 0..R {
-                    acc[r] = sums[row + r];
-                }
+                acc[..R].copy_from_slice(&sums[row..row + R]);
                 for step in start..end {
                     let w = a.block.add(step * 2048 + row * 64);
                     for part in 0..per_line / 16 {
@@ -151,9 +149,7 @@ unsafe fn one<S: Simd, const K: u8, const R: usize>(a: &FloatBlock, token: usize
                         }
                     }
                 }
-                for r in 0..R {
-                    sums[row + r] = acc[r];
-                }
+                sums[row..row + R].copy_from_slice(&acc[..R]);
                 row += R;
             }
             start = end;
