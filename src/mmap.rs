@@ -16,15 +16,6 @@ use memmap2::{Mmap, MmapMut, MmapOptions};
 
 use crate::error::{Error, Result, Status};
 
-/// What a host's access to a mapping looks like to the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Advice {
-    /// The whole range will be read soon.
-    WillNeed,
-    /// Reads jump about; reading ahead is of no use.
-    Random,
-}
-
 /// A shared, immutable stretch of bytes. Cloning and slicing copy nothing.
 #[derive(Clone)]
 pub struct Bytes {
@@ -139,20 +130,14 @@ impl Bytes {
         Self { start: part.as_ptr(), len: part.len(), owner: self.owner.clone() }
     }
 
-    /// Tells the system how these bytes will be read. Does nothing for memory that is not a mapping.
-    pub fn advise(&self, advice: Advice) {
+    /// Tells the system that these bytes will be read soon. Does nothing for memory that is not a mapping.
+    pub fn will_need(&self) {
         #[cfg(unix)]
         if let Owner::Mapping(mapping) = &self.owner {
             let offset = self.start as usize - mapping.as_ptr() as usize;
-            let advice = match advice {
-                Advice::WillNeed => memmap2::Advice::WillNeed,
-                Advice::Random => memmap2::Advice::Random,
-            };
             // Advice that is refused changes nothing but speed.
-            let _ = mapping.advise_range(advice, offset, self.len);
+            let _ = mapping.advise_range(memmap2::Advice::WillNeed, offset, self.len);
         }
-        #[cfg(not(unix))]
-        let _ = advice;
     }
 }
 
@@ -268,7 +253,7 @@ mod tests {
             let read = Bytes::read(&file, offset as u64, len as u64, &mut |_, _| Ok(())).unwrap();
             assert_eq!(&*mapped, &content[offset..end]);
             assert_eq!(&*read, &content[offset..end]);
-            mapped.advise(Advice::WillNeed);
+            mapped.will_need();
         }
     }
 

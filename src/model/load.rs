@@ -23,7 +23,7 @@ use crate::cancel::Cancel;
 use crate::chat::Template;
 use crate::error::{Error, Result, Status};
 use crate::kv::{KvType, PageShape};
-use crate::mmap::{Advice, Bytes};
+use crate::mmap::Bytes;
 use crate::runtime::{Charge, LogLevel, Memory, Runtime};
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
@@ -231,7 +231,7 @@ impl Model {
         let spec = read_spec(index.metadata())?;
         runnable(&spec)?;
         let weights = Weights::find(&spec, &index, &file)?;
-        file.advise(Advice::WillNeed);
+        file.will_need();
         let tokenizer = OnceLock::new();
         let inner =
             Inner { runtime: runtime.clone(), file, index, spec, weights, tokenizer, _charge: charge };
