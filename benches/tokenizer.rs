@@ -84,7 +84,9 @@ fn compare(criterion: &mut Criterion) {
         let text = std::fs::read_to_string(texts.join("wiki-demo.txt")).unwrap();
         let mut group = criterion.benchmark_group(format!("encode-{name}"));
         group.throughput(Throughput::Bytes(text.len() as u64)).sample_size(10);
-        group.bench_function("wiki-demo", |b| b.iter(|| ours.encode(&text, EncodeOptions::default()).unwrap()));
+        group.bench_function("wiki-demo", |b| {
+            b.iter(|| ours.encode(&text, EncodeOptions::default()).unwrap())
+        });
         group.finish();
     }
 }

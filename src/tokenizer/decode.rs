@@ -337,6 +337,10 @@ fn strip_fragment(own: &mut StepState, symbol: u8, start: u64, stop: usize, frag
     text
 }
 
+/// A replacement that makes a token longer than this is left undone: none published does, and a program of many
+/// could fill the memory.
+const GROWTH: usize = 1024;
+
 fn replace<'a>(text: &'a [u8], from: &[u8], to: &[u8]) -> Cow<'a, [u8]> {
     let Some(&first) = from.first() else { return Cow::Borrowed(text) };
     let find = |text: &[u8], mut at: usize| loop {
@@ -349,6 +353,9 @@ fn replace<'a>(text: &'a [u8], from: &[u8], to: &[u8]) -> Cow<'a, [u8]> {
     let Some(mut at) = find(text, 0) else { return Cow::Borrowed(text) };
     let (mut out, mut start) = (Vec::with_capacity(text.len()), 0);
     loop {
+        if out.len() > text.len() + GROWTH {
+            return Cow::Borrowed(text);
+        }
         out.extend_from_slice(&text[start..at]);
         out.extend_from_slice(to);
         start = at + from.len();
@@ -366,7 +373,9 @@ fn replace_by<'a>(matcher: &Matcher, text: &'a [u8], to: &str) -> Cow<'a, [u8]> 
     if let Pattern::Literal(from) = matcher.pattern() {
         return replace(text, from.as_bytes(), to.as_bytes());
     }
-    let new = std::str::from_utf8(text).ok().and_then(|t| matcher.replace(t, to).ok().flatten());
+    let limit = text.len() + GROWTH;
+    let new = std::str::from_utf8(text).ok().and_then(|t| matcher.replace(t, to, limit).ok().flatten());
+    let new = new.filter(|t| t.len() <= limit);
     new.map_or(Cow::Borrowed(text), |t| Cow::Owned(t.into_bytes()))
 }
 

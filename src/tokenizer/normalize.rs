@@ -3,7 +3,7 @@
 use super::charsmap::Charsmap;
 use super::classes::{MARK, classes};
 use super::pattern::Matcher;
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 use llm_format::tokens::{Normalizer, Pattern, View};
 use std::borrow::Cow;
 use unicode_normalization::{IsNormalized, UnicodeNormalization};
@@ -29,9 +29,13 @@ impl Normalizers {
 
     /// `text` after all steps.
     pub(crate) fn run<'t>(&self, view: &View, text: &'t str) -> Result<Cow<'t, str>> {
+        let limit = text.len().saturating_mul(GROWTH).saturating_add(ROOM);
         let mut text = Cow::Borrowed(text);
         for (step, matcher) in &self.steps {
-            if let Some(new) = one(step, matcher.as_ref(), view, &text)? {
+            if let Some(new) = one(step, matcher.as_ref(), view, &text, limit)? {
+                if new.len() > limit {
+                    return Err(grown(limit));
+                }
                 text = Cow::Owned(new);
             }
         }
@@ -39,8 +43,27 @@ impl Normalizers {
     }
 }
 
-/// What `step` makes of `text`; `None` where it changes nothing.
-fn one(step: &Normalizer, matcher: Option<&Matcher>, view: &View, text: &str) -> Result<Option<String>> {
+/// Text may become this many times longer and this much besides; no published normaliser comes near (NFKC makes
+/// eleven bytes of one at most). It keeps a small file from filling the memory.
+const GROWTH: usize = 64;
+const ROOM: usize = 1 << 16;
+
+fn grown(limit: usize) -> Error {
+    let what = format!(
+        "the tokenizer's normaliser makes more than {limit} bytes of a text: its tables are not sound"
+    );
+    Error::new(Status::UNSUPPORTED, what)
+}
+
+/// What `step` makes of `text`; `None` where it changes nothing. A step that could exceed `limit` by more than it
+/// was given stops there.
+fn one(
+    step: &Normalizer,
+    matcher: Option<&Matcher>,
+    view: &View,
+    text: &str,
+    limit: usize,
+) -> Result<Option<String>> {
     let quick = |answer| text.is_ascii() || answer == IsNormalized::Yes;
     Ok(match step {
         Normalizer::Nfc if quick(unicode_normalization::is_nfc_quick(text.chars())) => None,
@@ -63,15 +86,19 @@ fn one(step: &Normalizer, matcher: Option<&Matcher>, view: &View, text: &str) ->
         Normalizer::Prepend(_) if text.is_empty() => None,
         Normalizer::Prepend(prefix) => Some([prefix, text].concat()),
         Normalizer::Replace(Pattern::Literal(from), to) if !from.is_empty() => {
-            text.contains(from.as_str()).then(|| text.replace(from.as_str(), to))
+            let count = text.matches(from.as_str()).count();
+            if count.saturating_mul(to.len()) > limit {
+                return Err(grown(limit));
+            }
+            (count > 0).then(|| text.replace(from.as_str(), to))
         }
         Normalizer::Replace(_, to) => match matcher {
-            Some(matcher) => matcher.replace(text, to)?,
+            Some(matcher) => matcher.replace(text, to, limit)?,
             None => None,
         },
-        Normalizer::Charsmap => by_graphemes(Charsmap::new(view.charsmap), text),
+        Normalizer::Charsmap => by_graphemes(Charsmap::new(view.charsmap), text, limit),
         Normalizer::SentencePiece(dummy, extra, escape, suffix) => {
-            Some(sentencepiece(view, text, [*dummy, *extra, *escape, *suffix]))
+            Some(sentencepiece(view, text, [*dummy, *extra, *escape, *suffix], limit))
         }
         Normalizer::Nmt => Some(nmt(text)),
     })
@@ -79,12 +106,15 @@ fn one(step: &Normalizer, matcher: Option<&Matcher>, view: &View, text: &str) ->
 
 /// The charsmap as Hugging Face applies it: a grapheme cluster of fewer than six bytes becomes the replacement of its
 /// shortest prefix that has one, anything else goes character by character.
-fn by_graphemes(map: Charsmap, text: &str) -> Option<String> {
+fn by_graphemes(map: Charsmap, text: &str, limit: usize) -> Option<String> {
     if map.is_empty() {
         return None;
     }
     let mut out = String::with_capacity(text.len());
     for cluster in text.graphemes(true) {
+        if out.len() > limit {
+            break; // refused by the caller
+        }
         if cluster.len() < 6
             && let Some(new) = map.shortest(cluster.as_bytes())
         {
@@ -114,7 +144,7 @@ fn nmt(text: &str) -> String {
 
 /// SentencePiece's normaliser (`normalizer.cc`): longest replacements, protected user-defined tokens, and the
 /// handling of white space that the model was trained with.
-fn sentencepiece(view: &View, text: &str, [dummy, extra, escape, suffix]: [bool; 4]) -> String {
+fn sentencepiece(view: &View, text: &str, [dummy, extra, escape, suffix]: [bool; 4], limit: usize) -> String {
     let map = Charsmap::new(view.charsmap);
     let space = if escape { SPACE_SYMBOL } else { " " };
     // One step: (what it becomes, bytes consumed).
@@ -148,7 +178,8 @@ fn sentencepiece(view: &View, text: &str, [dummy, extra, escape, suffix]: [bool;
         out.push_str(space);
     }
     let mut after_space = extra;
-    while at < text.len() {
+    // Beyond the limit the caller refuses the text.
+    while at < text.len() && out.len() <= limit {
         let (mut new, len) = prefix(at);
         if after_space {
             new = new.trim_start_matches(' ');

@@ -74,14 +74,16 @@ impl Matcher {
         Ok(())
     }
 
-    /// `text` with every match replaced; `None` where there is none.
-    pub(crate) fn replace(&self, text: &str, with: &str) -> Result<Option<String>> {
+    /// `text` with every match replaced; `None` where there is none. A result beyond `limit` bytes ends there.
+    pub(crate) fn replace(&self, text: &str, with: &str, limit: usize) -> Result<Option<String>> {
         let mut out = String::new();
         let (mut from, mut any) = (0, false);
         self.each(text, |m| {
             any = true;
-            out.push_str(&text[from..m.start]);
-            out.push_str(with);
+            if out.len() <= limit {
+                out.push_str(&text[from..m.start]);
+                out.push_str(with);
+            }
             from = m.end;
         })?;
         out.push_str(&text[from..]);

@@ -92,7 +92,7 @@ fn one<'t>(
                     new.match_indices(symbol).map(|(at, m)| at..at + m.len()).for_each(give);
                     Ok(())
                 })?;
-                cuts.pieces(&Cow::Owned(new), first, Behavior::MergedWithNext, false, out);
+                cuts.pieces(Cow::Owned(new), first, Behavior::MergedWithNext, false, out);
             } else {
                 out.push((Cow::Owned(new), first));
             }
@@ -122,7 +122,7 @@ fn one<'t>(
             (Behavior::Removed, false)
         }
     };
-    cuts.pieces(&text, first, behavior, invert, out);
+    cuts.pieces(text, first, behavior, invert, out);
     Ok(())
 }
 
@@ -183,7 +183,7 @@ impl Cuts {
     /// The pieces that `behavior` makes of the cuts; empty ones are left out.
     fn pieces<'t>(
         self,
-        text: &Cow<'t, str>,
+        text: Cow<'t, str>,
         first: bool,
         behavior: Behavior,
         invert: bool,
@@ -221,7 +221,7 @@ impl Cuts {
         }
         for range in ranges.into_iter().filter(|r| !r.is_empty()) {
             let first = first && range.start == 0;
-            let piece = match text {
+            let piece = match &text {
                 Cow::Borrowed(text) => Cow::Borrowed(&text[range]),
                 Cow::Owned(text) => Cow::Owned(text[range].to_owned()),
             };

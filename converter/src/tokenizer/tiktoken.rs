@@ -13,8 +13,10 @@ use llm_format::tokens::{
 use serde_json::Value;
 use std::collections::HashMap;
 
-/// Special tokens of published vocabularies: pattern, ordinary tokens, (text, id).
-const PUBLISHED: [(Scanner, usize, &[(&str, u32)]); 3] = [
+/// A published vocabulary: its pattern, its number of ordinary tokens, its special tokens.
+type Published = (Scanner, usize, &'static [(&'static str, u32)]);
+
+const PUBLISHED: [Published; 3] = [
     // tiktoken, `openai_public.py`
     (
         Scanner::Cl100k,
