@@ -166,7 +166,7 @@ impl Most {
         match &layer.ffn {
             Ffn::Plain(d) | Ffn::Gated(d) => grow(&mut self.inner, d.inner),
             Ffn::Experts(x) => {
-                grow(&mut self.inner, x.expert.inner.saturating_mul(x.active));
+                self.inner = self.inner.max(x.expert.inner as usize * x.active as usize);
                 grow(&mut self.inner, x.shared.map_or(0, |s| s.dense.inner));
                 grow(&mut self.active, x.active);
                 grow(&mut self.experts, x.count);
