@@ -84,14 +84,14 @@ fn what_quantization_costs_on_a_trained_model_is_known() {
     let ids = vocabulary.encode(&std::fs::read_to_string(text).unwrap());
     let runtime = runtime(0, None);
     let exact = model(&runtime, &place.join("hf"), Type::F32);
-    for (ty, most) in [(Type::Bf16, 1e-4), (Type::F16, 1e-5), (Type::Q8, 2.5e-3), (Type::Q4, 1.3e-1)] {
+    for (ty, most) in [(Type::Bf16, 1e-4), (Type::F16, 1e-5), (Type::Q8, 2.5e-3), (Type::Q4, 5e-2)] {
         let model = model(&runtime, &place.join("hf"), ty);
-        for kv in [KvType::F32, KvType::F16, KvType::I8F16, KvType::I8] {
+        for kv in [KvType::Auto, KvType::F32, KvType::I8F16, KvType::I8] {
             let kl = divergence(&exact, &model, kv, &ids);
             println!("{:5} cache {:5} {kl:.2e} nats", ty.name(), kv.name());
-            if kl > most {
-                println!("TOO MUCH");
-            }
+            // Heads of 8 are too narrow for int8 keys, which is why `auto` does not take them.
+            let most = if matches!(kv, KvType::I8F16 | KvType::I8) { most + 1e-2 } else { most };
+            assert!(kl <= most, "{} cache {}: {kl:e} nats, at most {most:e}", ty.name(), kv.name());
         }
     }
 }

@@ -30,7 +30,7 @@ pub struct RunArgs {
     /// Positions of the session (0: the model's own context, at most what the text needs)
     #[arg(short, long, default_value_t = 0)]
     pub context: usize,
-    /// KV cache: auto takes f32 for an f32 file, else i8f16 (int8 keys, f16 values)
+    /// KV cache: auto takes f32 for an f32 file, f16 for heads narrower than 32, else i8f16 (int8 keys, f16 values)
     #[arg(long, default_value = "auto", value_parser = ["auto", "f32", "f16", "i8f16", "i8"])]
     pub kv: String,
     /// Tokens in a KV page

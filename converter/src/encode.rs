@@ -9,13 +9,13 @@
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use llm::model::arch::{LayerSlot, Slot, Want};
+use llm::model::arch::Want;
 use llm::{Error, Result, Status};
 use llm_format::quant::{self, Type};
 use rayon::prelude::*;
 
-use crate::Progress;
 use crate::values::{Origin, Values};
+use crate::{Progress, recipe};
 
 /// Bytes of a chunk on its way to the writer, about.
 const CHUNK: usize = 8 << 20;
@@ -29,31 +29,17 @@ pub(crate) struct Item {
     pub(crate) bytes: u64,
 }
 
-/// The type a tensor is stored as when matrices are asked for as `ty`.
-pub(crate) fn type_of(want: &Want, ty: Type) -> Type {
-    match want.slot {
-        _ if want.shape.len() == 1 => Type::F32,
-        // They decide which experts run; rounding them changes choices, and they are small.
-        Slot::Layer(_, LayerSlot::Router | LayerSlot::SharedSwitch) => Type::F32,
-        // Added to the embedding row by row: nothing multiplies with them, so integers would save nothing but room.
-        Slot::Positions if ty.is_integer() => Type::F16,
-        _ => ty,
-    }
-}
-
 /// The list of what is to be written.
 pub(crate) fn items(wants: Vec<Want>, ty: Type) -> Result<Vec<Item>> {
-    let item = |want: Want| {
-        let ty = type_of(&want, ty);
-        match quant::tensor_bytes(ty, &want.shape) {
-            Some(bytes) => Ok(Item { want, ty, bytes }),
-            None => Err(Error::new(
-                Status::UNSUPPORTED,
-                format!("tensor `{}` of shape {:?} is too large for the format", want.name, want.shape),
-            )),
-        }
+    let types = recipe::types(&wants, ty);
+    let item = |(want, ty): (Want, Type)| match quant::tensor_bytes(ty, &want.shape) {
+        Some(bytes) => Ok(Item { want, ty, bytes }),
+        None => Err(Error::new(
+            Status::UNSUPPORTED,
+            format!("tensor `{}` of shape {:?} is too large for the format", want.name, want.shape),
+        )),
     };
-    wants.into_iter().map(item).collect()
+    wants.into_iter().zip(types).map(item).collect()
 }
 
 /// Encodes `items` from `origin` and hands every tensor's bytes to `write`, in order and in pieces.

@@ -24,6 +24,7 @@ pub mod checkpoint;
 mod encode;
 mod metadata;
 pub mod random;
+mod recipe;
 pub mod tokenizer;
 mod values;
 

@@ -135,7 +135,7 @@ impl Session {
                 "chunk is 0; a prefill computes at least 1 token at once",
             ));
         }
-        let shape = PageShape::new(spec, options.kv.resolve(model.is_f32()), options.page)?;
+        let shape = PageShape::new(spec, options.kv.resolve(spec, model.is_f32()), options.page)?;
         let runtime = model.runtime();
         let pool = Pool::new(runtime, shape, capacity)?;
         let length = options.rope_length.unwrap_or(capacity as u32);
