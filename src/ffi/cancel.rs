@@ -34,11 +34,8 @@ pub unsafe extern "C" fn llm_cancel_trigger(cancel: *const llm_cancel) {
 /// Sets a deadline this many milliseconds from now, in place of an earlier one; calls end with DEADLINE after it.
 /// NULL_ARG. I, callback-safe.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn llm_cancel_set_deadline_ms(
-    cancel: *const llm_cancel,
-    milliseconds: u64,
-) -> llm_status {
-    entry!(|host| {
+pub unsafe extern "C" fn llm_cancel_set_deadline_ms(cancel: *const llm_cancel, milliseconds: u64) -> llm_status {
+    entry!(safe |host| {
         handle::get(host, cancel, "cancel")?.set_deadline(Some(Duration::from_millis(milliseconds)));
         Ok(Status::OK)
     })
@@ -55,7 +52,7 @@ pub unsafe extern "C" fn llm_cancel_is_set(cancel: *const llm_cancel) -> i32 {
 /// Clears the flag and the deadline, for the next call. NULL_ARG. I, callback-safe.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_cancel_reset(cancel: *const llm_cancel) -> llm_status {
-    entry!(|host| {
+    entry!(safe |host| {
         handle::get(host, cancel, "cancel")?.reset();
         Ok(Status::OK)
     })

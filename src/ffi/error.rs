@@ -36,6 +36,8 @@ pub const LLM_DETAIL_GRAMMAR_OFFSET: i32 = 5;
 pub const LLM_DETAIL_SLOT: i32 = 6;
 /// Position in a session.
 pub const LLM_DETAIL_POSITION: i32 = 7;
+/// Line of a template.
+pub const LLM_DETAIL_LINE: i32 = 8;
 
 /// Keys of details: the library's word, the header's number.
 const KEYS: &[(&str, i32)] = &[
@@ -46,6 +48,7 @@ const KEYS: &[(&str, i32)] = &[
     ("grammar_offset", LLM_DETAIL_GRAMMAR_OFFSET),
     ("slot", LLM_DETAIL_SLOT),
     ("position", LLM_DETAIL_POSITION),
+    ("line", LLM_DETAIL_LINE),
 ];
 
 /// What a host gets when there is no memory to say anything else.
@@ -94,12 +97,8 @@ pub unsafe extern "C" fn llm_error_message(error: *const llm_error, out_length: 
 /// A number that belongs to the error, by LLM_DETAIL key. NOT_FOUND if the error has none of that kind,
 /// INVALID_ARG for an unknown key. S, callback-safe.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn llm_error_detail(
-    error: *const llm_error,
-    key: i32,
-    out_value: *mut i64,
-) -> llm_status {
-    entry!(|host| {
+pub unsafe extern "C" fn llm_error_detail(error: *const llm_error, key: i32, out_value: *mut i64) -> llm_status {
+    entry!(safe |host| {
         let out = ptr::out(host, out_value, "out_value")?;
         let report = handle::get(host, error, "error")?;
         if !KEYS.iter().any(|(_, known)| *known == key) {

@@ -27,32 +27,46 @@ impl Host<'_> {
 }
 
 /// The body of an exported function: `entry!(out_err, |host| ...)` with an error object, `entry!(|host| ...)`
-/// without; `entry!(compute out_err, ...)` also sets the floating-point word. The closure returns
-/// `Result<Status>`. `entry!(else FALLBACK, |host| ...)` is for functions that return a plain value.
+/// without; `entry!(compute out_err, ...)` also sets the floating-point word, `entry!(safe |host| ...)` is allowed
+/// inside a log sink. The closure returns `Result<Status>`. `entry!(else FALLBACK, |host| ...)` is for functions that return a plain value.
 macro_rules! entry {
     (compute $err:expr, |$host:ident| $body:expr) => {
         // SAFETY: the body of an exported function; its caller gives the promise that `Host` stands for.
-        unsafe { $crate::ffi::guard::run($err, true, |$host| $body) }
+        unsafe { $crate::ffi::guard::run($err, $crate::ffi::guard::Kind::Compute, |$host| $body) }
     };
     (else $fallback:expr, |$host:ident| $body:expr) => {
         // SAFETY: as above.
         unsafe { $crate::ffi::guard::value($fallback, |$host| $body) }
     };
+    (safe |$host:ident| $body:expr) => {
+        // SAFETY: as above.
+        unsafe { $crate::ffi::guard::run(std::ptr::null_mut(), $crate::ffi::guard::Kind::CallbackSafe, |$host| $body) }
+    };
     ($err:expr, |$host:ident| $body:expr) => {
         // SAFETY: as above.
-        unsafe { $crate::ffi::guard::run($err, false, |$host| $body) }
+        unsafe { $crate::ffi::guard::run($err, $crate::ffi::guard::Kind::Plain, |$host| $body) }
     };
     (|$host:ident| $body:expr) => {
         // SAFETY: as above.
-        unsafe { $crate::ffi::guard::run(std::ptr::null_mut(), false, |$host| $body) }
+        unsafe { $crate::ffi::guard::run(std::ptr::null_mut(), $crate::ffi::guard::Kind::Plain, |$host| $body) }
     };
+}
+
+/// What an entry is, besides what all are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Plain,
+    /// Computes: runs under the default floating-point word.
+    Compute,
+    /// Neither logs nor waits, so that even a log sink may call it.
+    CallbackSafe,
 }
 
 /// # Safety
 /// - Only as the body of an exported function, through `entry!`.
 pub(super) unsafe fn run(
     out_err: *mut *mut llm_error,
-    compute: bool,
+    kind: Kind,
     body: impl for<'c> FnOnce(Host<'c>) -> Result<Status>,
 ) -> llm_status {
     // SAFETY: the caller's promise.
@@ -60,7 +74,10 @@ pub(super) unsafe fn run(
     error::clear(host, out_err);
     let result = fence(|| {
         check_fork()?;
-        let _float = compute.then(Float::enter);
+        if kind != Kind::CallbackSafe {
+            check_sink()?;
+        }
+        let _float = (kind == Kind::Compute).then(Float::enter);
         body(host)
     });
     match result {
@@ -125,6 +142,25 @@ fn text_of(payload: &(dyn Any + Send)) -> String {
         (_, Some(s)) => s.clone(),
         _ => "panic without a text".to_owned(),
     }
+}
+
+thread_local! {
+    static IN_SINK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a host's log sink. The runtime holds its log locked meanwhile, so calls that could log are answered with
+/// `REENTRANT` while the sink runs on their thread.
+pub(super) fn in_sink(sink: impl FnOnce()) {
+    let outer = IN_SINK.replace(true);
+    sink();
+    IN_SINK.set(outer);
+}
+
+fn check_sink() -> Result<()> {
+    if IN_SINK.get() {
+        return Err(Error::new(Status::REENTRANT, "called from inside a log sink; only callback-safe functions are"));
+    }
+    Ok(())
 }
 
 /// Process that owns the live runtimes, and how many there are. A child of `fork` has a copy of the numbers but

@@ -1,12 +1,13 @@
 //! Pointers from a host, proved one by one: text, slices, outputs, buffers to fill.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_void};
 use std::path::PathBuf;
 use std::ptr;
 
 use super::guard::Host;
 use super::handle::{self, Class};
 use crate::error::{Error, Result, Status};
+use crate::mmap::Bytes;
 
 /// The length that says "ends with NUL".
 const NTS: usize = usize::MAX;
@@ -53,6 +54,11 @@ pub(super) fn text<'c>(host: Host<'c>, text: *const c_char, len: usize, what: &s
     })
 }
 
+/// A text that must be given: NULL is refused even with length 0.
+pub(super) fn text_required<'c>(host: Host<'c>, t: *const c_char, len: usize, what: &str) -> Result<&'c str> {
+    if t.is_null() { Err(null(what)) } else { text(host, t, len, what) }
+}
+
 /// A text, or `None` for NULL.
 pub(super) fn text_optional<'c>(
     host: Host<'c>,
@@ -65,10 +71,7 @@ pub(super) fn text_optional<'c>(
 
 /// A path: UTF-8, not empty, no NUL inside.
 pub(super) fn path(host: Host<'_>, path: *const c_char, len: usize, what: &str) -> Result<PathBuf> {
-    if path.is_null() {
-        return Err(null(what));
-    }
-    let path = text(host, path, len, what)?;
+    let path = text_required(host, path, len, what)?;
     if path.is_empty() || path.contains('\0') {
         return Err(Error::new(
             Status::INVALID_ARG,
@@ -170,6 +173,17 @@ pub(super) fn put_optional<T: Copy>(host: Host<'_>, to: *mut T, value: T) {
     }
 }
 
+/// Checks that a buffer for `len` elements is there, so that of two buffers both are filled or none.
+pub(super) fn check_fill<T>(len: usize, buf: *mut T, what: &str) -> Result<()> {
+    if len > 0 && buf.is_null() {
+        return Err(null(what));
+    }
+    if len > 0 && !buf.is_aligned() {
+        return Err(Error::new(Status::INVALID_ARG, format!("`{what}` is not aligned for its element type")));
+    }
+    Ok(())
+}
+
 /// The ask-or-fill form: writes how many elements there are, then copies all of them or none.
 pub(super) fn fill<T: Copy>(
     host: Host<'_>,
@@ -186,18 +200,31 @@ pub(super) fn fill<T: Copy>(
         )
         .with("needed", i64::try_from(data.len()).unwrap_or(i64::MAX)));
     }
+    check_fill(data.len(), buf, "buf")?;
     if data.is_empty() {
         return Ok(Status::OK);
-    }
-    if buf.is_null() {
-        return Err(null("buf"));
-    }
-    if !buf.is_aligned() {
-        return Err(Error::new(Status::INVALID_ARG, "`buf` is not aligned for its element type"));
     }
     // SAFETY: the host promised `cap` writable elements, `data` has no more; our data is not the host's buffer.
     unsafe { ptr::copy_nonoverlapping(data.as_ptr(), buf, data.len()) };
     Ok(Status::OK)
+}
+
+/// Memory of the host that it keeps until `owner` is dropped.
+pub(super) fn memory(
+    host: Host<'_>,
+    data: *const c_void,
+    len: usize,
+    owner: impl Send + Sync + 'static,
+    what: &str,
+) -> Result<Bytes> {
+    let data = data.cast::<u8>();
+    if data.is_null() {
+        return Err(null(what));
+    }
+    slice(host, data, len, what)?;
+    // SAFETY: not NULL and of a possible length; the host promised that the bytes stay and do not change until its
+    // drop function runs, which is when the owner is dropped.
+    Ok(unsafe { Bytes::from_raw(data, len, owner) })
 }
 
 /// A text that is lent to hosts: UTF-8 or raw bytes, with a NUL behind it.
@@ -227,6 +254,11 @@ impl Text {
     /// The first byte.
     pub(super) fn as_ptr(&self) -> *const c_char {
         self.0.as_ptr().cast()
+    }
+
+    /// The text without its NUL.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.0.get(..self.len()).unwrap_or_default()
     }
 
     /// Length without the NUL.

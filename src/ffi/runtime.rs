@@ -1,0 +1,183 @@
+//! Runtimes: threads, limits, log sink.
+
+use std::ffi::{c_char, c_void};
+use std::sync::Arc;
+
+use super::callback::Callback;
+use super::error::llm_error;
+use super::guard::{self, Alive};
+use super::handle;
+use super::ptr::{self, Text};
+use super::types::{llm_drop_fn, llm_status};
+use crate::error::{Error, Result, Status};
+use crate::runtime::{LogLevel, Runtime, RuntimeOptions};
+
+/// What a runtime shall be. Class X.
+pub struct llm_runtime_options {
+    _opaque: [u8; 0],
+}
+
+/// Compute threads, limits and a log sink; several may coexist. Class I.
+pub struct llm_runtime {
+    _opaque: [u8; 0],
+}
+
+classes! {
+    exclusive llm_runtime_options(b"ropt"): Options;
+    shared llm_runtime(b"runt"): Running;
+}
+
+/// Options as they are collected; they may make several runtimes, so the sink is shared.
+#[derive(Default)]
+pub(super) struct Options {
+    threads: usize,
+    host_limit: Option<u64>,
+    log: Option<(LogLevel, Arc<Callback<LogFn>>)>,
+}
+
+/// A runtime, counted for the check after fork.
+#[derive(Clone)]
+pub(super) struct Running {
+    pub(super) runtime: Runtime,
+    pub(super) alive: Alive,
+}
+
+/// Nothing is logged.
+pub const LLM_LOG_OFF: i32 = 0;
+/// What went wrong and no status reports.
+pub const LLM_LOG_ERROR: i32 = 1;
+/// What the host should know.
+pub const LLM_LOG_WARN: i32 = 2;
+/// What is going on.
+pub const LLM_LOG_INFO: i32 = 3;
+/// Details for finding faults.
+pub const LLM_LOG_DEBUG: i32 = 4;
+
+/// Told whole log records, on any thread, one at a time per runtime. The text ends with NUL and is borrowed for the
+/// call. Only callback-safe functions may be called inside.
+pub type llm_log_fn =
+    Option<unsafe extern "C" fn(user_data: *mut c_void, level: i32, text: *const c_char, text_length: usize)>;
+type LogFn = unsafe extern "C" fn(*mut c_void, i32, *const c_char, usize);
+
+fn level(number: i32) -> Result<Option<LogLevel>> {
+    Ok(Some(match number {
+        LLM_LOG_OFF => return Ok(None),
+        LLM_LOG_ERROR => LogLevel::Error,
+        LLM_LOG_WARN => LogLevel::Warn,
+        LLM_LOG_INFO => LogLevel::Info,
+        LLM_LOG_DEBUG => LogLevel::Debug,
+        _ => return Err(Error::new(Status::INVALID_ARG, format!("unknown LLM_LOG level {number}"))),
+    }))
+}
+
+/// Makes options with defaults: the cores the process may use, no limit, silence. NULL_ARG, NO_MEMORY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_runtime_options_new(out_options: *mut *mut llm_runtime_options) -> llm_status {
+    entry!(|host| ptr::out_handle(host, out_options, "out_options")?.put(Options::default()))
+}
+
+/// How many threads compute, the calling one included; 0: as many as the cores the process may use. NULL_ARG,
+/// BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_runtime_options_set_threads(
+    options: *mut llm_runtime_options,
+    threads: u32,
+) -> llm_status {
+    entry!(|host| {
+        handle::lock(host, options, "options")?.threads = threads as usize;
+        Ok(Status::OK)
+    })
+}
+
+/// Bytes of memory that models and sessions of the runtime may allocate, mapped weights not counted; 0: no limit.
+/// What would exceed it gets BUDGET. NULL_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_runtime_options_set_host_limit(
+    options: *mut llm_runtime_options,
+    bytes: u64,
+) -> llm_status {
+    entry!(|host| {
+        handle::lock(host, options, "options")?.host_limit = (bytes > 0).then_some(bytes);
+        Ok(Status::OK)
+    })
+}
+
+/// Sends records up to this LLM_LOG level to a sink; without one nothing is logged anywhere. NULL_ARG,
+/// INVALID_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_runtime_options_set_log(
+    options: *mut llm_runtime_options,
+    log_level: i32,
+    sink: llm_log_fn,
+    user_data: *mut c_void,
+    drop: llm_drop_fn,
+) -> llm_status {
+    let sink = Callback::new(sink, user_data, drop);
+    entry!(|host| {
+        let mut options = handle::lock(host, options, "options")?;
+        options.log = level(log_level)?.map(|level| (level, Arc::new(sink)));
+        Ok(Status::OK)
+    })
+}
+
+/// Frees options; NULL is allowed. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_runtime_options_free(options: *mut llm_runtime_options) {
+    entry!(else (), |host| Ok(handle::free(host, options)))
+}
+
+/// Starts a runtime with its threads. NULL options are the defaults. The environment variable LLM_ISA names an
+/// instruction set in place of the best one. NULL_ARG, INVALID_ARG, UNSUPPORTED, NO_MEMORY, BUSY. I.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_runtime_new(
+    options: *mut llm_runtime_options,
+    out_runtime: *mut *mut llm_runtime,
+    out_err: *mut *mut llm_error,
+) -> llm_status {
+    entry!(out_err, |host| {
+        let out = ptr::out_handle(host, out_runtime, "out_runtime")?;
+        let options = handle::lock_optional(host, options, "options")?;
+        let mut chosen = RuntimeOptions::default();
+        if let Some(options) = &options {
+            chosen.threads = options.threads;
+            chosen.host_limit = options.host_limit;
+            if let Some((level, sink)) = &options.log {
+                let sink = Arc::clone(sink);
+                chosen.log_level = Some(*level);
+                chosen.log = Some(Box::new(move |level, record| tell(&sink, level, record)));
+            }
+        }
+        let runtime = Runtime::new(chosen)?;
+        out.put(Running { runtime, alive: Alive::new() })
+    })
+}
+
+fn tell(sink: &Callback<LogFn>, level: LogLevel, record: &str) {
+    let text = Text::new(record.as_bytes());
+    guard::in_sink(|| {
+        sink.call(|function, data| {
+            // SAFETY: the host's function with its own data; the text lives for the call.
+            unsafe { function(data, level as i32, text.as_ptr(), text.len()) }
+        });
+    });
+}
+
+/// Another handle on the same runtime, to be freed as well. NULL_ARG, NO_MEMORY. I.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_runtime_retain(
+    runtime: *const llm_runtime,
+    out_runtime: *mut *mut llm_runtime,
+) -> llm_status {
+    entry!(|host| {
+        let out = ptr::out_handle(host, out_runtime, "out_runtime")?;
+        let runtime = handle::get(host, runtime, "runtime")?;
+        out.put(runtime.clone())
+    })
+}
+
+/// Frees a runtime handle; NULL is allowed. The threads end with the last handle on the runtime, its models and
+/// their sessions. I.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_runtime_free(runtime: *mut llm_runtime) {
+    entry!(else (), |host| Ok(handle::free(host, runtime)))
+}

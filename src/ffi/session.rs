@@ -1,0 +1,336 @@
+//! Sessions: one sequence of tokens and its logits.
+
+use std::ffi::c_void;
+use std::time::Instant;
+
+use super::callback::{self, Callback};
+use super::cancel::llm_cancel;
+use super::error::llm_error;
+use super::guard::Alive;
+use super::handle;
+use super::model::llm_model;
+use super::ptr;
+use super::types::{llm_drop_fn, llm_prefill_fn, llm_status, llm_token};
+use crate::error::{Error, Status};
+use crate::sampler::math;
+use crate::session::{Session, SessionOptions};
+
+/// What a session shall be. Class X.
+pub struct llm_session_options {
+    _opaque: [u8; 0],
+}
+
+/// One sequence of tokens with its keys and values. Class X.
+pub struct llm_session {
+    _opaque: [u8; 0],
+}
+
+classes! {
+    exclusive llm_session_options(b"sopt"): SessionOptions;
+    exclusive llm_session(b"sess"): Held;
+}
+
+/// A session, and what keeps its runtime counted.
+pub(super) struct Held {
+    pub(super) session: Session,
+    _alive: Alive,
+}
+
+/// The same bits on this machine whatever the number of threads, chunks and sessions (default).
+pub const LLM_DETERMINISM_BATCH: i32 = 0;
+/// Also the same bits on other instruction sets.
+pub const LLM_DETERMINISM_PORTABLE: i32 = 1;
+
+/// Makes options with defaults: the model's trained context, chunks of 512, batch determinism, rollback on cancel.
+/// NULL_ARG, NO_MEMORY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_options_new(out_options: *mut *mut llm_session_options) -> llm_status {
+    entry!(|host| ptr::out_handle(host, out_options, "out_options")?.put(SessionOptions::default()))
+}
+
+/// How many tokens the session can hold at most; 0: as many as the model was trained for. NULL_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_options_set_max_tokens(
+    options: *mut llm_session_options,
+    max_tokens: u32,
+) -> llm_status {
+    entry!(|host| {
+        handle::lock(host, options, "options")?.max_tokens = max_tokens as usize;
+        Ok(Status::OK)
+    })
+}
+
+/// How many tokens a prefill computes at once, at least 1. NULL_ARG, INVALID_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_options_set_chunk_tokens(
+    options: *mut llm_session_options,
+    chunk_tokens: u32,
+) -> llm_status {
+    entry!(|host| {
+        let mut options = handle::lock(host, options, "options")?;
+        if chunk_tokens == 0 {
+            return Err(Error::new(Status::INVALID_ARG, "a chunk has at least one token, got 0"));
+        }
+        options.chunk = chunk_tokens as usize;
+        Ok(Status::OK)
+    })
+}
+
+/// What the computed bits may depend on: one of LLM_DETERMINISM. NULL_ARG, INVALID_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_options_set_determinism(
+    options: *mut llm_session_options,
+    determinism: i32,
+) -> llm_status {
+    entry!(|host| {
+        let mut options = handle::lock(host, options, "options")?;
+        options.determinism = match determinism {
+            LLM_DETERMINISM_BATCH => crate::session::Level::BatchInvariant,
+            LLM_DETERMINISM_PORTABLE => crate::session::Level::Portable,
+            other => {
+                return Err(Error::new(Status::INVALID_ARG, format!("unknown LLM_DETERMINISM value {other}")));
+            }
+        };
+        Ok(Status::OK)
+    })
+}
+
+/// 1 (default): a cancelled call leaves the session where it stood before; 0: at the last chunk that was completed.
+/// NULL_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_options_set_cancel_rollback(
+    options: *mut llm_session_options,
+    rollback: i32,
+) -> llm_status {
+    entry!(|host| {
+        handle::lock(host, options, "options")?.rollback_on_cancel = rollback != 0;
+        Ok(Status::OK)
+    })
+}
+
+/// Frees options; NULL is allowed. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_options_free(options: *mut llm_session_options) {
+    entry!(else (), |host| Ok(handle::free(host, options)))
+}
+
+/// Makes an empty session with pages of its own; it keeps the model alive. NULL options are the defaults. NULL_ARG,
+/// INVALID_ARG, NO_MEMORY, BUDGET, BUSY. I on the model.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_new(
+    model: *const llm_model,
+    options: *mut llm_session_options,
+    out_session: *mut *mut llm_session,
+    out_err: *mut *mut llm_error,
+) -> llm_status {
+    entry!(out_err, |host| {
+        let out = ptr::out_handle(host, out_session, "out_session")?;
+        let model = handle::get(host, model, "model")?;
+        let options = handle::lock_optional(host, options, "options")?;
+        let options = options.as_deref().cloned().unwrap_or_default();
+        let session = Session::new(&model.model, options)?;
+        out.put(Held { session, _alive: model.alive() })
+    })
+}
+
+/// How many tokens the session holds. NULL_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_length(session: *mut llm_session, out_length: *mut u32) -> llm_status {
+    entry!(|host| {
+        let out = ptr::out(host, out_length, "out_length")?;
+        out.put(handle::lock(host, session, "session")?.session.len() as u32);
+        Ok(Status::OK)
+    })
+}
+
+/// The ids the session holds, ask or fill. NULL_ARG, BUFFER_SMALL, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_copy_tokens(
+    session: *mut llm_session,
+    ids: *mut llm_token,
+    cap: usize,
+    out_needed: *mut usize,
+) -> llm_status {
+    entry!(|host| {
+        let session = handle::lock(host, session, "session")?;
+        ptr::fill(host, session.session.tokens(), ids, cap, out_needed)
+    })
+}
+
+/// Keeps the first `length` tokens. Logits are there again after the next prefill or decode. NULL_ARG, INVALID_ARG
+/// if the session holds fewer, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_truncate(
+    session: *mut llm_session,
+    length: u32,
+    out_err: *mut *mut llm_error,
+) -> llm_status {
+    entry!(compute out_err, |host| {
+        handle::lock(host, session, "session")?.session.truncate(length as usize)?;
+        Ok(Status::OK)
+    })
+}
+
+/// Empties the session. NULL_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_reset(session: *mut llm_session) -> llm_status {
+    entry!(|host| {
+        handle::lock(host, session, "session")?.session.reset();
+        Ok(Status::OK)
+    })
+}
+
+/// Appends tokens, in chunks; logits of the last one are ready afterwards. Progress is told after each chunk; its
+/// STOP ends with OK and what was computed, its CANCEL like the cancel handle. All but the tokens may be NULL.
+/// `out_length` gets the number of tokens now held, also on failure. INVALID_ARG for an id that is not in the
+/// vocabulary (detail TOKEN_INDEX), CONTEXT_FULL, KV_FULL, NO_MEMORY, CANCELLED, DEADLINE, CALLBACK, NULL_ARG,
+/// BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_prefill(
+    session: *mut llm_session,
+    ids: *const llm_token,
+    count: usize,
+    progress: llm_prefill_fn,
+    user_data: *mut c_void,
+    drop: llm_drop_fn,
+    cancel: *const llm_cancel,
+    out_length: *mut u32,
+    out_err: *mut *mut llm_error,
+) -> llm_status {
+    let progress = Callback::new(progress, user_data, drop);
+    entry!(compute out_err, |host| {
+        let mut session = handle::lock(host, session, "session")?;
+        let cancel = handle::get_optional(host, cancel, "cancel")?;
+        let ids = ptr::slice(host, ids, count, "ids")?;
+        let begun = Instant::now();
+        let mut wrong = None;
+        let mut tell = |p: crate::session::Progress| {
+            let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let answer = progress.call(|function, data| {
+                // SAFETY: the host's function with its own data.
+                unsafe { function(data, p.total as u32, 0, p.done as u32, milliseconds) }
+            });
+            match answer.map_or(Ok(callback::Control::Continue), callback::control) {
+                Ok(callback::Control::Continue) => crate::session::Control::Continue,
+                Ok(callback::Control::Stop) => crate::session::Control::Stop,
+                Ok(callback::Control::Cancel) => crate::session::Control::Cancel,
+                Err(e) => {
+                    wrong = Some(e);
+                    crate::session::Control::Cancel
+                }
+            }
+        };
+        let result = session.session.prefill(
+            ids,
+            cancel.as_deref(),
+            progress.is_set().then_some(&mut tell as &mut dyn FnMut(_) -> _),
+        );
+        ptr::put_optional(host, out_length, session.session.len() as u32);
+        match wrong {
+            Some(e) => Err(e),
+            None => result.map(|()| Status::OK),
+        }
+    })
+}
+
+/// Appends one token; its logits are ready afterwards. Statuses as llm_session_prefill. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_decode(
+    session: *mut llm_session,
+    id: llm_token,
+    cancel: *const llm_cancel,
+    out_err: *mut *mut llm_error,
+) -> llm_status {
+    entry!(compute out_err, |host| {
+        let mut session = handle::lock(host, session, "session")?;
+        let cancel = handle::get_optional(host, cancel, "cancel")?;
+        session.session.decode(id, cancel.as_deref())?;
+        Ok(Status::OK)
+    })
+}
+
+/// Lends the logits behind the last token, one per id of the vocabulary, until the next call on the session.
+/// `out_count` may be NULL. BAD_STATE on an empty session, NULL_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_logits(
+    session: *mut llm_session,
+    out_logits: *mut *const f32,
+    out_count: *mut usize,
+) -> llm_status {
+    entry!(|host| {
+        let out = ptr::out_borrowed(host, out_logits, out_count, "out_logits")?;
+        out.put(handle::lock(host, session, "session")?.session.logits()?);
+        Ok(Status::OK)
+    })
+}
+
+/// Copies the logits behind the last token, ask or fill. BAD_STATE on an empty session, NULL_ARG, BUFFER_SMALL,
+/// BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_copy_logits(
+    session: *mut llm_session,
+    buf: *mut f32,
+    cap: usize,
+    out_needed: *mut usize,
+) -> llm_status {
+    entry!(|host| {
+        let session = handle::lock(host, session, "session")?;
+        ptr::fill(host, session.session.logits()?, buf, cap, out_needed)
+    })
+}
+
+/// The `count` likeliest next tokens, likeliest first, with the natural logarithms of their probabilities, into
+/// arrays of `count`. Fewer than `count` are written only if the vocabulary is smaller; `out_count` (may be NULL) tells
+/// how many. BAD_STATE on an empty session, NULL_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_top(
+    session: *mut llm_session,
+    ids: *mut llm_token,
+    log_probabilities: *mut f32,
+    count: usize,
+    out_count: *mut usize,
+) -> llm_status {
+    entry!(|host| {
+        let session = handle::lock(host, session, "session")?;
+        let logits = session.session.logits()?;
+        let top = top(logits, count);
+        let sum = math::log_sum_exp(logits);
+        let (top_ids, top_values): (Vec<_>, Vec<_>) =
+            top.iter().map(|&(id, logit)| (id, (f64::from(logit) - sum) as f32)).unzip();
+        ptr::check_fill(top.len(), ids, "ids")?;
+        ptr::fill(host, &top_values, log_probabilities, count, std::ptr::null_mut())?;
+        ptr::fill(host, &top_ids, ids, count, out_count)
+    })
+}
+
+/// The `count` largest logits with their ids, the largest first, ties by the lower id.
+fn top(logits: &[f32], count: usize) -> Vec<(llm_token, f32)> {
+    let mut all: Vec<_> = (0..).zip(logits.iter().copied()).collect();
+    let order = |a: &(llm_token, f32), b: &(llm_token, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    let count = count.min(all.len());
+    if count > 0 && count < all.len() {
+        all.select_nth_unstable_by(count - 1, order);
+    }
+    all.truncate(count);
+    all.sort_unstable_by(order);
+    all
+}
+
+/// Frees a session; NULL is allowed. One that a generation has goes when the generation does. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_free(session: *mut llm_session) {
+    entry!(else (), |host| Ok(handle::free(host, session)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::top;
+
+    #[test]
+    fn top_is_sorted_and_ties_go_to_the_lower_id() {
+        let logits = [1.0, 3.0, 2.0, 3.0, f32::NEG_INFINITY];
+        assert_eq!(top(&logits, 3), [(1, 3.0), (3, 3.0), (2, 2.0)]);
+        assert_eq!(top(&logits, 99).len(), 5);
+        assert!(top(&logits, 0).is_empty());
+    }
+}
