@@ -145,6 +145,103 @@
 #define LLM_DETAIL_SLOT 6
 /* Position in a session. */
 #define LLM_DETAIL_POSITION 7
+/* Line of a template. */
+#define LLM_DETAIL_LINE 8
+
+/* Nothing is logged. */
+#define LLM_LOG_OFF 0
+/* What went wrong and no status reports. */
+#define LLM_LOG_ERROR 1
+/* What the host should know. */
+#define LLM_LOG_WARN 2
+/* What is going on. */
+#define LLM_LOG_INFO 3
+/* Details for finding faults. */
+#define LLM_LOG_DEBUG 4
+
+/* Map the file: the fastest, and memory is shared; the file must not change while it is open (default). */
+#define LLM_LOAD_MAP 0
+/* Copy the file into memory: safe against later changes of the file. */
+#define LLM_LOAD_COPY 1
+
+/* Check the header only, and what is used when it is used. */
+#define LLM_VERIFY_HEADER 0
+/* Check the structure and the checksums of everything but weights (default). */
+#define LLM_VERIFY_STRUCTURE 1
+/* Check every checksum: reads the whole file. */
+#define LLM_VERIFY_FULL 2
+
+/* The model's matrices and experts are chosen per token. */
+#define LLM_MODEL_EXPERTS 1
+/* The file has a tokenizer. */
+#define LLM_MODEL_TOKENIZER 2
+/* The file has a chat template. */
+#define LLM_MODEL_TEMPLATE 4
+
+/* Put the tokens of the model's own frame, such as a beginning of text, around the text. */
+#define LLM_ENCODE_ADD_SPECIAL 1
+/* Recognise the text of special tokens as those tokens; not for text that comes from users. */
+#define LLM_ENCODE_PARSE_SPECIAL 2
+
+/* Leave special tokens out of the text. */
+#define LLM_DECODE_SKIP_SPECIAL 1
+
+/* Begins a text. */
+#define LLM_SPECIAL_BOS 0
+/* Ends a text. */
+#define LLM_SPECIAL_EOS 1
+/* Stands for what the vocabulary cannot say. */
+#define LLM_SPECIAL_UNKNOWN 2
+/* Fills up. */
+#define LLM_SPECIAL_PAD 3
+
+/* The id is in use. */
+#define LLM_TOKEN_PRESENT 1
+/* Special: can be left out of decoded text. */
+#define LLM_TOKEN_SPECIAL 2
+/* Added to the vocabulary of the model. */
+#define LLM_TOKEN_ADDED 4
+/* Stands for one byte. */
+#define LLM_TOKEN_BYTE 8
+/* The unknown token. */
+#define LLM_TOKEN_UNKNOWN 16
+/* A control token without text of its own. */
+#define LLM_TOKEN_CONTROL 32
+/* Ends a turn. */
+#define LLM_TOKEN_END 64
+
+/* Leave special tokens out of the text. */
+#define LLM_STREAM_SKIP_SPECIAL 1
+
+/* Rendering ends with the beginning of an answer, for the model to continue. */
+#define LLM_RENDER_GENERATION_PROMPT 1
+
+/* The same bits on this machine whatever the number of threads, chunks and sessions (default). */
+#define LLM_DETERMINISM_BATCH 0
+/* Also the same bits on other instruction sets. */
+#define LLM_DETERMINISM_PORTABLE 1
+
+/* Tokens or text; more may follow. */
+#define LLM_EVENT_TEXT 0
+/* The last event. */
+#define LLM_EVENT_DONE 1
+
+/* The generation has not ended. */
+#define LLM_REASON_NONE 0
+/* The model ended its turn. */
+#define LLM_REASON_END_TOKEN 1
+/* A stop text appeared; it is withheld. */
+#define LLM_REASON_STOP_TEXT 2
+/* A stop token was chosen. */
+#define LLM_REASON_STOP_TOKEN 3
+/* The largest number of tokens was reached. */
+#define LLM_REASON_LENGTH 4
+/* The host cancelled, or a deadline passed. */
+#define LLM_REASON_CANCELLED 5
+/* The session cannot hold more. */
+#define LLM_REASON_CONTEXT_FULL 6
+/* Bias and filters left no token. */
+#define LLM_REASON_DEAD_END 7
 
 /* Bytes that the library owns: a text or a document. Class S. */
 typedef struct llm_buffer llm_buffer;
@@ -152,11 +249,174 @@ typedef struct llm_buffer llm_buffer;
 /* A flag that ends a running call, with an optional deadline. Class I. */
 typedef struct llm_cancel llm_cancel;
 
+/* A conversation to render with a template: messages, tools, variables. Class X. */
+typedef struct llm_chat llm_chat;
+
 /* What went wrong in a call. Class S. */
 typedef struct llm_error llm_error;
 
+/* A running generation. Class X. */
+typedef struct llm_generation llm_generation;
+
+/* What a generation shall do. Class X. */
+typedef struct llm_generation_options llm_generation_options;
+
+/* An opened model: weights, tokenizer, metadata. Class S. */
+typedef struct llm_model llm_model;
+
+/* How to open a model. Class X. */
+typedef struct llm_model_options llm_model_options;
+
+/* Compute threads, limits and a log sink; several may coexist. Class I. */
+typedef struct llm_runtime llm_runtime;
+
+/* What a runtime shall be. Class X. */
+typedef struct llm_runtime_options llm_runtime_options;
+
+/* Chooses tokens from logits. Class X. */
+typedef struct llm_sampler llm_sampler;
+
+/* One sequence of tokens with its keys and values. Class X. */
+typedef struct llm_session llm_session;
+
+/* What a session shall be. Class X. */
+typedef struct llm_session_options llm_session_options;
+
+/* A compiled chat template. Class S. */
+typedef struct llm_template llm_template;
+
+/* Takes ids one by one and gives whole characters only. Class X. */
+typedef struct llm_text_stream llm_text_stream;
+
+/* Text to ids and back. Class S. */
+typedef struct llm_tokenizer llm_tokenizer;
+
 /* Result of a call: 0 is success, negative a failure, positive success with news. */
 typedef int32_t llm_status;
+
+/* Told whole log records, on any thread, one at a time per runtime. The text ends with NUL and is borrowed for the
+ * call. Only callback-safe functions may be called inside. */
+typedef void (*llm_log_fn)(void *user_data, int32_t level, const char *text, size_t text_length);
+
+/* Runs once, when the library no longer needs `user_data`; also when the call that was given it fails. */
+typedef void (*llm_drop_fn)(void *user_data);
+
+/* What a control callback answers: one of LLM_CONTROL. */
+typedef int32_t llm_control;
+
+/* Told how far loading or checking is, in bytes. Answers one of LLM_CONTROL; STOP means CANCEL here. */
+typedef llm_control (*llm_progress_fn)(void *user_data, uint64_t done, uint64_t total);
+
+/* What a model is. */
+typedef struct {
+    /* sizeof(llm_model_info), set by the host. */
+    uint32_t struct_size;
+    /* Flags of LLM_MODEL. */
+    uint32_t flags;
+    /* Layers. */
+    uint32_t layers;
+    /* Query heads of the first layer. */
+    uint32_t heads;
+    /* Key-value heads of the first layer. */
+    uint32_t kv_heads;
+    /* Width of the residual stream. */
+    uint32_t width;
+    /* Rows of the embedding: ids are below it. */
+    uint32_t vocabulary;
+    /* Positions the model was trained for. */
+    uint32_t context;
+    /* Parameters. */
+    uint64_t parameters;
+    /* Bytes of the file. */
+    uint64_t file_bytes;
+    /* Bytes of weights. */
+    uint64_t weight_bytes;
+    /* Zero. */
+    uint64_t reserved[5];
+} llm_model_info;
+
+/* Id of a token. */
+typedef int32_t llm_token;
+
+/* Told how far a prefill is: tokens in all, tokens reused, tokens done, milliseconds so far. Answers one of
+ * LLM_CONTROL. */
+typedef llm_control (*llm_prefill_fn)(void *user_data,
+                                      uint32_t total,
+                                      uint32_t reused,
+                                      uint32_t done,
+                                      uint64_t milliseconds);
+
+/* What a sampler does. Filled by llm_sampling_params_init; the defaults are in parentheses. */
+typedef struct {
+    /* sizeof(llm_sampling_params), set by the host. */
+    uint32_t struct_size;
+    /* Logits are divided by it; 0 takes the likeliest token. (0) */
+    float temperature;
+    /* Keep this many of the likeliest tokens; 0 keeps all. (0) */
+    uint32_t top_k;
+    /* Keep the likeliest tokens until their probabilities reach this sum. (1) */
+    float top_p;
+    /* Keep tokens at least this many times as likely as the likeliest. (0) */
+    float min_p;
+    /* Divides positive and multiplies negative logits of tokens in the window. (1) */
+    float repetition_penalty;
+    /* Taken from the logit of every token in the window. (0) */
+    float presence_penalty;
+    /* Taken from a token's logit once per occurrence in the window. (0) */
+    float frequency_penalty;
+    /* How many of the latest tokens the penalties look at; 0: all. (64) */
+    uint32_t penalty_window;
+    /* Zero. */
+    uint32_t reserved0;
+    /* Seed of the random choice. (0) */
+    uint64_t seed;
+    /* Zero. */
+    uint32_t reserved[4];
+} llm_sampling_params;
+
+/* One event of a generation. Text and ids are read with llm_generation_text and llm_generation_ids. */
+typedef struct {
+    /* sizeof(llm_event), set by the host. */
+    uint32_t struct_size;
+    /* One of LLM_EVENT. */
+    int32_t kind;
+    /* One of LLM_REASON. */
+    int32_t reason;
+    /* How many ids. */
+    uint32_t ids_count;
+    /* Length of the text in bytes; it may be 0 where characters are not yet whole. */
+    uint64_t text_length;
+    /* Natural logarithm of the chosen token's probability under the model alone. */
+    float log_probability;
+    /* Zero. */
+    uint32_t reserved[5];
+} llm_event;
+
+/* Told each event with its text and ids, which are borrowed for the call. Answers one of LLM_CONTROL. */
+typedef llm_control (*llm_event_fn)(void *user_data,
+                                    const llm_event *event,
+                                    const char *text,
+                                    size_t text_length,
+                                    const llm_token *ids,
+                                    size_t ids_count);
+
+/* Counters of a generation. */
+typedef struct {
+    /* sizeof(llm_perf), set by the host. */
+    uint32_t struct_size;
+    /* Zero. */
+    uint32_t reserved0;
+    /* Tokens chosen. */
+    uint64_t tokens;
+    /* Tokens decoded. */
+    uint64_t decoded;
+    /* Time spent choosing, in nanoseconds. */
+    uint64_t sample_ns;
+    /* Time spent decoding, in nanoseconds. */
+    uint64_t decode_ns;
+    /* Zero. */
+    uint64_t reserved[4];
+} llm_perf;
 
 #ifdef __cplusplus
 extern "C" {
@@ -235,6 +495,498 @@ llm_status llm_cancel_reset(const llm_cancel *cancel);
 
 /* Frees a cancel handle; NULL is allowed. A signal handler must not use it any more. I. */
 void llm_cancel_free(llm_cancel *cancel);
+
+/* Makes options with defaults: the cores the process may use, no limit, silence. NULL_ARG, NO_MEMORY. X. */
+llm_status llm_runtime_options_new(llm_runtime_options **out_options);
+
+/* How many threads compute, the calling one included; 0: as many as the cores the process may use. NULL_ARG,
+ * BUSY. X. */
+llm_status llm_runtime_options_set_threads(llm_runtime_options *options,
+                                           uint32_t threads);
+
+/* Bytes of memory that models and sessions of the runtime may allocate, mapped weights not counted; 0: no limit.
+ * What would exceed it gets BUDGET. NULL_ARG, BUSY. X. */
+llm_status llm_runtime_options_set_host_limit(llm_runtime_options *options,
+                                              uint64_t bytes);
+
+/* Sends records up to this LLM_LOG level to a sink; without one nothing is logged anywhere. NULL_ARG,
+ * INVALID_ARG, BUSY. X. */
+llm_status llm_runtime_options_set_log(llm_runtime_options *options,
+                                       int32_t log_level,
+                                       llm_log_fn sink,
+                                       void *user_data,
+                                       llm_drop_fn drop);
+
+/* Frees options; NULL is allowed. X. */
+void llm_runtime_options_free(llm_runtime_options *options);
+
+/* Starts a runtime with its threads. NULL options are the defaults. The environment variable LLM_ISA names an
+ * instruction set in place of the best one. NULL_ARG, INVALID_ARG, UNSUPPORTED, NO_MEMORY, BUSY. I. */
+llm_status llm_runtime_new(llm_runtime_options *options,
+                           llm_runtime **out_runtime,
+                           llm_error **out_err);
+
+/* Another handle on the same runtime, to be freed as well. NULL_ARG, NO_MEMORY. I. */
+llm_status llm_runtime_retain(const llm_runtime *runtime, llm_runtime **out_runtime);
+
+/* Frees a runtime handle; NULL is allowed. The threads end with the last handle on the runtime, its models and
+ * their sessions. I. */
+void llm_runtime_free(llm_runtime *runtime);
+
+/* Makes options with defaults. NULL_ARG, NO_MEMORY. X. */
+llm_status llm_model_options_new(llm_model_options **out_options);
+
+/* Whether to map or to copy: one of LLM_LOAD. NULL_ARG, INVALID_ARG, BUSY. X. */
+llm_status llm_model_options_set_load_mode(llm_model_options *options, int32_t mode);
+
+/* How much to check: one of LLM_VERIFY. NULL_ARG, INVALID_ARG, BUSY. X. */
+llm_status llm_model_options_set_verify(llm_model_options *options, int32_t verify);
+
+/* Tells a callback how far copying and full checking are; it may answer CANCEL. NULL takes it away. NULL_ARG,
+ * BUSY. X. */
+llm_status llm_model_options_set_progress(llm_model_options *options,
+                                          llm_progress_fn progress,
+                                          void *user_data,
+                                          llm_drop_fn drop);
+
+/* Frees options; NULL is allowed. X. */
+void llm_model_options_free(llm_model_options *options);
+
+/* Opens a file. The model keeps the runtime alive. Options and cancel may be NULL. NULL_ARG, BAD_UTF8, INVALID_ARG,
+ * NOT_FOUND, IO, BAD_FORMAT, BAD_VERSION, CHECKSUM (detail OFFSET), UNSUPPORTED, NO_MEMORY, BUDGET, CANCELLED,
+ * DEADLINE, CALLBACK, BUSY. I on the runtime, X on the options. */
+llm_status llm_model_open_path(const llm_runtime *runtime,
+                               const char *path,
+                               size_t path_length,
+                               llm_model_options *options,
+                               const llm_cancel *cancel,
+                               llm_model **out_model,
+                               llm_error **out_err);
+
+/* Opens a part of a file by its descriptor: `length` bytes from `offset` on, 0 for the rest. The descriptor is
+ * duplicated; the host closes its own. As llm_model_open_path. */
+llm_status llm_model_open_fd(const llm_runtime *runtime,
+                             int fd,
+                             uint64_t offset,
+                             uint64_t length,
+                             llm_model_options *options,
+                             const llm_cancel *cancel,
+                             llm_model **out_model,
+                             llm_error **out_err);
+
+/* Opens a model in memory, which must stay unchanged until `drop` is called with `user_data` (after the model and all
+ * that came from it are freed, and also when the call fails); `drop` may be NULL. With load mode copy, or where the
+ * address is not a multiple of 64, the bytes are copied. As llm_model_open_path. */
+llm_status llm_model_open_memory(const llm_runtime *runtime,
+                                 const void *data,
+                                 size_t length,
+                                 void *user_data,
+                                 llm_drop_fn drop,
+                                 llm_model_options *options,
+                                 const llm_cancel *cancel,
+                                 llm_model **out_model,
+                                 llm_error **out_err);
+
+/* Describes a model, into a struct whose struct_size the host has set. NULL_ARG, INVALID_ARG. S. */
+llm_status llm_model_get_info(const llm_model *model, llm_model_info *out_info);
+
+/* How many metadata entries the file has; 0 for NULL. S. */
+size_t llm_model_meta_count(const llm_model *model);
+
+/* Key of a metadata entry by index, borrowed until the model is freed; NULL beyond the last. `out_length` may be
+ * NULL. S. */
+const char *llm_model_meta_key_at(const llm_model *model,
+                                  size_t index,
+                                  size_t *out_length);
+
+/* Value of a metadata entry by key, borrowed until the model is freed: texts as they are, everything else as JSON.
+ * `out_length` may be NULL. NOT_FOUND, NULL_ARG, BAD_UTF8. S. */
+llm_status llm_model_meta_get(const llm_model *model,
+                              const char *key,
+                              size_t key_length,
+                              const char **out_value,
+                              size_t *out_length);
+
+/* Writes 32 bytes that name the model's contents, the same on every machine. NULL_ARG. S. */
+llm_status llm_model_fingerprint(const llm_model *model, uint8_t *out_bytes);
+
+/* Another handle on the same model, to be freed as well. NULL_ARG, NO_MEMORY. S. */
+llm_status llm_model_retain(const llm_model *model, llm_model **out_model);
+
+/* Frees a model handle; NULL is allowed. The weights go with the last handle on the model, its sessions and
+ * tokenizers. S. */
+void llm_model_free(llm_model *model);
+
+/* Header, metadata and tensor table of a file as JSON, which the host frees: "version", "file_length", "identity",
+ * "metadata", "tensors" (name, type, shape, offset, bytes). Reads no weights and needs no runtime. NULL_ARG,
+ * BAD_UTF8, NOT_FOUND, IO, BAD_FORMAT, BAD_VERSION, CHECKSUM, UNSUPPORTED. S. */
+llm_status llm_model_inspect_path(const char *path,
+                                  size_t path_length,
+                                  llm_buffer **out_json,
+                                  llm_error **out_err);
+
+/* Reads a whole file and compares every checksum, without loading it. Progress (may be NULL) is told bytes and answers
+ * LLM_CONTROL; it and the cancel handle (may be NULL) end the call. CHECKSUM with detail OFFSET for damage, and as
+ * llm_model_inspect_path; CANCELLED, DEADLINE, CALLBACK. S. */
+llm_status llm_model_verify_path(const char *path,
+                                 size_t path_length,
+                                 llm_progress_fn progress,
+                                 void *user_data,
+                                 llm_drop_fn drop,
+                                 const llm_cancel *cancel,
+                                 llm_error **out_err);
+
+/* A model's tokenizer. The host frees it; it keeps what it needs of the model alive. NOT_FOUND if the file has
+ * none, NULL_ARG. S. */
+llm_status llm_model_tokenizer(const llm_model *model,
+                               llm_tokenizer **out_tokenizer);
+
+/* Text to ids, ask or fill. `flags` are of LLM_ENCODE. NULL_ARG, BAD_UTF8, INVALID_ARG, BUFFER_SMALL. S. */
+llm_status llm_tokenizer_encode(const llm_tokenizer *tokenizer,
+                                const char *text,
+                                size_t text_length,
+                                uint32_t flags,
+                                llm_token *ids,
+                                size_t cap,
+                                size_t *out_needed);
+
+/* Ids to bytes, ask or fill, without a NUL; not always UTF-8 (a text stream gives whole characters). `flags` are of
+ * LLM_DECODE. NULL_ARG, INVALID_ARG for an id that is not in the vocabulary, BUFFER_SMALL. S. */
+llm_status llm_tokenizer_decode(const llm_tokenizer *tokenizer,
+                                const llm_token *ids,
+                                size_t count,
+                                uint32_t flags,
+                                char *buf,
+                                size_t cap,
+                                size_t *out_needed);
+
+/* The bytes one id adds in the middle of a text, borrowed until the tokenizer is freed; a NUL follows. `out_length`
+ * may be NULL. NOT_FOUND for an id that is not in use, NULL_ARG. S. */
+llm_status llm_tokenizer_token_bytes(const llm_tokenizer *tokenizer,
+                                     llm_token id,
+                                     const char **out_bytes,
+                                     size_t *out_length);
+
+/* Ids are below this; 0 for NULL. S. */
+size_t llm_tokenizer_size(const llm_tokenizer *tokenizer);
+
+/* The id of a token by LLM_SPECIAL name. NOT_FOUND if there is none, INVALID_ARG for an unknown name, NULL_ARG. S. */
+llm_status llm_tokenizer_special(const llm_tokenizer *tokenizer,
+                                 int32_t name,
+                                 llm_token *out_id);
+
+/* What a token is: flags of LLM_TOKEN, 0 for an id outside the vocabulary or NULL. S. */
+uint32_t llm_tokenizer_flags(const llm_tokenizer *tokenizer, llm_token id);
+
+/* 1 if the token ends a turn, else 0; 0 for NULL. S. */
+int32_t llm_tokenizer_is_end(const llm_tokenizer *tokenizer, llm_token id);
+
+/* Frees a tokenizer; NULL is allowed. S. */
+void llm_tokenizer_free(llm_tokenizer *tokenizer);
+
+/* Makes a stream at its beginning, which keeps the tokenizer alive. `flags` are of LLM_STREAM. NULL_ARG,
+ * INVALID_ARG. X. */
+llm_status llm_text_stream_new(const llm_tokenizer *tokenizer,
+                               uint32_t flags,
+                               llm_text_stream **out_stream);
+
+/* Takes an id and lends the text it completes, until the next call on the stream; often empty in the middle of a
+ * character. `out_length` may be NULL. NULL_ARG, INVALID_ARG for an id that is not in the vocabulary, BUSY. X. */
+llm_status llm_text_stream_push(llm_text_stream *stream,
+                                llm_token id,
+                                const char **out_text,
+                                size_t *out_length);
+
+/* Lends the rest, with U+FFFD for bytes that never became a character; the stream begins anew. `out_length` may
+ * be NULL. NULL_ARG, BUSY. X. */
+llm_status llm_text_stream_finish(llm_text_stream *stream,
+                                  const char **out_text,
+                                  size_t *out_length);
+
+/* Forgets everything pushed. NULL_ARG, BUSY. X. */
+llm_status llm_text_stream_reset(llm_text_stream *stream);
+
+/* Frees a stream; NULL is allowed. X. */
+void llm_text_stream_free(llm_text_stream *stream);
+
+/* Makes an empty conversation. NULL_ARG, NO_MEMORY. X. */
+llm_status llm_chat_new(llm_chat **out_chat);
+
+/* Appends a message of text. The role is mostly "system", "user" or "assistant". NULL_ARG, BAD_UTF8. X. */
+llm_status llm_chat_add(llm_chat *chat,
+                        const char *role,
+                        size_t role_length,
+                        const char *content,
+                        size_t content_length);
+
+/* Appends a message given as a JSON object with at least "role". NULL_ARG, BAD_UTF8, INVALID_ARG. X. */
+llm_status llm_chat_add_json(llm_chat *chat, const char *json, size_t json_length);
+
+/* Sets the tools the model may call: a JSON list, or null for none. NULL_ARG, BAD_UTF8, INVALID_ARG. X. */
+llm_status llm_chat_set_tools_json(llm_chat *chat,
+                                   const char *json,
+                                   size_t json_length);
+
+/* Sets a variable the template can read, such as "enable_thinking", to a JSON value. NULL_ARG, BAD_UTF8,
+ * INVALID_ARG. X. */
+llm_status llm_chat_set_var_json(llm_chat *chat,
+                                 const char *name,
+                                 size_t name_length,
+                                 const char *json,
+                                 size_t json_length);
+
+/* Frees a conversation; NULL is allowed. X. */
+void llm_chat_free(llm_chat *chat);
+
+/* Compiles a template from its Jinja source. `bos` and `eos` are the texts of the model's own tokens, which the
+ * template reads as bos_token and eos_token; they may be NULL. The template runs in a sandbox with limits on
+ * steps, depth and output. NULL_ARG, BAD_UTF8, BAD_FORMAT (detail LINE). S. */
+llm_status llm_template_compile(const char *source,
+                                size_t source_length,
+                                const char *bos,
+                                size_t bos_length,
+                                const char *eos,
+                                size_t eos_length,
+                                llm_template **out_template,
+                                llm_error **out_err);
+
+/* The template a model's file brings: the default one for NULL, or the one of that name. NOT_FOUND if there is
+ * none, NULL_ARG, BAD_UTF8, BAD_FORMAT. S. */
+llm_status llm_model_template(const llm_model *model,
+                              const char *name,
+                              size_t name_length,
+                              llm_template **out_template,
+                              llm_error **out_err);
+
+/* The source, borrowed until the template is freed; "" for NULL. `out_length` may be NULL. S. */
+const char *llm_template_source(const llm_template *template_, size_t *out_length);
+
+/* Renders a conversation to text, which the host frees. `flags` are of LLM_RENDER. INVALID_ARG with the template's
+ * words where it refuses the conversation, BUDGET beyond a limit, NULL_ARG, BUSY. S on the template, X on the chat. */
+llm_status llm_chat_render_text(llm_chat *chat,
+                                const llm_template *template_,
+                                uint32_t flags,
+                                llm_buffer **out_text,
+                                llm_error **out_err);
+
+/* Renders a conversation to ids, ask or fill. What the host put into the conversation is encoded as plain text:
+ * it never becomes a special token, whatever it spells. `flags` are of LLM_RENDER. As llm_chat_render_text, and
+ * BUFFER_SMALL. S on template and tokenizer, X on the chat. */
+llm_status llm_chat_render_tokens(llm_chat *chat,
+                                  const llm_template *template_,
+                                  const llm_tokenizer *tokenizer,
+                                  uint32_t flags,
+                                  llm_token *ids,
+                                  size_t cap,
+                                  size_t *out_needed,
+                                  llm_error **out_err);
+
+/* Frees a template; NULL is allowed. S. */
+void llm_template_free(llm_template *template_);
+
+/* Makes options with defaults: the model's trained context, chunks of 512, batch determinism, rollback on cancel.
+ * NULL_ARG, NO_MEMORY. X. */
+llm_status llm_session_options_new(llm_session_options **out_options);
+
+/* How many tokens the session can hold at most; 0: as many as the model was trained for. NULL_ARG, BUSY. X. */
+llm_status llm_session_options_set_max_tokens(llm_session_options *options,
+                                              uint32_t max_tokens);
+
+/* How many tokens a prefill computes at once, at least 1. NULL_ARG, INVALID_ARG, BUSY. X. */
+llm_status llm_session_options_set_chunk_tokens(llm_session_options *options,
+                                                uint32_t chunk_tokens);
+
+/* What the computed bits may depend on: one of LLM_DETERMINISM. NULL_ARG, INVALID_ARG, BUSY. X. */
+llm_status llm_session_options_set_determinism(llm_session_options *options, int32_t determinism);
+
+/* 1 (default): a cancelled call leaves the session where it stood before; 0: at the last chunk that was completed.
+ * NULL_ARG, BUSY. X. */
+llm_status llm_session_options_set_cancel_rollback(llm_session_options *options,
+                                                   int32_t rollback);
+
+/* Frees options; NULL is allowed. X. */
+void llm_session_options_free(llm_session_options *options);
+
+/* Makes an empty session with pages of its own; it keeps the model alive. NULL options are the defaults. NULL_ARG,
+ * INVALID_ARG, NO_MEMORY, BUDGET, BUSY. I on the model. */
+llm_status llm_session_new(const llm_model *model,
+                           llm_session_options *options,
+                           llm_session **out_session,
+                           llm_error **out_err);
+
+/* How many tokens the session holds. NULL_ARG, BUSY. X. */
+llm_status llm_session_length(llm_session *session, uint32_t *out_length);
+
+/* The ids the session holds, ask or fill. NULL_ARG, BUFFER_SMALL, BUSY. X. */
+llm_status llm_session_copy_tokens(llm_session *session,
+                                   llm_token *ids,
+                                   size_t cap,
+                                   size_t *out_needed);
+
+/* Keeps the first `length` tokens. Logits are there again after the next prefill or decode. NULL_ARG, INVALID_ARG
+ * if the session holds fewer, BUSY. X. */
+llm_status llm_session_truncate(llm_session *session,
+                                uint32_t length,
+                                llm_error **out_err);
+
+/* Empties the session. NULL_ARG, BUSY. X. */
+llm_status llm_session_reset(llm_session *session);
+
+/* Appends tokens, in chunks; logits of the last one are ready afterwards. Progress is told after each chunk; its
+ * STOP ends with OK and what was computed, its CANCEL like the cancel handle. All but the tokens may be NULL.
+ * `out_length` gets the number of tokens now held, also on failure. INVALID_ARG for an id that is not in the
+ * vocabulary (detail TOKEN_INDEX), CONTEXT_FULL, KV_FULL, NO_MEMORY, CANCELLED, DEADLINE, CALLBACK, NULL_ARG,
+ * BUSY. X. */
+llm_status llm_session_prefill(llm_session *session,
+                               const llm_token *ids,
+                               size_t count,
+                               llm_prefill_fn progress,
+                               void *user_data,
+                               llm_drop_fn drop,
+                               const llm_cancel *cancel,
+                               uint32_t *out_length,
+                               llm_error **out_err);
+
+/* Appends one token; its logits are ready afterwards. Statuses as llm_session_prefill. X. */
+llm_status llm_session_decode(llm_session *session,
+                              llm_token id,
+                              const llm_cancel *cancel,
+                              llm_error **out_err);
+
+/* Lends the logits behind the last token, one per id of the vocabulary, until the next call on the session.
+ * `out_count` may be NULL. BAD_STATE on an empty session, NULL_ARG, BUSY. X. */
+llm_status llm_session_logits(llm_session *session,
+                              const float **out_logits,
+                              size_t *out_count);
+
+/* Copies the logits behind the last token, ask or fill. BAD_STATE on an empty session, NULL_ARG, BUFFER_SMALL,
+ * BUSY. X. */
+llm_status llm_session_copy_logits(llm_session *session,
+                                   float *buf,
+                                   size_t cap,
+                                   size_t *out_needed);
+
+/* The `count` likeliest next tokens, likeliest first, with the natural logarithms of their probabilities, into
+ * arrays of `count`. Fewer than `count` are written only if the vocabulary is smaller; `out_count` (may be NULL) tells
+ * how many. BAD_STATE on an empty session, NULL_ARG, BUSY. X. */
+llm_status llm_session_top(llm_session *session,
+                           llm_token *ids,
+                           float *log_probabilities,
+                           size_t count,
+                           size_t *out_count);
+
+/* Frees a session; NULL is allowed. One that a generation has goes when the generation does. X. */
+void llm_session_free(llm_session *session);
+
+/* Fills a struct, whose struct_size the host has set, with defaults. NULL_ARG, INVALID_ARG. S. */
+llm_status llm_sampling_params_init(llm_sampling_params *params);
+
+/* Makes a sampler; NULL params are the defaults. NULL_ARG, INVALID_ARG naming the parameter. X. */
+llm_status llm_sampler_new(const llm_sampling_params *params,
+                           llm_sampler **out_sampler,
+                           llm_error **out_err);
+
+/* Forgets the accepted tokens; parameters and bias stay. NULL_ARG, BUSY. X. */
+llm_status llm_sampler_reset(llm_sampler *sampler);
+
+/* Replaces the values added to the logits of `count` tokens, given as parallel arrays; -INFINITY forbids a token.
+ * NULL_ARG, INVALID_ARG, BUSY. X. */
+llm_status llm_sampler_set_bias(llm_sampler *sampler,
+                                const llm_token *ids,
+                                const float *values,
+                                size_t count);
+
+/* Chooses a token from a session's current logits, without accepting it. `out_log_probability` is the token's under
+ * the model alone; it may be NULL. BAD_STATE on an empty session, DEAD_END if bias and filters left no token,
+ * NULL_ARG, BUSY. X on both. */
+llm_status llm_sampler_sample(llm_sampler *sampler,
+                              llm_session *session,
+                              llm_token *out_id,
+                              float *out_log_probability,
+                              llm_error **out_err);
+
+/* Takes tokens into the history that penalties look at: each chosen one, and the prompt's if they shall count.
+ * The only way a sampler's state moves on. NULL_ARG, INVALID_ARG (detail TOKEN_INDEX; those before it are taken),
+ * BUSY. X. */
+llm_status llm_sampler_accept(llm_sampler *sampler,
+                              const llm_token *ids,
+                              size_t count,
+                              llm_error **out_err);
+
+/* Frees a sampler; NULL is allowed. X. */
+void llm_sampler_free(llm_sampler *sampler);
+
+/* Makes options with defaults: 128 tokens, the model's own end tokens. NULL_ARG, NO_MEMORY. X. */
+llm_status llm_generation_options_new(llm_generation_options **out_options);
+
+/* How many tokens to choose at most; 0: until something else ends it. NULL_ARG, BUSY. X. */
+llm_status llm_generation_options_set_max_tokens(llm_generation_options *options,
+                                                 uint32_t max_tokens);
+
+/* Ends the generation where this text appears, whatever the tokens' borders; the text itself is withheld.
+ * NULL_ARG, BAD_UTF8, INVALID_ARG for an empty text, BUSY. X. */
+llm_status llm_generation_options_add_stop_text(llm_generation_options *options,
+                                                const char *text,
+                                                size_t text_length);
+
+/* Ends the generation where this token is chosen. NULL_ARG, INVALID_ARG for a negative id, BUSY. X. */
+llm_status llm_generation_options_add_stop_token(llm_generation_options *options, llm_token id);
+
+/* 1: go on past the model's end tokens; 0 (default): end there. NULL_ARG, BUSY. X. */
+llm_status llm_generation_options_set_ignore_end(llm_generation_options *options,
+                                                 int32_t ignore_end);
+
+/* Frees options; NULL is allowed. X. */
+void llm_generation_options_free(llm_generation_options *options);
+
+/* Begins a generation behind the tokens a session holds. The generation has session and sampler for its lifetime:
+ * meanwhile calls on them return BUSY (they may be freed; they go when the generation does). NULL options are the
+ * defaults. NULL_ARG, BUSY, UNSUPPORTED. X. */
+llm_status llm_generation_new(llm_session *session,
+                              llm_sampler *sampler,
+                              llm_generation_options *options,
+                              llm_generation **out_generation,
+                              llm_error **out_err);
+
+/* Computes the next event. Returns MORE, or DONE with the last event. A cancel handle (may be NULL) ends the
+ * generation with DONE and the reason CANCELLED; the session then stands where it stood before the call.
+ * `out_event` may be NULL. After a failure the call can be repeated. NULL_ARG, BUSY, INVALID_ARG, BAD_STATE on
+ * an empty session, NO_MEMORY, KV_FULL. X. */
+llm_status llm_generation_next(llm_generation *generation,
+                               const llm_cancel *cancel,
+                               llm_event *out_event,
+                               llm_error **out_err);
+
+/* Pushes events through a callback until the last one was told (DONE), the callback answers STOP (MORE: the
+ * generation can go on later) or CANCEL (CANCELLED; the generation is ended), or a call fails. A cancel handle ends it
+ * as in llm_generation_next. Statuses as there, and CALLBACK. X. */
+llm_status llm_generation_run(llm_generation *generation,
+                              llm_event_fn on_event,
+                              void *user_data,
+                              llm_drop_fn drop,
+                              const llm_cancel *cancel,
+                              llm_error **out_err);
+
+/* Text of the last event, borrowed until the next call on the generation. `out_length` may be NULL. NULL_ARG,
+ * BUSY. X. */
+llm_status llm_generation_text(llm_generation *generation,
+                               const char **out_text,
+                               size_t *out_length);
+
+/* Ids of the last event, borrowed until the next call on the generation. `out_count` may be NULL. NULL_ARG,
+ * BUSY. X. */
+llm_status llm_generation_ids(llm_generation *generation,
+                              const llm_token **out_ids,
+                              size_t *out_count);
+
+/* Why it ended: one of LLM_REASON. NULL_ARG, BUSY. X. */
+llm_status llm_generation_reason(llm_generation *generation, int32_t *out_reason);
+
+/* Counters so far, into a struct whose struct_size the host has set. NULL_ARG, INVALID_ARG, BUSY. X. */
+llm_status llm_generation_perf(llm_generation *generation, llm_perf *out_perf);
+
+/* Ends a generation and gives session and sampler back; NULL is allowed. X. */
+void llm_generation_free(llm_generation *generation);
 
 #ifdef __cplusplus
 }

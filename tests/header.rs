@@ -12,7 +12,10 @@ use std::process::Command;
 use support::{compiler, root, run};
 
 /// The files of src/ffi in the order a reader of the header wants them.
-const SOURCES: &[&str] = &["types", "library", "error", "buffer", "cancel"];
+const SOURCES: &[&str] = &[
+    "types", "library", "error", "buffer", "cancel", "runtime", "model", "file", "tokenizer", "text_stream", "chat", "template",
+    "session", "sampler", "generation",
+];
 
 fn generate() -> String {
     let config = cbindgen::Config::from_file(root().join("cbindgen.toml")).expect("cbindgen.toml");
@@ -32,20 +35,21 @@ fn tidy(text: &str) -> String {
     let mut lines: Vec<String> = Vec::new();
     let mut comment: Option<Vec<&str>> = None;
     for line in text.lines() {
-        match (&mut comment, line) {
+        let indent = &line[..line.find("/*").unwrap_or_else(|| line.find(" */").unwrap_or(0))];
+        match (&mut comment, line.trim()) {
             (None, "/*") => comment = Some(Vec::new()),
-            (Some(_), " */") => match comment.take().unwrap_or_default().as_slice() {
-                [one] => lines.push(format!("/* {one} */")),
+            (Some(_), "*/") => match comment.take().unwrap_or_default().as_slice() {
+                [one] => lines.push(format!("{indent}/* {one} */")),
                 [first, more @ ..] => {
-                    lines.push(format!("/* {first}"));
-                    lines.extend(more.iter().map(|line| format!(" * {line}").trim_end().to_owned()));
+                    lines.push(format!("{indent}/* {first}"));
+                    lines.extend(more.iter().map(|line| format!("{indent} * {line}").trim_end().to_owned()));
                     lines.last_mut().expect("a line was just pushed").push_str(" */");
                 }
                 [] => {}
             },
-            (Some(comment), line) => comment.push(line.trim_start()),
+            (Some(comment), line) => comment.push(line),
             (None, "") if lines.last().is_some_and(|last| last.is_empty()) => {}
-            (None, line) => lines.push(line.to_owned()),
+            (None, _) => lines.push(line.to_owned()),
         }
     }
     let mut tidy = String::new();
@@ -68,7 +72,11 @@ fn tidy(text: &str) -> String {
 /// Constants of one family: statuses, or those with the same second word.
 fn family(line: &str) -> &str {
     let name = line.split(' ').nth(1).unwrap_or_default();
-    let families = ["LLM_VERSION", "LLM_CONTROL", "LLM_CAPABILITY", "LLM_DETAIL"];
+    let families = [
+        "LLM_VERSION", "LLM_CONTROL", "LLM_CAPABILITY", "LLM_DETAIL", "LLM_LOG", "LLM_LOAD", "LLM_VERIFY", "LLM_MODEL",
+        "LLM_ENCODE", "LLM_DECODE", "LLM_SPECIAL", "LLM_TOKEN", "LLM_STREAM", "LLM_RENDER", "LLM_DETERMINISM",
+        "LLM_EVENT", "LLM_REASON",
+    ];
     families.into_iter().find(|family| name.starts_with(family)).unwrap_or("LLM_")
 }
 
@@ -123,11 +131,9 @@ fn check(mut command: Command, file: &Path) {
 fn no_struct_member_moves() {
     let Some(cc) = compiler("gcc").or_else(|| compiler("clang")) else { return };
     let header = generate();
-    let mut program = String::from(
-        "#include <stdio.h>\n#include <llm.h>\n#define M(s, m) \
+    let mut program = String::from("#include <stdio.h>\n#include <llm.h>\n#define M(s, m) \
         printf(\"%s.%s size %u offset %u\\n\", #s, #m, (unsigned)sizeof(((s *)0)->m), (unsigned)offsetof(s, m));\n\
-        int main(void) {\n",
-    );
+        int main(void) {\n");
     for (name, members) in support::structs(&header) {
         writeln!(program, "printf(\"{name} size %u\\n\", (unsigned)sizeof({name}));").unwrap();
         for member in &members {

@@ -1,6 +1,7 @@
 //! Generations: pull events, or have them pushed.
 
 use std::ffi::{c_char, c_void};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::callback::{self, Callback, Control};
@@ -219,8 +220,8 @@ pub unsafe extern "C" fn llm_generation_options_free(options: *mut llm_generatio
 }
 
 /// Begins a generation behind the tokens a session holds. The generation has session and sampler for its lifetime:
-/// meanwhile calls on them return BUSY (they may be freed; they go when the generation does). NULL options are the
-/// defaults. NULL_ARG, BUSY, UNSUPPORTED. X.
+/// meanwhile calls on them return BUSY (they may be freed; they go when the generation does). Without a tokenizer in
+/// the file all texts are empty. NULL options are the defaults. NULL_ARG, BUSY, UNSUPPORTED. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_generation_new(
     session: *mut llm_session,
@@ -236,7 +237,12 @@ pub unsafe extern "C" fn llm_generation_new(
         let options = handle::lock_optional(host, options, "options")?;
         let defaults = GenerationOptions::default();
         let chosen = options.as_deref().unwrap_or(&defaults);
-        let generation = Generation::new(session.session.model(), chosen)?;
+        let tokenizer = match session.session.model().tokenizer() {
+            Ok(tokenizer) => Some(Arc::clone(tokenizer)),
+            Err(e) if e.status() == Status::NOT_FOUND => None,
+            Err(e) => return Err(e),
+        };
+        let generation = Generation::new(tokenizer, chosen)?;
         let (session, sampler) = (session.lend(), sampler.lend());
         out.put(Running { generation, session, sampler, text: Text::new(b""), ids: Vec::new() })
     })

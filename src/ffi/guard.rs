@@ -31,24 +31,24 @@ impl Host<'_> {
 /// inside a log sink. The closure returns `Result<Status>`. `entry!(else FALLBACK, |host| ...)` is for functions that return a plain value.
 macro_rules! entry {
     (compute $err:expr, |$host:ident| $body:expr) => {
-        // SAFETY: the body of an exported function; its caller gives the promise that `Host` stands for.
-        unsafe { $crate::ffi::guard::run($err, $crate::ffi::guard::Kind::Compute, |$host| $body) }
+        $crate::ffi::guard::run(entry!(@), $err, $crate::ffi::guard::Kind::Compute, |$host| $body)
     };
     (else $fallback:expr, |$host:ident| $body:expr) => {
-        // SAFETY: as above.
-        unsafe { $crate::ffi::guard::value($fallback, |$host| $body) }
+        $crate::ffi::guard::value(entry!(@), $fallback, |$host| $body)
     };
-    (safe |$host:ident| $body:expr) => {
-        // SAFETY: as above.
-        unsafe { $crate::ffi::guard::run(std::ptr::null_mut(), $crate::ffi::guard::Kind::CallbackSafe, |$host| $body) }
-    };
+    (safe |$host:ident| $body:expr) => {{
+        let no_error = std::ptr::null_mut();
+        $crate::ffi::guard::run(entry!(@), no_error, $crate::ffi::guard::Kind::CallbackSafe, |$host| $body)
+    }};
     ($err:expr, |$host:ident| $body:expr) => {
-        // SAFETY: as above.
-        unsafe { $crate::ffi::guard::run($err, $crate::ffi::guard::Kind::Plain, |$host| $body) }
+        $crate::ffi::guard::run(entry!(@), $err, $crate::ffi::guard::Kind::Plain, |$host| $body)
     };
     (|$host:ident| $body:expr) => {
-        // SAFETY: as above.
-        unsafe { $crate::ffi::guard::run(std::ptr::null_mut(), $crate::ffi::guard::Kind::Plain, |$host| $body) }
+        entry!(std::ptr::null_mut(), |$host| $body)
+    };
+    (@) => {
+        // SAFETY: the body of an exported function; its caller gives the promise that `Host` stands for.
+        unsafe { $crate::ffi::guard::Host::trust() }
     };
 }
 
@@ -62,15 +62,13 @@ pub(super) enum Kind {
     CallbackSafe,
 }
 
-/// # Safety
-/// - Only as the body of an exported function, through `entry!`.
-pub(super) unsafe fn run(
+/// Runs the body of a function that returns a status.
+pub(super) fn run<'c>(
+    host: Host<'c>,
     out_err: *mut *mut llm_error,
     kind: Kind,
-    body: impl for<'c> FnOnce(Host<'c>) -> Result<Status>,
+    body: impl FnOnce(Host<'c>) -> Result<Status>,
 ) -> llm_status {
-    // SAFETY: the caller's promise.
-    let host = unsafe { Host::trust() };
     error::clear(host, out_err);
     let result = fence(|| {
         check_fork()?;
@@ -90,11 +88,9 @@ pub(super) unsafe fn run(
     }
 }
 
-/// # Safety
-/// - Only as the body of an exported function, through `entry!`.
-pub(super) unsafe fn value<T>(fallback: T, body: impl for<'c> FnOnce(Host<'c>) -> Result<T>) -> T {
-    // SAFETY: the caller's promise.
-    fence(|| body(unsafe { Host::trust() })).unwrap_or(fallback)
+/// Runs the body of a function that returns a plain value.
+pub(super) fn value<'c, T>(host: Host<'c>, fallback: T, body: impl FnOnce(Host<'c>) -> Result<T>) -> T {
+    fence(|| body(host)).unwrap_or(fallback)
 }
 
 /// Runs `body`; a panic becomes `INTERNAL`. The handles it held poison themselves while unwinding.

@@ -1,12 +1,12 @@
 //! Models: options, the four ways to open one, and what a model says about itself.
 
 use std::ffi::{c_char, c_int, c_void};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use super::callback::Callback;
 use super::cancel::llm_cancel;
 use super::error::llm_error;
-use super::file::{self, ProgressFn};
+use super::file;
 use super::guard::{Alive, Host};
 use super::handle;
 use super::plain::{self, Plain};
@@ -15,8 +15,8 @@ use super::runtime::llm_runtime;
 use super::types::{llm_drop_fn, llm_progress_fn, llm_status};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
-use crate::mmap::Bytes;
-use crate::model::{Load, Model, OpenOptions, Verify};
+use crate::model::{Load, Model, OpenOptions, OpenProgress, Verify};
+use crate::runtime::Runtime;
 
 /// How to open a model. Class X.
 pub struct llm_model_options {
@@ -29,15 +29,8 @@ pub struct llm_model {
 }
 
 classes! {
-    exclusive llm_model_options(b"mopt"): Options;
+    exclusive llm_model_options(b"mopt"): OpenOptions;
     shared llm_model(b"mode"): Opened;
-}
-
-/// Options as they are collected.
-#[derive(Default)]
-pub(super) struct Options {
-    open: OpenOptions,
-    progress: Option<Callback<ProgressFn>>,
 }
 
 /// A model, what keeps its runtime counted, and its metadata as it is lent.
@@ -83,14 +76,14 @@ pub const LLM_VERIFY_FULL: i32 = 2;
 /// Makes options with defaults. NULL_ARG, NO_MEMORY. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_model_options_new(out_options: *mut *mut llm_model_options) -> llm_status {
-    entry!(|host| ptr::out_handle(host, out_options, "out_options")?.put(Options::default()))
+    entry!(|host| ptr::out_handle(host, out_options, "out_options")?.put(OpenOptions::default()))
 }
 
 /// Whether to map or to copy: one of LLM_LOAD. NULL_ARG, INVALID_ARG, BUSY. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_model_options_set_load_mode(options: *mut llm_model_options, mode: i32) -> llm_status {
     entry!(|host| {
-        handle::lock(host, options, "options")?.open.load = match mode {
+        handle::lock(host, options, "options")?.load = match mode {
             LLM_LOAD_MAP => Load::Map,
             LLM_LOAD_COPY => Load::Copy,
             _ => return Err(Error::new(Status::INVALID_ARG, format!("unknown LLM_LOAD mode {mode}"))),
@@ -103,7 +96,7 @@ pub unsafe extern "C" fn llm_model_options_set_load_mode(options: *mut llm_model
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_model_options_set_verify(options: *mut llm_model_options, verify: i32) -> llm_status {
     entry!(|host| {
-        handle::lock(host, options, "options")?.open.verify = match verify {
+        handle::lock(host, options, "options")?.verify = match verify {
             LLM_VERIFY_HEADER => Verify::Header,
             LLM_VERIFY_STRUCTURE => Verify::Structure,
             LLM_VERIFY_FULL => Verify::Full,
@@ -124,7 +117,11 @@ pub unsafe extern "C" fn llm_model_options_set_progress(
 ) -> llm_status {
     let progress = Callback::new(progress, user_data, drop);
     entry!(|host| {
-        handle::lock(host, options, "options")?.progress = Some(progress);
+        let mut options = handle::lock(host, options, "options")?;
+        options.progress = progress.is_set().then(|| {
+            let tell: OpenProgress = Arc::new(move |done, total| file::tell(&progress, done, total));
+            tell
+        });
         Ok(Status::OK)
     })
 }
@@ -148,21 +145,14 @@ impl Opening {
     fn run(
         self,
         host: Host<'_>,
-        open: impl FnOnce(&crate::runtime::Runtime, &mut OpenOptions, Option<&Cancel>) -> Result<Model>,
+        open: impl FnOnce(&Runtime, &OpenOptions, Option<&Cancel>) -> Result<Model>,
     ) -> Result<Status> {
         let out = ptr::out_handle(host, self.out_model, "out_model")?;
         let runtime = handle::get(host, self.runtime, "runtime")?;
-        let mut options = handle::lock_optional(host, self.options, "options")?;
+        let options = handle::lock_optional(host, self.options, "options")?;
         let cancel = handle::get_optional(host, self.cancel, "cancel")?;
-        let mut defaults = Options::default();
-        let Options { open: chosen, progress } = options.as_deref_mut().unwrap_or(&mut defaults);
-        let model = match progress {
-            Some(progress) if progress.is_set() => {
-                let mut tell = |done, total| file::tell(progress, done, total);
-                chosen.with_progress(&mut tell, |options| open(&runtime.runtime, options, cancel.as_deref()))?
-            }
-            _ => open(&runtime.runtime, chosen, cancel.as_deref())?,
-        };
+        let defaults = OpenOptions::default();
+        let model = open(&runtime.runtime, options.as_deref().unwrap_or(&defaults), cancel.as_deref())?;
         out.put(Opened::new(model, runtime.alive.clone()))
     }
 }
@@ -236,7 +226,7 @@ pub unsafe extern "C" fn llm_model_open_memory(
     })
 }
 
-/// The model's matrices and experts are chosen per token.
+/// Experts are chosen per token.
 pub const LLM_MODEL_EXPERTS: u32 = 1;
 /// The file has a tokenizer.
 pub const LLM_MODEL_TOKENIZER: u32 = 2;
@@ -295,7 +285,7 @@ fn describe(model: &Model) -> llm_model_info {
     llm_model_info {
         struct_size: size_of::<llm_model_info>() as u32,
         flags: flag(info.experts, LLM_MODEL_EXPERTS)
-            | flag(model.tokenizer().is_ok(), LLM_MODEL_TOKENIZER)
+            | flag(info.tokenizer, LLM_MODEL_TOKENIZER)
             | flag(info.template, LLM_MODEL_TEMPLATE),
         layers: info.layers,
         heads: info.heads,

@@ -16,31 +16,31 @@ pub struct llm_sampler {
 
 classes! { exclusive llm_sampler(b"samp"): Sampler; }
 
-/// What a sampler does. Filled by llm_sampling_params_init; the defaults are in brackets.
+/// What a sampler does. Filled by llm_sampling_params_init; the defaults are in parentheses.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct llm_sampling_params {
     /// sizeof(llm_sampling_params), set by the host.
     pub struct_size: u32,
-    /// Logits are divided by it; 0 takes the likeliest token. \[0\]
+    /// Logits are divided by it; 0 takes the likeliest token. (0)
     pub temperature: f32,
-    /// Keep this many of the likeliest tokens; 0 keeps all. \[0\]
+    /// Keep this many of the likeliest tokens; 0 keeps all. (0)
     pub top_k: u32,
-    /// Keep the likeliest tokens until their probabilities reach this sum. \[1\]
+    /// Keep the likeliest tokens until their probabilities reach this sum. (1)
     pub top_p: f32,
-    /// Keep tokens at least this many times as likely as the likeliest. \[0\]
+    /// Keep tokens at least this many times as likely as the likeliest. (0)
     pub min_p: f32,
-    /// Divides positive and multiplies negative logits of tokens in the window. \[1\]
+    /// Divides positive and multiplies negative logits of tokens in the window. (1)
     pub repetition_penalty: f32,
-    /// Taken from the logit of every token in the window. \[0\]
+    /// Taken from the logit of every token in the window. (0)
     pub presence_penalty: f32,
-    /// Taken from a token's logit once per occurrence in the window. \[0\]
+    /// Taken from a token's logit once per occurrence in the window. (0)
     pub frequency_penalty: f32,
-    /// How many of the latest tokens the penalties look at; 0: all. \[64\]
+    /// How many of the latest tokens the penalties look at; 0: all. (64)
     pub penalty_window: u32,
     /// Zero.
     pub reserved0: u32,
-    /// Seed of the random choice. \[0\]
+    /// Seed of the random choice. (0)
     pub seed: u64,
     /// Zero.
     pub reserved: [u32; 4],

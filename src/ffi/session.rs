@@ -13,7 +13,7 @@ use super::ptr;
 use super::types::{llm_drop_fn, llm_prefill_fn, llm_status, llm_token};
 use crate::error::{Error, Status};
 use crate::sampler::math;
-use crate::session::{Session, SessionOptions};
+use crate::session::{Control, Level, OnProgress, Progress, Session, SessionOptions};
 
 /// What a session shall be. Class X.
 pub struct llm_session_options {
@@ -85,8 +85,8 @@ pub unsafe extern "C" fn llm_session_options_set_determinism(
     entry!(|host| {
         let mut options = handle::lock(host, options, "options")?;
         options.determinism = match determinism {
-            LLM_DETERMINISM_BATCH => crate::session::Level::BatchInvariant,
-            LLM_DETERMINISM_PORTABLE => crate::session::Level::Portable,
+            LLM_DETERMINISM_BATCH => Level::BatchInvariant,
+            LLM_DETERMINISM_PORTABLE => Level::Portable,
             other => {
                 return Err(Error::new(Status::INVALID_ARG, format!("unknown LLM_DETERMINISM value {other}")));
             }
@@ -204,26 +204,26 @@ pub unsafe extern "C" fn llm_session_prefill(
         let ids = ptr::slice(host, ids, count, "ids")?;
         let begun = Instant::now();
         let mut wrong = None;
-        let mut tell = |p: crate::session::Progress| {
+        let mut tell = |p: Progress| {
             let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             let answer = progress.call(|function, data| {
                 // SAFETY: the host's function with its own data.
                 unsafe { function(data, p.total as u32, 0, p.done as u32, milliseconds) }
             });
             match answer.map_or(Ok(callback::Control::Continue), callback::control) {
-                Ok(callback::Control::Continue) => crate::session::Control::Continue,
-                Ok(callback::Control::Stop) => crate::session::Control::Stop,
-                Ok(callback::Control::Cancel) => crate::session::Control::Cancel,
+                Ok(callback::Control::Continue) => Control::Continue,
+                Ok(callback::Control::Stop) => Control::Stop,
+                Ok(callback::Control::Cancel) => Control::Cancel,
                 Err(e) => {
                     wrong = Some(e);
-                    crate::session::Control::Cancel
+                    Control::Cancel
                 }
             }
         };
         let result = session.session.prefill(
             ids,
             cancel.as_deref(),
-            progress.is_set().then_some(&mut tell as &mut dyn FnMut(_) -> _),
+            progress.is_set().then_some(&mut tell as OnProgress<'_>),
         );
         ptr::put_optional(host, out_length, session.session.len() as u32);
         match wrong {

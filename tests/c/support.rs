@@ -115,14 +115,12 @@ impl Library {
     pub fn find() -> Self {
         let exe = std::env::current_exe().unwrap();
         let profile = exe.ancestors().find(|dir| dir.join("deps").is_dir()).expect("a target directory");
-        let built = ["libllm.so", "deps/libllm.so"].map(|name| profile.join(name));
-        let age = |path: &PathBuf| path.metadata().and_then(|m| m.modified()).ok();
-        let newest = built.into_iter().filter(|p| p.is_file()).max_by_key(age);
-        let newest = newest.unwrap_or_else(|| panic!("no libllm.so in {}", profile.display()));
+        let built = profile.join("deps/libllm.so");
+        assert!(built.is_file(), "no {}: run `cargo build --lib`", built.display());
         let dir = tempfile::tempdir().unwrap();
         // A copy: cargo may replace the original while the test runs.
         let copy = dir.path().join("libllm.so.0.1");
-        std::fs::copy(&newest, &copy).unwrap();
+        std::fs::copy(&built, &copy).unwrap();
         std::os::unix::fs::symlink(&copy, dir.path().join("libllm.so")).unwrap();
         Self { dir }
     }
