@@ -171,7 +171,7 @@
 /* Check every checksum: reads the whole file. */
 #define LLM_VERIFY_FULL 2
 
-/* The model's matrices and experts are chosen per token. */
+/* Experts are chosen per token. */
 #define LLM_MODEL_EXPERTS 1
 /* The file has a tokenizer. */
 #define LLM_MODEL_TOKENIZER 2
@@ -308,7 +308,7 @@ typedef int32_t llm_control;
 typedef llm_control (*llm_progress_fn)(void *user_data, uint64_t done, uint64_t total);
 
 /* What a model is. */
-typedef struct {
+typedef struct llm_model_info {
     /* sizeof(llm_model_info), set by the host. */
     uint32_t struct_size;
     /* Flags of LLM_MODEL. */
@@ -347,7 +347,7 @@ typedef llm_control (*llm_prefill_fn)(void *user_data,
                                       uint64_t milliseconds);
 
 /* What a sampler does. Filled by llm_sampling_params_init; the defaults are in parentheses. */
-typedef struct {
+typedef struct llm_sampling_params {
     /* sizeof(llm_sampling_params), set by the host. */
     uint32_t struct_size;
     /* Logits are divided by it; 0 takes the likeliest token. (0) */
@@ -375,7 +375,7 @@ typedef struct {
 } llm_sampling_params;
 
 /* One event of a generation. Text and ids are read with llm_generation_text and llm_generation_ids. */
-typedef struct {
+typedef struct llm_event {
     /* sizeof(llm_event), set by the host. */
     uint32_t struct_size;
     /* One of LLM_EVENT. */
@@ -394,14 +394,14 @@ typedef struct {
 
 /* Told each event with its text and ids, which are borrowed for the call. Answers one of LLM_CONTROL. */
 typedef llm_control (*llm_event_fn)(void *user_data,
-                                    const llm_event *event,
+                                    const struct llm_event *event,
                                     const char *text,
                                     size_t text_length,
                                     const llm_token *ids,
                                     size_t ids_count);
 
 /* Counters of a generation. */
-typedef struct {
+typedef struct llm_perf {
     /* sizeof(llm_perf), set by the host. */
     uint32_t struct_size;
     /* Zero. */
@@ -448,182 +448,182 @@ llm_status llm_capability(int32_t id,
 const char *llm_status_name(llm_status status);
 
 /* The status code of an error; LLM_OK for NULL. S, callback-safe. */
-llm_status llm_error_code(const llm_error *error);
+llm_status llm_error_code(const struct llm_error *error);
 
 /* The message of an error: what, where, expected, got, what to do. Borrowed until the error is freed; "" for NULL.
  * `out_length` may be NULL. S, callback-safe. */
-const char *llm_error_message(const llm_error *error,
+const char *llm_error_message(const struct llm_error *error,
                               size_t *out_length);
 
 /* A number that belongs to the error, by LLM_DETAIL key. NOT_FOUND if the error has none of that kind,
  * INVALID_ARG for an unknown key. S, callback-safe. */
-llm_status llm_error_detail(const llm_error *error,
+llm_status llm_error_detail(const struct llm_error *error,
                             int32_t key,
                             int64_t *out_value);
 
 /* Frees an error; NULL is allowed. S, callback-safe. */
-void llm_error_free(llm_error *error);
+void llm_error_free(struct llm_error *error);
 
 /* The bytes, borrowed until the buffer is freed; a NUL follows the last one. NULL for NULL. S. */
-const void *llm_buffer_data(const llm_buffer *buffer);
+const void *llm_buffer_data(const struct llm_buffer *buffer);
 
 /* How many bytes, without the NUL. 0 for NULL. S. */
-size_t llm_buffer_size(const llm_buffer *buffer);
+size_t llm_buffer_size(const struct llm_buffer *buffer);
 
 /* Frees a buffer; NULL is allowed. S. */
-void llm_buffer_free(llm_buffer *buffer);
+void llm_buffer_free(struct llm_buffer *buffer);
 
 /* Makes a flag that is not set, without a deadline. The host frees it; calls that were given it keep what they
  * need. NULL_ARG, NO_MEMORY. I. */
-llm_status llm_cancel_new(llm_cancel **out_cancel);
+llm_status llm_cancel_new(struct llm_cancel **out_cancel);
 
 /* Sets the flag: calls that were given it end with CANCELLED, within a layer. One atomic store, without a lock.
  * NULL is ignored. I, callback-safe, async-signal-safe. */
-void llm_cancel_trigger(const llm_cancel *cancel);
+void llm_cancel_trigger(const struct llm_cancel *cancel);
 
 /* Sets a deadline this many milliseconds from now, in place of an earlier one; calls end with DEADLINE after it.
  * NULL_ARG. I, callback-safe. */
-llm_status llm_cancel_set_deadline_ms(const llm_cancel *cancel,
+llm_status llm_cancel_set_deadline_ms(const struct llm_cancel *cancel,
                                       uint64_t milliseconds);
 
 /* 1 if the flag is set, 0 if not (a deadline that passed is not the flag); 0 for NULL. Without a lock.
  * I, callback-safe, async-signal-safe. */
-int32_t llm_cancel_is_set(const llm_cancel *cancel);
+int32_t llm_cancel_is_set(const struct llm_cancel *cancel);
 
 /* Clears the flag and the deadline, for the next call. NULL_ARG. I, callback-safe. */
-llm_status llm_cancel_reset(const llm_cancel *cancel);
+llm_status llm_cancel_reset(const struct llm_cancel *cancel);
 
 /* Frees a cancel handle; NULL is allowed. A signal handler must not use it any more. I. */
-void llm_cancel_free(llm_cancel *cancel);
+void llm_cancel_free(struct llm_cancel *cancel);
 
 /* Makes options with defaults: the cores the process may use, no limit, silence. NULL_ARG, NO_MEMORY. X. */
-llm_status llm_runtime_options_new(llm_runtime_options **out_options);
+llm_status llm_runtime_options_new(struct llm_runtime_options **out_options);
 
 /* How many threads compute, the calling one included; 0: as many as the cores the process may use. NULL_ARG,
  * BUSY. X. */
-llm_status llm_runtime_options_set_threads(llm_runtime_options *options,
+llm_status llm_runtime_options_set_threads(struct llm_runtime_options *options,
                                            uint32_t threads);
 
 /* Bytes of memory that models and sessions of the runtime may allocate, mapped weights not counted; 0: no limit.
  * What would exceed it gets BUDGET. NULL_ARG, BUSY. X. */
-llm_status llm_runtime_options_set_host_limit(llm_runtime_options *options,
+llm_status llm_runtime_options_set_host_limit(struct llm_runtime_options *options,
                                               uint64_t bytes);
 
 /* Sends records up to this LLM_LOG level to a sink; without one nothing is logged anywhere. NULL_ARG,
  * INVALID_ARG, BUSY. X. */
-llm_status llm_runtime_options_set_log(llm_runtime_options *options,
+llm_status llm_runtime_options_set_log(struct llm_runtime_options *options,
                                        int32_t log_level,
                                        llm_log_fn sink,
                                        void *user_data,
                                        llm_drop_fn drop);
 
 /* Frees options; NULL is allowed. X. */
-void llm_runtime_options_free(llm_runtime_options *options);
+void llm_runtime_options_free(struct llm_runtime_options *options);
 
 /* Starts a runtime with its threads. NULL options are the defaults. The environment variable LLM_ISA names an
  * instruction set in place of the best one. NULL_ARG, INVALID_ARG, UNSUPPORTED, NO_MEMORY, BUSY. I. */
-llm_status llm_runtime_new(llm_runtime_options *options,
-                           llm_runtime **out_runtime,
-                           llm_error **out_err);
+llm_status llm_runtime_new(struct llm_runtime_options *options,
+                           struct llm_runtime **out_runtime,
+                           struct llm_error **out_err);
 
 /* Another handle on the same runtime, to be freed as well. NULL_ARG, NO_MEMORY. I. */
-llm_status llm_runtime_retain(const llm_runtime *runtime, llm_runtime **out_runtime);
+llm_status llm_runtime_retain(const struct llm_runtime *runtime, struct llm_runtime **out_runtime);
 
 /* Frees a runtime handle; NULL is allowed. The threads end with the last handle on the runtime, its models and
  * their sessions. I. */
-void llm_runtime_free(llm_runtime *runtime);
+void llm_runtime_free(struct llm_runtime *runtime);
 
 /* Makes options with defaults. NULL_ARG, NO_MEMORY. X. */
-llm_status llm_model_options_new(llm_model_options **out_options);
+llm_status llm_model_options_new(struct llm_model_options **out_options);
 
 /* Whether to map or to copy: one of LLM_LOAD. NULL_ARG, INVALID_ARG, BUSY. X. */
-llm_status llm_model_options_set_load_mode(llm_model_options *options, int32_t mode);
+llm_status llm_model_options_set_load_mode(struct llm_model_options *options, int32_t mode);
 
 /* How much to check: one of LLM_VERIFY. NULL_ARG, INVALID_ARG, BUSY. X. */
-llm_status llm_model_options_set_verify(llm_model_options *options, int32_t verify);
+llm_status llm_model_options_set_verify(struct llm_model_options *options, int32_t verify);
 
 /* Tells a callback how far copying and full checking are; it may answer CANCEL. NULL takes it away. NULL_ARG,
  * BUSY. X. */
-llm_status llm_model_options_set_progress(llm_model_options *options,
+llm_status llm_model_options_set_progress(struct llm_model_options *options,
                                           llm_progress_fn progress,
                                           void *user_data,
                                           llm_drop_fn drop);
 
 /* Frees options; NULL is allowed. X. */
-void llm_model_options_free(llm_model_options *options);
+void llm_model_options_free(struct llm_model_options *options);
 
 /* Opens a file. The model keeps the runtime alive. Options and cancel may be NULL. NULL_ARG, BAD_UTF8, INVALID_ARG,
  * NOT_FOUND, IO, BAD_FORMAT, BAD_VERSION, CHECKSUM (detail OFFSET), UNSUPPORTED, NO_MEMORY, BUDGET, CANCELLED,
  * DEADLINE, CALLBACK, BUSY. I on the runtime, X on the options. */
-llm_status llm_model_open_path(const llm_runtime *runtime,
+llm_status llm_model_open_path(const struct llm_runtime *runtime,
                                const char *path,
                                size_t path_length,
-                               llm_model_options *options,
-                               const llm_cancel *cancel,
-                               llm_model **out_model,
-                               llm_error **out_err);
+                               struct llm_model_options *options,
+                               const struct llm_cancel *cancel,
+                               struct llm_model **out_model,
+                               struct llm_error **out_err);
 
 /* Opens a part of a file by its descriptor: `length` bytes from `offset` on, 0 for the rest. The descriptor is
  * duplicated; the host closes its own. As llm_model_open_path. */
-llm_status llm_model_open_fd(const llm_runtime *runtime,
+llm_status llm_model_open_fd(const struct llm_runtime *runtime,
                              int fd,
                              uint64_t offset,
                              uint64_t length,
-                             llm_model_options *options,
-                             const llm_cancel *cancel,
-                             llm_model **out_model,
-                             llm_error **out_err);
+                             struct llm_model_options *options,
+                             const struct llm_cancel *cancel,
+                             struct llm_model **out_model,
+                             struct llm_error **out_err);
 
 /* Opens a model in memory, which must stay unchanged until `drop` is called with `user_data` (after the model and all
  * that came from it are freed, and also when the call fails); `drop` may be NULL. With load mode copy, or where the
  * address is not a multiple of 64, the bytes are copied. As llm_model_open_path. */
-llm_status llm_model_open_memory(const llm_runtime *runtime,
+llm_status llm_model_open_memory(const struct llm_runtime *runtime,
                                  const void *data,
                                  size_t length,
                                  void *user_data,
                                  llm_drop_fn drop,
-                                 llm_model_options *options,
-                                 const llm_cancel *cancel,
-                                 llm_model **out_model,
-                                 llm_error **out_err);
+                                 struct llm_model_options *options,
+                                 const struct llm_cancel *cancel,
+                                 struct llm_model **out_model,
+                                 struct llm_error **out_err);
 
 /* Describes a model, into a struct whose struct_size the host has set. NULL_ARG, INVALID_ARG. S. */
-llm_status llm_model_get_info(const llm_model *model, llm_model_info *out_info);
+llm_status llm_model_get_info(const struct llm_model *model, struct llm_model_info *out_info);
 
 /* How many metadata entries the file has; 0 for NULL. S. */
-size_t llm_model_meta_count(const llm_model *model);
+size_t llm_model_meta_count(const struct llm_model *model);
 
 /* Key of a metadata entry by index, borrowed until the model is freed; NULL beyond the last. `out_length` may be
  * NULL. S. */
-const char *llm_model_meta_key_at(const llm_model *model,
+const char *llm_model_meta_key_at(const struct llm_model *model,
                                   size_t index,
                                   size_t *out_length);
 
 /* Value of a metadata entry by key, borrowed until the model is freed: texts as they are, everything else as JSON.
  * `out_length` may be NULL. NOT_FOUND, NULL_ARG, BAD_UTF8. S. */
-llm_status llm_model_meta_get(const llm_model *model,
+llm_status llm_model_meta_get(const struct llm_model *model,
                               const char *key,
                               size_t key_length,
                               const char **out_value,
                               size_t *out_length);
 
 /* Writes 32 bytes that name the model's contents, the same on every machine. NULL_ARG. S. */
-llm_status llm_model_fingerprint(const llm_model *model, uint8_t *out_bytes);
+llm_status llm_model_fingerprint(const struct llm_model *model, uint8_t *out_bytes);
 
 /* Another handle on the same model, to be freed as well. NULL_ARG, NO_MEMORY. S. */
-llm_status llm_model_retain(const llm_model *model, llm_model **out_model);
+llm_status llm_model_retain(const struct llm_model *model, struct llm_model **out_model);
 
 /* Frees a model handle; NULL is allowed. The weights go with the last handle on the model, its sessions and
  * tokenizers. S. */
-void llm_model_free(llm_model *model);
+void llm_model_free(struct llm_model *model);
 
 /* Header, metadata and tensor table of a file as JSON, which the host frees: "version", "file_length", "identity",
  * "metadata", "tensors" (name, type, shape, offset, bytes). Reads no weights and needs no runtime. NULL_ARG,
  * BAD_UTF8, NOT_FOUND, IO, BAD_FORMAT, BAD_VERSION, CHECKSUM, UNSUPPORTED. S. */
 llm_status llm_model_inspect_path(const char *path,
                                   size_t path_length,
-                                  llm_buffer **out_json,
-                                  llm_error **out_err);
+                                  struct llm_buffer **out_json,
+                                  struct llm_error **out_err);
 
 /* Reads a whole file and compares every checksum, without loading it. Progress (may be NULL) is told bytes and answers
  * LLM_CONTROL; it and the cancel handle (may be NULL) end the call. CHECKSUM with detail OFFSET for damage, and as
@@ -633,16 +633,16 @@ llm_status llm_model_verify_path(const char *path,
                                  llm_progress_fn progress,
                                  void *user_data,
                                  llm_drop_fn drop,
-                                 const llm_cancel *cancel,
-                                 llm_error **out_err);
+                                 const struct llm_cancel *cancel,
+                                 struct llm_error **out_err);
 
 /* A model's tokenizer. The host frees it; it keeps what it needs of the model alive. NOT_FOUND if the file has
  * none, NULL_ARG. S. */
-llm_status llm_model_tokenizer(const llm_model *model,
-                               llm_tokenizer **out_tokenizer);
+llm_status llm_model_tokenizer(const struct llm_model *model,
+                               struct llm_tokenizer **out_tokenizer);
 
 /* Text to ids, ask or fill. `flags` are of LLM_ENCODE. NULL_ARG, BAD_UTF8, INVALID_ARG, BUFFER_SMALL. S. */
-llm_status llm_tokenizer_encode(const llm_tokenizer *tokenizer,
+llm_status llm_tokenizer_encode(const struct llm_tokenizer *tokenizer,
                                 const char *text,
                                 size_t text_length,
                                 uint32_t flags,
@@ -652,7 +652,7 @@ llm_status llm_tokenizer_encode(const llm_tokenizer *tokenizer,
 
 /* Ids to bytes, ask or fill, without a NUL; not always UTF-8 (a text stream gives whole characters). `flags` are of
  * LLM_DECODE. NULL_ARG, INVALID_ARG for an id that is not in the vocabulary, BUFFER_SMALL. S. */
-llm_status llm_tokenizer_decode(const llm_tokenizer *tokenizer,
+llm_status llm_tokenizer_decode(const struct llm_tokenizer *tokenizer,
                                 const llm_token *ids,
                                 size_t count,
                                 uint32_t flags,
@@ -662,81 +662,81 @@ llm_status llm_tokenizer_decode(const llm_tokenizer *tokenizer,
 
 /* The bytes one id adds in the middle of a text, borrowed until the tokenizer is freed; a NUL follows. `out_length`
  * may be NULL. NOT_FOUND for an id that is not in use, NULL_ARG. S. */
-llm_status llm_tokenizer_token_bytes(const llm_tokenizer *tokenizer,
+llm_status llm_tokenizer_token_bytes(const struct llm_tokenizer *tokenizer,
                                      llm_token id,
                                      const char **out_bytes,
                                      size_t *out_length);
 
 /* Ids are below this; 0 for NULL. S. */
-size_t llm_tokenizer_size(const llm_tokenizer *tokenizer);
+size_t llm_tokenizer_size(const struct llm_tokenizer *tokenizer);
 
 /* The id of a token by LLM_SPECIAL name. NOT_FOUND if there is none, INVALID_ARG for an unknown name, NULL_ARG. S. */
-llm_status llm_tokenizer_special(const llm_tokenizer *tokenizer,
+llm_status llm_tokenizer_special(const struct llm_tokenizer *tokenizer,
                                  int32_t name,
                                  llm_token *out_id);
 
 /* What a token is: flags of LLM_TOKEN, 0 for an id outside the vocabulary or NULL. S. */
-uint32_t llm_tokenizer_flags(const llm_tokenizer *tokenizer, llm_token id);
+uint32_t llm_tokenizer_flags(const struct llm_tokenizer *tokenizer, llm_token id);
 
 /* 1 if the token ends a turn, else 0; 0 for NULL. S. */
-int32_t llm_tokenizer_is_end(const llm_tokenizer *tokenizer, llm_token id);
+int32_t llm_tokenizer_is_end(const struct llm_tokenizer *tokenizer, llm_token id);
 
 /* Frees a tokenizer; NULL is allowed. S. */
-void llm_tokenizer_free(llm_tokenizer *tokenizer);
+void llm_tokenizer_free(struct llm_tokenizer *tokenizer);
 
 /* Makes a stream at its beginning, which keeps the tokenizer alive. `flags` are of LLM_STREAM. NULL_ARG,
  * INVALID_ARG. X. */
-llm_status llm_text_stream_new(const llm_tokenizer *tokenizer,
+llm_status llm_text_stream_new(const struct llm_tokenizer *tokenizer,
                                uint32_t flags,
-                               llm_text_stream **out_stream);
+                               struct llm_text_stream **out_stream);
 
 /* Takes an id and lends the text it completes, until the next call on the stream; often empty in the middle of a
  * character. `out_length` may be NULL. NULL_ARG, INVALID_ARG for an id that is not in the vocabulary, BUSY. X. */
-llm_status llm_text_stream_push(llm_text_stream *stream,
+llm_status llm_text_stream_push(struct llm_text_stream *stream,
                                 llm_token id,
                                 const char **out_text,
                                 size_t *out_length);
 
 /* Lends the rest, with U+FFFD for bytes that never became a character; the stream begins anew. `out_length` may
  * be NULL. NULL_ARG, BUSY. X. */
-llm_status llm_text_stream_finish(llm_text_stream *stream,
+llm_status llm_text_stream_finish(struct llm_text_stream *stream,
                                   const char **out_text,
                                   size_t *out_length);
 
 /* Forgets everything pushed. NULL_ARG, BUSY. X. */
-llm_status llm_text_stream_reset(llm_text_stream *stream);
+llm_status llm_text_stream_reset(struct llm_text_stream *stream);
 
 /* Frees a stream; NULL is allowed. X. */
-void llm_text_stream_free(llm_text_stream *stream);
+void llm_text_stream_free(struct llm_text_stream *stream);
 
 /* Makes an empty conversation. NULL_ARG, NO_MEMORY. X. */
-llm_status llm_chat_new(llm_chat **out_chat);
+llm_status llm_chat_new(struct llm_chat **out_chat);
 
 /* Appends a message of text. The role is mostly "system", "user" or "assistant". NULL_ARG, BAD_UTF8. X. */
-llm_status llm_chat_add(llm_chat *chat,
+llm_status llm_chat_add(struct llm_chat *chat,
                         const char *role,
                         size_t role_length,
                         const char *content,
                         size_t content_length);
 
 /* Appends a message given as a JSON object with at least "role". NULL_ARG, BAD_UTF8, INVALID_ARG. X. */
-llm_status llm_chat_add_json(llm_chat *chat, const char *json, size_t json_length);
+llm_status llm_chat_add_json(struct llm_chat *chat, const char *json, size_t json_length);
 
 /* Sets the tools the model may call: a JSON list, or null for none. NULL_ARG, BAD_UTF8, INVALID_ARG. X. */
-llm_status llm_chat_set_tools_json(llm_chat *chat,
+llm_status llm_chat_set_tools_json(struct llm_chat *chat,
                                    const char *json,
                                    size_t json_length);
 
 /* Sets a variable the template can read, such as "enable_thinking", to a JSON value. NULL_ARG, BAD_UTF8,
  * INVALID_ARG. X. */
-llm_status llm_chat_set_var_json(llm_chat *chat,
+llm_status llm_chat_set_var_json(struct llm_chat *chat,
                                  const char *name,
                                  size_t name_length,
                                  const char *json,
                                  size_t json_length);
 
 /* Frees a conversation; NULL is allowed. X. */
-void llm_chat_free(llm_chat *chat);
+void llm_chat_free(struct llm_chat *chat);
 
 /* Compiles a template from its Jinja source. `bos` and `eos` are the texts of the model's own tokens, which the
  * template reads as bos_token and eos_token; they may be NULL. The template runs in a sandbox with limits on
@@ -747,121 +747,122 @@ llm_status llm_template_compile(const char *source,
                                 size_t bos_length,
                                 const char *eos,
                                 size_t eos_length,
-                                llm_template **out_template,
-                                llm_error **out_err);
+                                struct llm_template **out_template,
+                                struct llm_error **out_err);
 
 /* The template a model's file brings: the default one for NULL, or the one of that name. NOT_FOUND if there is
  * none, NULL_ARG, BAD_UTF8, BAD_FORMAT. S. */
-llm_status llm_model_template(const llm_model *model,
+llm_status llm_model_template(const struct llm_model *model,
                               const char *name,
                               size_t name_length,
-                              llm_template **out_template,
-                              llm_error **out_err);
+                              struct llm_template **out_template,
+                              struct llm_error **out_err);
 
 /* The source, borrowed until the template is freed; "" for NULL. `out_length` may be NULL. S. */
-const char *llm_template_source(const llm_template *template_, size_t *out_length);
+const char *llm_template_source(const struct llm_template *template_, size_t *out_length);
 
 /* Renders a conversation to text, which the host frees. `flags` are of LLM_RENDER. INVALID_ARG with the template's
  * words where it refuses the conversation, BUDGET beyond a limit, NULL_ARG, BUSY. S on the template, X on the chat. */
-llm_status llm_chat_render_text(llm_chat *chat,
-                                const llm_template *template_,
+llm_status llm_chat_render_text(struct llm_chat *chat,
+                                const struct llm_template *template_,
                                 uint32_t flags,
-                                llm_buffer **out_text,
-                                llm_error **out_err);
+                                struct llm_buffer **out_text,
+                                struct llm_error **out_err);
 
 /* Renders a conversation to ids, ask or fill. What the host put into the conversation is encoded as plain text:
  * it never becomes a special token, whatever it spells. `flags` are of LLM_RENDER. As llm_chat_render_text, and
  * BUFFER_SMALL. S on template and tokenizer, X on the chat. */
-llm_status llm_chat_render_tokens(llm_chat *chat,
-                                  const llm_template *template_,
-                                  const llm_tokenizer *tokenizer,
+llm_status llm_chat_render_tokens(struct llm_chat *chat,
+                                  const struct llm_template *template_,
+                                  const struct llm_tokenizer *tokenizer,
                                   uint32_t flags,
                                   llm_token *ids,
                                   size_t cap,
                                   size_t *out_needed,
-                                  llm_error **out_err);
+                                  struct llm_error **out_err);
 
 /* Frees a template; NULL is allowed. S. */
-void llm_template_free(llm_template *template_);
+void llm_template_free(struct llm_template *template_);
 
 /* Makes options with defaults: the model's trained context, chunks of 512, batch determinism, rollback on cancel.
  * NULL_ARG, NO_MEMORY. X. */
-llm_status llm_session_options_new(llm_session_options **out_options);
+llm_status llm_session_options_new(struct llm_session_options **out_options);
 
 /* How many tokens the session can hold at most; 0: as many as the model was trained for. NULL_ARG, BUSY. X. */
-llm_status llm_session_options_set_max_tokens(llm_session_options *options,
+llm_status llm_session_options_set_max_tokens(struct llm_session_options *options,
                                               uint32_t max_tokens);
 
 /* How many tokens a prefill computes at once, at least 1. NULL_ARG, INVALID_ARG, BUSY. X. */
-llm_status llm_session_options_set_chunk_tokens(llm_session_options *options,
+llm_status llm_session_options_set_chunk_tokens(struct llm_session_options *options,
                                                 uint32_t chunk_tokens);
 
 /* What the computed bits may depend on: one of LLM_DETERMINISM. NULL_ARG, INVALID_ARG, BUSY. X. */
-llm_status llm_session_options_set_determinism(llm_session_options *options, int32_t determinism);
+llm_status llm_session_options_set_determinism(struct llm_session_options *options,
+                                               int32_t determinism);
 
 /* 1 (default): a cancelled call leaves the session where it stood before; 0: at the last chunk that was completed.
  * NULL_ARG, BUSY. X. */
-llm_status llm_session_options_set_cancel_rollback(llm_session_options *options,
+llm_status llm_session_options_set_cancel_rollback(struct llm_session_options *options,
                                                    int32_t rollback);
 
 /* Frees options; NULL is allowed. X. */
-void llm_session_options_free(llm_session_options *options);
+void llm_session_options_free(struct llm_session_options *options);
 
 /* Makes an empty session with pages of its own; it keeps the model alive. NULL options are the defaults. NULL_ARG,
  * INVALID_ARG, NO_MEMORY, BUDGET, BUSY. I on the model. */
-llm_status llm_session_new(const llm_model *model,
-                           llm_session_options *options,
-                           llm_session **out_session,
-                           llm_error **out_err);
+llm_status llm_session_new(const struct llm_model *model,
+                           struct llm_session_options *options,
+                           struct llm_session **out_session,
+                           struct llm_error **out_err);
 
 /* How many tokens the session holds. NULL_ARG, BUSY. X. */
-llm_status llm_session_length(llm_session *session, uint32_t *out_length);
+llm_status llm_session_length(struct llm_session *session, uint32_t *out_length);
 
 /* The ids the session holds, ask or fill. NULL_ARG, BUFFER_SMALL, BUSY. X. */
-llm_status llm_session_copy_tokens(llm_session *session,
+llm_status llm_session_copy_tokens(struct llm_session *session,
                                    llm_token *ids,
                                    size_t cap,
                                    size_t *out_needed);
 
 /* Keeps the first `length` tokens. Logits are there again after the next prefill or decode. NULL_ARG, INVALID_ARG
  * if the session holds fewer, BUSY. X. */
-llm_status llm_session_truncate(llm_session *session,
+llm_status llm_session_truncate(struct llm_session *session,
                                 uint32_t length,
-                                llm_error **out_err);
+                                struct llm_error **out_err);
 
 /* Empties the session. NULL_ARG, BUSY. X. */
-llm_status llm_session_reset(llm_session *session);
+llm_status llm_session_reset(struct llm_session *session);
 
 /* Appends tokens, in chunks; logits of the last one are ready afterwards. Progress is told after each chunk; its
  * STOP ends with OK and what was computed, its CANCEL like the cancel handle. All but the tokens may be NULL.
  * `out_length` gets the number of tokens now held, also on failure. INVALID_ARG for an id that is not in the
  * vocabulary (detail TOKEN_INDEX), CONTEXT_FULL, KV_FULL, NO_MEMORY, CANCELLED, DEADLINE, CALLBACK, NULL_ARG,
  * BUSY. X. */
-llm_status llm_session_prefill(llm_session *session,
+llm_status llm_session_prefill(struct llm_session *session,
                                const llm_token *ids,
                                size_t count,
                                llm_prefill_fn progress,
                                void *user_data,
                                llm_drop_fn drop,
-                               const llm_cancel *cancel,
+                               const struct llm_cancel *cancel,
                                uint32_t *out_length,
-                               llm_error **out_err);
+                               struct llm_error **out_err);
 
 /* Appends one token; its logits are ready afterwards. Statuses as llm_session_prefill. X. */
-llm_status llm_session_decode(llm_session *session,
+llm_status llm_session_decode(struct llm_session *session,
                               llm_token id,
-                              const llm_cancel *cancel,
-                              llm_error **out_err);
+                              const struct llm_cancel *cancel,
+                              struct llm_error **out_err);
 
 /* Lends the logits behind the last token, one per id of the vocabulary, until the next call on the session.
  * `out_count` may be NULL. BAD_STATE on an empty session, NULL_ARG, BUSY. X. */
-llm_status llm_session_logits(llm_session *session,
+llm_status llm_session_logits(struct llm_session *session,
                               const float **out_logits,
                               size_t *out_count);
 
 /* Copies the logits behind the last token, ask or fill. BAD_STATE on an empty session, NULL_ARG, BUFFER_SMALL,
  * BUSY. X. */
-llm_status llm_session_copy_logits(llm_session *session,
+llm_status llm_session_copy_logits(struct llm_session *session,
                                    float *buf,
                                    size_t cap,
                                    size_t *out_needed);
@@ -869,29 +870,29 @@ llm_status llm_session_copy_logits(llm_session *session,
 /* The `count` likeliest next tokens, likeliest first, with the natural logarithms of their probabilities, into
  * arrays of `count`. Fewer than `count` are written only if the vocabulary is smaller; `out_count` (may be NULL) tells
  * how many. BAD_STATE on an empty session, NULL_ARG, BUSY. X. */
-llm_status llm_session_top(llm_session *session,
+llm_status llm_session_top(struct llm_session *session,
                            llm_token *ids,
                            float *log_probabilities,
                            size_t count,
                            size_t *out_count);
 
 /* Frees a session; NULL is allowed. One that a generation has goes when the generation does. X. */
-void llm_session_free(llm_session *session);
+void llm_session_free(struct llm_session *session);
 
 /* Fills a struct, whose struct_size the host has set, with defaults. NULL_ARG, INVALID_ARG. S. */
-llm_status llm_sampling_params_init(llm_sampling_params *params);
+llm_status llm_sampling_params_init(struct llm_sampling_params *params);
 
 /* Makes a sampler; NULL params are the defaults. NULL_ARG, INVALID_ARG naming the parameter. X. */
-llm_status llm_sampler_new(const llm_sampling_params *params,
-                           llm_sampler **out_sampler,
-                           llm_error **out_err);
+llm_status llm_sampler_new(const struct llm_sampling_params *params,
+                           struct llm_sampler **out_sampler,
+                           struct llm_error **out_err);
 
 /* Forgets the accepted tokens; parameters and bias stay. NULL_ARG, BUSY. X. */
-llm_status llm_sampler_reset(llm_sampler *sampler);
+llm_status llm_sampler_reset(struct llm_sampler *sampler);
 
 /* Replaces the values added to the logits of `count` tokens, given as parallel arrays; -INFINITY forbids a token.
  * NULL_ARG, INVALID_ARG, BUSY. X. */
-llm_status llm_sampler_set_bias(llm_sampler *sampler,
+llm_status llm_sampler_set_bias(struct llm_sampler *sampler,
                                 const llm_token *ids,
                                 const float *values,
                                 size_t count);
@@ -899,94 +900,95 @@ llm_status llm_sampler_set_bias(llm_sampler *sampler,
 /* Chooses a token from a session's current logits, without accepting it. `out_log_probability` is the token's under
  * the model alone; it may be NULL. BAD_STATE on an empty session, DEAD_END if bias and filters left no token,
  * NULL_ARG, BUSY. X on both. */
-llm_status llm_sampler_sample(llm_sampler *sampler,
-                              llm_session *session,
+llm_status llm_sampler_sample(struct llm_sampler *sampler,
+                              struct llm_session *session,
                               llm_token *out_id,
                               float *out_log_probability,
-                              llm_error **out_err);
+                              struct llm_error **out_err);
 
 /* Takes tokens into the history that penalties look at: each chosen one, and the prompt's if they shall count.
  * The only way a sampler's state moves on. NULL_ARG, INVALID_ARG (detail TOKEN_INDEX; those before it are taken),
  * BUSY. X. */
-llm_status llm_sampler_accept(llm_sampler *sampler,
+llm_status llm_sampler_accept(struct llm_sampler *sampler,
                               const llm_token *ids,
                               size_t count,
-                              llm_error **out_err);
+                              struct llm_error **out_err);
 
 /* Frees a sampler; NULL is allowed. X. */
-void llm_sampler_free(llm_sampler *sampler);
+void llm_sampler_free(struct llm_sampler *sampler);
 
 /* Makes options with defaults: 128 tokens, the model's own end tokens. NULL_ARG, NO_MEMORY. X. */
-llm_status llm_generation_options_new(llm_generation_options **out_options);
+llm_status llm_generation_options_new(struct llm_generation_options **out_options);
 
 /* How many tokens to choose at most; 0: until something else ends it. NULL_ARG, BUSY. X. */
-llm_status llm_generation_options_set_max_tokens(llm_generation_options *options,
+llm_status llm_generation_options_set_max_tokens(struct llm_generation_options *options,
                                                  uint32_t max_tokens);
 
 /* Ends the generation where this text appears, whatever the tokens' borders; the text itself is withheld.
  * NULL_ARG, BAD_UTF8, INVALID_ARG for an empty text, BUSY. X. */
-llm_status llm_generation_options_add_stop_text(llm_generation_options *options,
+llm_status llm_generation_options_add_stop_text(struct llm_generation_options *options,
                                                 const char *text,
                                                 size_t text_length);
 
 /* Ends the generation where this token is chosen. NULL_ARG, INVALID_ARG for a negative id, BUSY. X. */
-llm_status llm_generation_options_add_stop_token(llm_generation_options *options, llm_token id);
+llm_status llm_generation_options_add_stop_token(struct llm_generation_options *options,
+                                                 llm_token id);
 
 /* 1: go on past the model's end tokens; 0 (default): end there. NULL_ARG, BUSY. X. */
-llm_status llm_generation_options_set_ignore_end(llm_generation_options *options,
+llm_status llm_generation_options_set_ignore_end(struct llm_generation_options *options,
                                                  int32_t ignore_end);
 
 /* Frees options; NULL is allowed. X. */
-void llm_generation_options_free(llm_generation_options *options);
+void llm_generation_options_free(struct llm_generation_options *options);
 
 /* Begins a generation behind the tokens a session holds. The generation has session and sampler for its lifetime:
- * meanwhile calls on them return BUSY (they may be freed; they go when the generation does). NULL options are the
- * defaults. NULL_ARG, BUSY, UNSUPPORTED. X. */
-llm_status llm_generation_new(llm_session *session,
-                              llm_sampler *sampler,
-                              llm_generation_options *options,
-                              llm_generation **out_generation,
-                              llm_error **out_err);
+ * meanwhile calls on them return BUSY (they may be freed; they go when the generation does). Without a tokenizer in
+ * the file all texts are empty. NULL options are the defaults. NULL_ARG, BUSY, UNSUPPORTED. X. */
+llm_status llm_generation_new(struct llm_session *session,
+                              struct llm_sampler *sampler,
+                              struct llm_generation_options *options,
+                              struct llm_generation **out_generation,
+                              struct llm_error **out_err);
 
 /* Computes the next event. Returns MORE, or DONE with the last event. A cancel handle (may be NULL) ends the
  * generation with DONE and the reason CANCELLED; the session then stands where it stood before the call.
  * `out_event` may be NULL. After a failure the call can be repeated. NULL_ARG, BUSY, INVALID_ARG, BAD_STATE on
  * an empty session, NO_MEMORY, KV_FULL. X. */
-llm_status llm_generation_next(llm_generation *generation,
-                               const llm_cancel *cancel,
-                               llm_event *out_event,
-                               llm_error **out_err);
+llm_status llm_generation_next(struct llm_generation *generation,
+                               const struct llm_cancel *cancel,
+                               struct llm_event *out_event,
+                               struct llm_error **out_err);
 
 /* Pushes events through a callback until the last one was told (DONE), the callback answers STOP (MORE: the
  * generation can go on later) or CANCEL (CANCELLED; the generation is ended), or a call fails. A cancel handle ends it
  * as in llm_generation_next. Statuses as there, and CALLBACK. X. */
-llm_status llm_generation_run(llm_generation *generation,
+llm_status llm_generation_run(struct llm_generation *generation,
                               llm_event_fn on_event,
                               void *user_data,
                               llm_drop_fn drop,
-                              const llm_cancel *cancel,
-                              llm_error **out_err);
+                              const struct llm_cancel *cancel,
+                              struct llm_error **out_err);
 
 /* Text of the last event, borrowed until the next call on the generation. `out_length` may be NULL. NULL_ARG,
  * BUSY. X. */
-llm_status llm_generation_text(llm_generation *generation,
+llm_status llm_generation_text(struct llm_generation *generation,
                                const char **out_text,
                                size_t *out_length);
 
 /* Ids of the last event, borrowed until the next call on the generation. `out_count` may be NULL. NULL_ARG,
  * BUSY. X. */
-llm_status llm_generation_ids(llm_generation *generation,
+llm_status llm_generation_ids(struct llm_generation *generation,
                               const llm_token **out_ids,
                               size_t *out_count);
 
 /* Why it ended: one of LLM_REASON. NULL_ARG, BUSY. X. */
-llm_status llm_generation_reason(llm_generation *generation, int32_t *out_reason);
+llm_status llm_generation_reason(struct llm_generation *generation, int32_t *out_reason);
 
 /* Counters so far, into a struct whose struct_size the host has set. NULL_ARG, INVALID_ARG, BUSY. X. */
-llm_status llm_generation_perf(llm_generation *generation, llm_perf *out_perf);
+llm_status llm_generation_perf(struct llm_generation *generation, struct llm_perf *out_perf);
 
 /* Ends a generation and gives session and sampler back; NULL is allowed. X. */
-void llm_generation_free(llm_generation *generation);
+void llm_generation_free(struct llm_generation *generation);
 
 #ifdef __cplusplus
 }

@@ -32,7 +32,7 @@ fn the_soname_carries_major_and_minor_version() {
     let library = Library::find();
     let Some(readelf) = compiler("readelf") else { return };
     let dynamic = run(Command::new(readelf).arg("-d").arg(library.file()));
-    assert!(dynamic.contains("[libllm.so.0.1]"), "{dynamic}");
+    assert!(dynamic.contains(&format!("[{}]", support::SONAME)), "{dynamic}");
 }
 
 /// Calls every function once with NULL and 0 for everything, then with a handle of the wrong class for every handle,
@@ -71,7 +71,8 @@ fn every_function_answers_null_and_foreign_handles() {
     for line in lines {
         let [pass, name, answer] = line[..] else { panic!("unexpected line {line:?}") };
         let Ok(status) = answer.parse::<i32>() else { continue };
-        let takes_pointers = functions.iter().any(|f| f.name == name && f.parameters.iter().any(|p| p.contains('*')));
+        let takes_pointers =
+            functions.iter().any(|f| f.name == name && f.parameters.iter().any(|p| p.contains('*')));
         match (pass, takes_pointers) {
             _ if name == "llm_error_code" => assert_eq!(status, 0, "no error is LLM_OK"),
             ("null", true) => assert_eq!(status, -2, "{name} of NULL"),
@@ -103,7 +104,11 @@ fn foreign(parameter: &str) -> String {
 
 /// The same handles, but no outputs.
 fn lost(parameter: &str) -> String {
-    if is_handle(parameter) && parameter.matches('*').count() == 1 { foreign(parameter) } else { null(parameter) }
+    if is_handle(parameter) && parameter.matches('*').count() == 1 {
+        foreign(parameter)
+    } else {
+        null(parameter)
+    }
 }
 
 /// Whether a parameter's type is one of the opaque handles.

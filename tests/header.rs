@@ -13,8 +13,21 @@ use support::{compiler, root, run};
 
 /// The files of src/ffi in the order a reader of the header wants them.
 const SOURCES: &[&str] = &[
-    "types", "library", "error", "buffer", "cancel", "runtime", "model", "file", "tokenizer", "text_stream", "chat", "template",
-    "session", "sampler", "generation",
+    "types",
+    "library",
+    "error",
+    "buffer",
+    "cancel",
+    "runtime",
+    "model",
+    "file",
+    "tokenizer",
+    "text_stream",
+    "chat",
+    "template",
+    "session",
+    "sampler",
+    "generation",
 ];
 
 fn generate() -> String {
@@ -73,9 +86,23 @@ fn tidy(text: &str) -> String {
 fn family(line: &str) -> &str {
     let name = line.split(' ').nth(1).unwrap_or_default();
     let families = [
-        "LLM_VERSION", "LLM_CONTROL", "LLM_CAPABILITY", "LLM_DETAIL", "LLM_LOG", "LLM_LOAD", "LLM_VERIFY", "LLM_MODEL",
-        "LLM_ENCODE", "LLM_DECODE", "LLM_SPECIAL", "LLM_TOKEN", "LLM_STREAM", "LLM_RENDER", "LLM_DETERMINISM",
-        "LLM_EVENT", "LLM_REASON",
+        "LLM_VERSION",
+        "LLM_CONTROL",
+        "LLM_CAPABILITY",
+        "LLM_DETAIL",
+        "LLM_LOG",
+        "LLM_LOAD",
+        "LLM_VERIFY",
+        "LLM_MODEL",
+        "LLM_ENCODE",
+        "LLM_DECODE",
+        "LLM_SPECIAL",
+        "LLM_TOKEN",
+        "LLM_STREAM",
+        "LLM_RENDER",
+        "LLM_DETERMINISM",
+        "LLM_EVENT",
+        "LLM_REASON",
     ];
     families.into_iter().find(|family| name.starts_with(family)).unwrap_or("LLM_")
 }
@@ -131,9 +158,11 @@ fn check(mut command: Command, file: &Path) {
 fn no_struct_member_moves() {
     let Some(cc) = compiler("gcc").or_else(|| compiler("clang")) else { return };
     let header = generate();
-    let mut program = String::from("#include <stdio.h>\n#include <llm.h>\n#define M(s, m) \
+    let mut program = String::from(
+        "#include <stdio.h>\n#include <llm.h>\n#define M(s, m) \
         printf(\"%s.%s size %u offset %u\\n\", #s, #m, (unsigned)sizeof(((s *)0)->m), (unsigned)offsetof(s, m));\n\
-        int main(void) {\n");
+        int main(void) {\n",
+    );
     for (name, members) in support::structs(&header) {
         writeln!(program, "printf(\"{name} size %u\\n\", (unsigned)sizeof({name}));").unwrap();
         for member in &members {

@@ -20,14 +20,15 @@ static void on_interrupt(int signal_number) {
 }
 
 /* Shows a failure; 1 if there was one. */
-static int failed(const char *what, llm_status status, llm_error *error) {
+static int failed(const char *what, llm_status status, llm_error **out_err) {
+    const llm_error *error = out_err != NULL ? *out_err : NULL;
     int64_t offset;
     if (status >= 0) return 0;
     fprintf(stderr, "%s failed: %s", what, llm_status_name(status));
     if (error != NULL) fprintf(stderr, ": %s", llm_error_message(error, NULL));
     if (llm_error_detail(error, LLM_DETAIL_OFFSET, &offset) == LLM_OK) fprintf(stderr, " (offset %ld)", (long)offset);
     fputc('\n', stderr);
-    llm_error_free(error);
+    if (out_err != NULL) llm_error_free(*out_err);
     return 1;
 }
 
@@ -64,7 +65,7 @@ static llm_token *render(llm_chat *chat, llm_template *template, llm_tokenizer *
         ids = malloc(cap * sizeof *ids);
         if (ids == NULL) return NULL;
     }
-    if (failed("render", status, error)) {
+    if (failed("render", status, &error)) {
         free(ids);
         return NULL;
     }
@@ -83,9 +84,9 @@ static int prefill(llm_session *session, const llm_token *ids, size_t count) {
     }
     while (same < length && same + 1 < count && held[same] == ids[same]) same++;
     free(held);
-    if (failed("truncate", llm_session_truncate(session, (uint32_t)same, &error), error)) return 1;
+    if (failed("truncate", llm_session_truncate(session, (uint32_t)same, &error), &error)) return 1;
     return failed("prefill", llm_session_prefill(session, ids + same, count - same, NULL, NULL, NULL, cancel, &now, &error),
-                  error);
+                  &error);
 }
 
 /* Streams one answer and adds it to the conversation. */
@@ -96,8 +97,8 @@ static int answer(llm_session *session, llm_sampler *sampler, llm_generation_opt
     int32_t reason = LLM_REASON_NONE;
     int bad;
     answer.length = 0;
-    if (failed("generation", llm_generation_new(session, sampler, options, &generation, &error), error)) return 1;
-    bad = failed("answer", llm_generation_run(generation, on_event, &answer, NULL, cancel, &error), error);
+    if (failed("generation", llm_generation_new(session, sampler, options, &generation, &error), &error)) return 1;
+    bad = failed("answer", llm_generation_run(generation, on_event, &answer, NULL, cancel, &error), &error);
     if (llm_generation_reason(generation, &reason) == LLM_OK && reason == LLM_REASON_CANCELLED) fputs(" [stopped]", stdout);
     if (reason == LLM_REASON_CONTEXT_FULL) fputs(" [the context is full]", stdout);
     fputc('\n', stdout);
@@ -126,18 +127,18 @@ int main(int argc, char **argv) {
     if (failed("parameters", llm_sampling_params_init(&params), NULL)) goto end;
     params.temperature = argc > 2 ? (float)atof(argv[2]) : 0;
 
-    if (failed("runtime", llm_runtime_new(NULL, &runtime, &error), error)) goto end;
+    if (failed("runtime", llm_runtime_new(NULL, &runtime, &error), &error)) goto end;
     if (failed("cancel", llm_cancel_new(&cancel), NULL)) goto end;
-    if (failed("open", llm_model_open_path(runtime, argv[1], LLM_NTS, NULL, cancel, &model, &error), error)) goto end;
+    if (failed("open", llm_model_open_path(runtime, argv[1], LLM_NTS, NULL, cancel, &model, &error), &error)) goto end;
     if (failed("tokenizer", llm_model_tokenizer(model, &tokenizer), NULL)) goto end;
     status = llm_model_template(model, NULL, 0, &template, &error);
     if (status == LLM_NOT_FOUND) {
         llm_error_free(error);
         status = llm_template_compile(PLAIN, LLM_NTS, NULL, 0, NULL, 0, &template, &error);
     }
-    if (failed("template", status, error)) goto end;
-    if (failed("session", llm_session_new(model, NULL, &session, &error), error)) goto end;
-    if (failed("sampler", llm_sampler_new(&params, &sampler, &error), error)) goto end;
+    if (failed("template", status, &error)) goto end;
+    if (failed("session", llm_session_new(model, NULL, &session, &error), &error)) goto end;
+    if (failed("sampler", llm_sampler_new(&params, &sampler, &error), &error)) goto end;
     if (failed("options", llm_generation_options_new(&options), NULL)) goto end;
     if (failed("stop text", llm_generation_options_add_stop_text(options, "\nuser:", LLM_NTS), NULL)) goto end;
     if (failed("chat", llm_chat_new(&chat), NULL)) goto end;

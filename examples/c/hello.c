@@ -2,10 +2,10 @@
 #include <stdio.h>
 #include <llm.h>
 
-static int failed(const char *what, llm_status status, llm_error *error) {
+static int failed(const char *what, llm_status status, llm_error **error) {
     if (status >= 0) return 0;
-    fprintf(stderr, "%s: %s: %s\n", what, llm_status_name(status), llm_error_message(error, NULL));
-    llm_error_free(error);
+    fprintf(stderr, "%s: %s: %s\n", what, llm_status_name(status), llm_error_message(error ? *error : NULL, NULL));
+    if (error != NULL) llm_error_free(*error);
     return 1;
 }
 
@@ -20,27 +20,27 @@ int main(int argc, char **argv) {
     llm_token ids[1024];
     size_t count = 0;
     const char *text;
-    int bad = 1;
+    llm_status status = LLM_BAD_STATE;
 
     if (argc < 3) return fprintf(stderr, "usage: %s MODEL.llm TEXT\n", argv[0]), 2;
-    if (failed("runtime", llm_runtime_new(NULL, &runtime, &error), error)) goto end;
-    if (failed("open", llm_model_open_path(runtime, argv[1], LLM_NTS, NULL, NULL, &model, &error), error)) goto end;
+    if (failed("runtime", llm_runtime_new(NULL, &runtime, &error), &error)) goto end;
+    if (failed("open", llm_model_open_path(runtime, argv[1], LLM_NTS, NULL, NULL, &model, &error), &error)) goto end;
     if (failed("tokenizer", llm_model_tokenizer(model, &tokenizer), NULL)) goto end;
     if (failed("encode", llm_tokenizer_encode(tokenizer, argv[2], LLM_NTS, LLM_ENCODE_ADD_SPECIAL, ids, 1024, &count),
                NULL)) goto end;
-    if (failed("session", llm_session_new(model, NULL, &session, &error), error)) goto end;
-    if (failed("prefill", llm_session_prefill(session, ids, count, NULL, NULL, NULL, NULL, NULL, &error), error)) goto end;
-    if (failed("sampler", llm_sampler_new(NULL, &sampler, &error), error)) goto end;
-    if (failed("generation", llm_generation_new(session, sampler, NULL, &generation, &error), error)) goto end;
+    if (failed("session", llm_session_new(model, NULL, &session, &error), &error)) goto end;
+    if (failed("prefill", llm_session_prefill(session, ids, count, NULL, NULL, NULL, NULL, NULL, &error), &error)) goto end;
+    if (failed("sampler", llm_sampler_new(NULL, &sampler, &error), &error)) goto end;
+    if (failed("generation", llm_generation_new(session, sampler, NULL, &generation, &error), &error)) goto end;
 
-    for (bad = LLM_MORE; bad == LLM_MORE;) {
-        bad = llm_generation_next(generation, NULL, NULL, &error);
-        if (failed("next", bad, error)) break;
+    do {
+        status = llm_generation_next(generation, NULL, NULL, &error);
+        if (failed("next", status, &error)) break;
         if (llm_generation_text(generation, &text, NULL) == LLM_OK) fputs(text, stdout);
-    }
+    } while (status == LLM_MORE);
     puts("");
 end: /* any order is right */
     llm_generation_free(generation), llm_sampler_free(sampler), llm_session_free(session);
     llm_tokenizer_free(tokenizer), llm_model_free(model), llm_runtime_free(runtime);
-    return bad != LLM_DONE;
+    return status == LLM_DONE ? 0 : 1;
 }

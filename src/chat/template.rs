@@ -58,7 +58,7 @@ impl Template {
     /// texts of special tokens come from its tokenizer.
     ///
     /// # Errors
-    /// `UNSUPPORTED` if the file has no chat template at all, `NOT_FOUND` if it has none of that name; those of
+    /// `NOT_FOUND` if the file has no chat template, or none of that name; those of
     /// [`Template::compile`].
     pub fn of_model(
         metadata: &Map<String, Value>,
@@ -83,7 +83,7 @@ impl Template {
                     format!("chat template {name:?}: expected one of {}", names.join(", ")),
                 ),
                 _ => Error::new(
-                    Status::UNSUPPORTED,
+                    Status::NOT_FOUND,
                     "the model file has no chat template: compile one from source, or prompt with plain text",
                 ),
             });

@@ -199,5 +199,5 @@ fn a_model_brings_its_templates_by_name() {
     assert_eq!(source(Some("tool_use")).unwrap(), "b");
     assert_eq!(source(Some("rag")).unwrap_err().status(), Status::NOT_FOUND);
     let e = Template::of_model(&Map::new(), None, None).err().unwrap();
-    assert_eq!(e.status(), Status::UNSUPPORTED);
+    assert_eq!(e.status(), Status::NOT_FOUND);
 }

@@ -27,5 +27,5 @@ pub unsafe extern "C" fn llm_buffer_size(buffer: *const llm_buffer) -> usize {
 /// Frees a buffer; NULL is allowed. S.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_buffer_free(buffer: *mut llm_buffer) {
-    entry!(else (), |host| Ok(handle::free(host, buffer)))
+    entry!(else (), |host| handle::free(host, buffer))
 }

@@ -34,11 +34,16 @@ pub unsafe extern "C" fn llm_cancel_trigger(cancel: *const llm_cancel) {
 /// Sets a deadline this many milliseconds from now, in place of an earlier one; calls end with DEADLINE after it.
 /// NULL_ARG. I, callback-safe.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn llm_cancel_set_deadline_ms(cancel: *const llm_cancel, milliseconds: u64) -> llm_status {
-    entry!(safe |host| {
-        handle::get(host, cancel, "cancel")?.set_deadline(Some(Duration::from_millis(milliseconds)));
-        Ok(Status::OK)
-    })
+pub unsafe extern "C" fn llm_cancel_set_deadline_ms(
+    cancel: *const llm_cancel,
+    milliseconds: u64,
+) -> llm_status {
+    entry!(
+        safe | host | {
+            handle::get(host, cancel, "cancel")?.set_deadline(Some(Duration::from_millis(milliseconds)));
+            Ok(Status::OK)
+        }
+    )
 }
 
 /// 1 if the flag is set, 0 if not (a deadline that passed is not the flag); 0 for NULL. Without a lock.
@@ -52,14 +57,16 @@ pub unsafe extern "C" fn llm_cancel_is_set(cancel: *const llm_cancel) -> i32 {
 /// Clears the flag and the deadline, for the next call. NULL_ARG. I, callback-safe.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_cancel_reset(cancel: *const llm_cancel) -> llm_status {
-    entry!(safe |host| {
-        handle::get(host, cancel, "cancel")?.reset();
-        Ok(Status::OK)
-    })
+    entry!(
+        safe | host | {
+            handle::get(host, cancel, "cancel")?.reset();
+            Ok(Status::OK)
+        }
+    )
 }
 
 /// Frees a cancel handle; NULL is allowed. A signal handler must not use it any more. I.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_cancel_free(cancel: *mut llm_cancel) {
-    entry!(else (), |host| Ok(handle::free(host, cancel)))
+    entry!(else (), |host| handle::free(host, cancel))
 }

@@ -40,7 +40,11 @@ pub unsafe extern "C" fn llm_chat_add(
 
 /// Appends a message given as a JSON object with at least "role". NULL_ARG, BAD_UTF8, INVALID_ARG. X.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn llm_chat_add_json(chat: *mut llm_chat, json: *const c_char, json_length: usize) -> llm_status {
+pub unsafe extern "C" fn llm_chat_add_json(
+    chat: *mut llm_chat,
+    json: *const c_char,
+    json_length: usize,
+) -> llm_status {
     entry!(|host| {
         let mut chat = handle::lock(host, chat, "chat")?;
         chat.add_json(ptr::text(host, json, json_length, "json")?)?;
@@ -83,5 +87,5 @@ pub unsafe extern "C" fn llm_chat_set_var_json(
 /// Frees a conversation; NULL is allowed. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_chat_free(chat: *mut llm_chat) {
-    entry!(else (), |host| Ok(handle::free(host, chat)))
+    entry!(else (), |host| handle::free(host, chat))
 }

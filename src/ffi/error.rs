@@ -97,16 +97,22 @@ pub unsafe extern "C" fn llm_error_message(error: *const llm_error, out_length: 
 /// A number that belongs to the error, by LLM_DETAIL key. NOT_FOUND if the error has none of that kind,
 /// INVALID_ARG for an unknown key. S, callback-safe.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn llm_error_detail(error: *const llm_error, key: i32, out_value: *mut i64) -> llm_status {
-    entry!(safe |host| {
-        let out = ptr::out(host, out_value, "out_value")?;
-        let report = handle::get(host, error, "error")?;
-        if !KEYS.iter().any(|(_, known)| *known == key) {
-            return Err(Error::new(Status::INVALID_ARG, format!("unknown detail key {key}")));
+pub unsafe extern "C" fn llm_error_detail(
+    error: *const llm_error,
+    key: i32,
+    out_value: *mut i64,
+) -> llm_status {
+    entry!(
+        safe | host | {
+            let out = ptr::out(host, out_value, "out_value")?;
+            let report = handle::get(host, error, "error")?;
+            if !KEYS.iter().any(|(_, known)| *known == key) {
+                return Err(Error::new(Status::INVALID_ARG, format!("unknown detail key {key}")));
+            }
+            out.put(find(&report, key)?);
+            Ok(Status::OK)
         }
-        out.put(find(&report, key)?);
-        Ok(Status::OK)
-    })
+    )
 }
 
 fn find(report: &Report, key: i32) -> Result<i64> {
@@ -120,7 +126,7 @@ pub unsafe extern "C" fn llm_error_free(error: *mut llm_error) {
     if std::ptr::from_ref(&OUT_OF_MEMORY).addr() == error.addr() {
         return;
     }
-    entry!(else (), |host| Ok(handle::free(host, error)))
+    entry!(else (), |host| handle::free(host, error))
 }
 
 #[cfg(test)]

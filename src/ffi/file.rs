@@ -80,7 +80,8 @@ pub unsafe extern "C" fn llm_model_verify_path(
         let (bytes, index) = map(&ptr::path(host, path, path_length, "path")?)?;
         let mut stopped = None;
         let result = index.verify(&bytes, &mut |done, total| {
-            let go_on = cancel.as_ref().map_or(Ok(()), |c| c.check()).and_then(|()| tell(&progress, done, total));
+            let go_on =
+                cancel.as_ref().map_or(Ok(()), |c| c.check()).and_then(|()| tell(&progress, done, total));
             match go_on {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(e) => {

@@ -150,7 +150,9 @@ type EventFn = unsafe extern "C" fn(
 
 /// Makes options with defaults: 128 tokens, the model's own end tokens. NULL_ARG, NO_MEMORY. X.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn llm_generation_options_new(out_options: *mut *mut llm_generation_options) -> llm_status {
+pub unsafe extern "C" fn llm_generation_options_new(
+    out_options: *mut *mut llm_generation_options,
+) -> llm_status {
     entry!(|host| ptr::out_handle(host, out_options, "out_options")?.put(GenerationOptions::default()))
 }
 
@@ -216,7 +218,7 @@ pub unsafe extern "C" fn llm_generation_options_set_ignore_end(
 /// Frees options; NULL is allowed. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_generation_options_free(options: *mut llm_generation_options) {
-    entry!(else (), |host| Ok(handle::free(host, options)))
+    entry!(else (), |host| handle::free(host, options))
 }
 
 /// Begins a generation behind the tokens a session holds. The generation has session and sampler for its lifetime:
@@ -251,8 +253,8 @@ pub unsafe extern "C" fn llm_generation_new(
 /// One pull: fills the lent text and ids, and describes them.
 fn pull(running: &mut Running, cancel: Option<&Cancel>) -> Result<(Status, llm_event)> {
     let Running { generation, session, sampler, text, ids } = running;
-    let event =
-        session.with(|session| sampler.with(|sampler| generation.next(&mut session.session, sampler, cancel)))?;
+    let event = session
+        .with(|session| sampler.with(|sampler| generation.next(&mut session.session, sampler, cancel)))?;
     text.set(event.text.as_bytes());
     ids.clear();
     ids.extend_from_slice(&event.ids);
@@ -379,7 +381,10 @@ pub unsafe extern "C" fn llm_generation_ids(
 
 /// Why it ended: one of LLM_REASON. NULL_ARG, BUSY. X.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn llm_generation_reason(generation: *mut llm_generation, out_reason: *mut i32) -> llm_status {
+pub unsafe extern "C" fn llm_generation_reason(
+    generation: *mut llm_generation,
+    out_reason: *mut i32,
+) -> llm_status {
     entry!(|host| {
         let out = ptr::out(host, out_reason, "out_reason")?;
         out.put(reason_number(handle::lock(host, generation, "generation")?.generation.reason()));
@@ -389,7 +394,10 @@ pub unsafe extern "C" fn llm_generation_reason(generation: *mut llm_generation, 
 
 /// Counters so far, into a struct whose struct_size the host has set. NULL_ARG, INVALID_ARG, BUSY. X.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn llm_generation_perf(generation: *mut llm_generation, out_perf: *mut llm_perf) -> llm_status {
+pub unsafe extern "C" fn llm_generation_perf(
+    generation: *mut llm_generation,
+    out_perf: *mut llm_perf,
+) -> llm_status {
     entry!(|host| {
         let perf = handle::lock(host, generation, "generation")?.generation.perf();
         let nanoseconds = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
@@ -410,5 +418,5 @@ pub unsafe extern "C" fn llm_generation_perf(generation: *mut llm_generation, ou
 /// Ends a generation and gives session and sampler back; NULL is allowed. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_generation_free(generation: *mut llm_generation) {
-    entry!(else (), |host| Ok(handle::free(host, generation)))
+    entry!(else (), |host| handle::free(host, generation))
 }

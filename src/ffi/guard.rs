@@ -154,7 +154,10 @@ pub(super) fn in_sink(sink: impl FnOnce()) {
 
 fn check_sink() -> Result<()> {
     if IN_SINK.get() {
-        return Err(Error::new(Status::REENTRANT, "called from inside a log sink; only callback-safe functions are"));
+        return Err(Error::new(
+            Status::REENTRANT,
+            "called from inside a log sink; only callback-safe functions are",
+        ));
     }
     Ok(())
 }

@@ -162,19 +162,18 @@ pub(super) fn make<C: Class>(value: C::Value) -> Result<*mut C> {
     Ok(body.cast())
 }
 
-/// Ends the host's reference. NULL and pointers of another class are let pass; in a child of `fork` the memory is
+/// Ends the host's reference. For NULL and pointers of another class nothing happens; in a child of `fork` the memory is
 /// left alone, because the threads a value would wait for do not exist there.
-pub(super) fn free<C: Class>(_host: Host<'_>, handle: *mut C) {
+pub(super) fn free<C: Class>(_host: Host<'_>, handle: *mut C) -> Result<()> {
     if guard::forked() {
-        return;
+        return Ok(());
     }
-    if let Ok(reference) = Ref::new(handle, "handle") {
-        let body = reference.body();
-        // Of two frees at once only one ends the host's reference.
-        if body.magic.compare_exchange(C::MAGIC, FREED, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            drop(Ref(reference.0));
-        }
+    let reference = Ref::new(handle, "handle")?;
+    // Of two frees at once only one ends the host's reference.
+    if reference.body().magic.compare_exchange(C::MAGIC, FREED, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        drop(Ref(reference.0));
     }
+    Ok(())
 }
 
 /// Access to a shared value for the length of a call.
@@ -376,7 +375,7 @@ mod tests {
         .unwrap();
         drop(held);
         assert_eq!(status(lock(host(), handle, "h")), Status::OK);
-        free(host(), handle);
+        free(host(), handle).unwrap();
     }
 
     #[test]
@@ -384,7 +383,7 @@ mod tests {
         let handle = make::<Counter>(1).unwrap();
         let mut loan = lock(host(), handle, "h").unwrap().lend();
         assert_eq!(status(lock(host(), handle, "h")), Status::BUSY);
-        free(host(), handle);
+        free(host(), handle).unwrap();
         assert_eq!(status(lock(host(), handle, "h")), Status::INVALID_ARG);
         loan.with(|n| *n += 1);
         assert_eq!(loan.with(|n| *n), 2);
@@ -395,9 +394,9 @@ mod tests {
         let handle = make::<Counter>(1).unwrap();
         assert_eq!(status(get(host(), handle.cast::<Word>(), "h")), Status::INVALID_ARG);
         assert_eq!(status(get::<Word>(host(), std::ptr::null(), "h")), Status::NULL_ARG);
-        free(host(), handle.cast::<Word>());
+        assert_eq!(status(free(host(), handle.cast::<Word>())), Status::INVALID_ARG);
         assert_eq!(status(lock(host(), handle, "h")), Status::OK);
-        free(host(), handle);
+        free(host(), handle).unwrap();
     }
 
     #[test]
@@ -409,7 +408,7 @@ mod tests {
         });
         assert!(caught.is_err());
         assert_eq!(status(lock(host(), handle, "h")), Status::POISONED);
-        free(host(), handle);
+        free(host(), handle).unwrap();
     }
 
     #[test]
@@ -417,7 +416,7 @@ mod tests {
         let value = std::sync::Arc::new("alive");
         let handle = make::<Word>(value.clone()).unwrap();
         let held = get(host(), handle, "h").unwrap();
-        free(host(), handle);
+        free(host(), handle).unwrap();
         assert_eq!((**held, std::sync::Arc::strong_count(&value)), ("alive", 2));
         drop(held);
         assert_eq!(std::sync::Arc::strong_count(&value), 1);

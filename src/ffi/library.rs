@@ -61,15 +61,17 @@ pub extern "C" fn llm_build_info() -> *const c_char {
 /// know, NULL_ARG. S, callback-safe.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_capability(id: i32, out_value: *mut i64) -> llm_status {
-    entry!(safe |host| {
-        let out = ptr::out(host, out_value, "out_value")?;
-        out.put(match id {
-            LLM_CAPABILITY_MAP | LLM_CAPABILITY_OPEN_FD => i64::from(cfg!(unix)),
-            LLM_CAPABILITY_DEVICES => 0,
-            _ => return Err(Error::new(Status::UNSUPPORTED, format!("unknown capability {id}"))),
-        });
-        Ok(Status::OK)
-    })
+    entry!(
+        safe | host | {
+            let out = ptr::out(host, out_value, "out_value")?;
+            out.put(match id {
+                LLM_CAPABILITY_MAP | LLM_CAPABILITY_OPEN_FD => i64::from(cfg!(unix)),
+                LLM_CAPABILITY_DEVICES => 0,
+                _ => return Err(Error::new(Status::UNSUPPORTED, format!("unknown capability {id}"))),
+            });
+            Ok(Status::OK)
+        }
+    )
 }
 
 /// Name of a status code's constant, such as "LLM_IO"; "LLM_UNKNOWN" for other numbers. Static, never NULL.

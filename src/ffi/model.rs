@@ -81,7 +81,10 @@ pub unsafe extern "C" fn llm_model_options_new(out_options: *mut *mut llm_model_
 
 /// Whether to map or to copy: one of LLM_LOAD. NULL_ARG, INVALID_ARG, BUSY. X.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn llm_model_options_set_load_mode(options: *mut llm_model_options, mode: i32) -> llm_status {
+pub unsafe extern "C" fn llm_model_options_set_load_mode(
+    options: *mut llm_model_options,
+    mode: i32,
+) -> llm_status {
     entry!(|host| {
         handle::lock(host, options, "options")?.load = match mode {
             LLM_LOAD_MAP => Load::Map,
@@ -94,7 +97,10 @@ pub unsafe extern "C" fn llm_model_options_set_load_mode(options: *mut llm_model
 
 /// How much to check: one of LLM_VERIFY. NULL_ARG, INVALID_ARG, BUSY. X.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn llm_model_options_set_verify(options: *mut llm_model_options, verify: i32) -> llm_status {
+pub unsafe extern "C" fn llm_model_options_set_verify(
+    options: *mut llm_model_options,
+    verify: i32,
+) -> llm_status {
     entry!(|host| {
         handle::lock(host, options, "options")?.verify = match verify {
             LLM_VERIFY_HEADER => Verify::Header,
@@ -129,7 +135,7 @@ pub unsafe extern "C" fn llm_model_options_set_progress(
 /// Frees options; NULL is allowed. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_model_options_free(options: *mut llm_model_options) {
-    entry!(else (), |host| Ok(handle::free(host, options)))
+    entry!(else (), |host| handle::free(host, options))
 }
 
 /// The arguments all openings share.
@@ -271,7 +277,10 @@ unsafe impl Plain for llm_model_info {
 
 /// Describes a model, into a struct whose struct_size the host has set. NULL_ARG, INVALID_ARG. S.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn llm_model_get_info(model: *const llm_model, out_info: *mut llm_model_info) -> llm_status {
+pub unsafe extern "C" fn llm_model_get_info(
+    model: *const llm_model,
+    out_info: *mut llm_model_info,
+) -> llm_status {
     entry!(|host| {
         let model = handle::get(host, model, "model")?;
         plain::write(host, out_info, &describe(&model.model), "out_info")?;
@@ -337,7 +346,8 @@ pub unsafe extern "C" fn llm_model_meta_get(
         let model = handle::get(host, model, "model")?;
         let key = ptr::text_required(host, key, key_length, "key")?;
         let found = model.meta().iter().find(|(k, _)| k.bytes() == key.as_bytes());
-        let (_, value) = found.ok_or_else(|| Error::new(Status::NOT_FOUND, format!("no metadata {key:?}")))?;
+        let (_, value) =
+            found.ok_or_else(|| Error::new(Status::NOT_FOUND, format!("no metadata {key:?}")))?;
         out.put_text(value);
         Ok(Status::OK)
     })
@@ -354,7 +364,10 @@ pub unsafe extern "C" fn llm_model_fingerprint(model: *const llm_model, out_byte
 
 /// Another handle on the same model, to be freed as well. NULL_ARG, NO_MEMORY. S.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn llm_model_retain(model: *const llm_model, out_model: *mut *mut llm_model) -> llm_status {
+pub unsafe extern "C" fn llm_model_retain(
+    model: *const llm_model,
+    out_model: *mut *mut llm_model,
+) -> llm_status {
     entry!(|host| {
         let out = ptr::out_handle(host, out_model, "out_model")?;
         let model = handle::get(host, model, "model")?;
@@ -366,5 +379,5 @@ pub unsafe extern "C" fn llm_model_retain(model: *const llm_model, out_model: *m
 /// tokenizers. S.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_model_free(model: *mut llm_model) {
-    entry!(else (), |host| Ok(handle::free(host, model)))
+    entry!(else (), |host| handle::free(host, model))
 }

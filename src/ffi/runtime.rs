@@ -123,7 +123,7 @@ pub unsafe extern "C" fn llm_runtime_options_set_log(
 /// Frees options; NULL is allowed. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_runtime_options_free(options: *mut llm_runtime_options) {
-    entry!(else (), |host| Ok(handle::free(host, options)))
+    entry!(else (), |host| handle::free(host, options))
 }
 
 /// Starts a runtime with its threads. NULL options are the defaults. The environment variable LLM_ISA names an
@@ -179,5 +179,5 @@ pub unsafe extern "C" fn llm_runtime_retain(
 /// their sessions. I.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_runtime_free(runtime: *mut llm_runtime) {
-    entry!(else (), |host| Ok(handle::free(host, runtime)))
+    entry!(else (), |host| handle::free(host, runtime))
 }

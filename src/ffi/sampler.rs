@@ -183,5 +183,5 @@ pub unsafe extern "C" fn llm_sampler_accept(
 /// Frees a sampler; NULL is allowed. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_sampler_free(sampler: *mut llm_sampler) {
-    entry!(else (), |host| Ok(handle::free(host, sampler)))
+    entry!(else (), |host| handle::free(host, sampler))
 }

@@ -88,7 +88,10 @@ pub unsafe extern "C" fn llm_session_options_set_determinism(
             LLM_DETERMINISM_BATCH => Level::BatchInvariant,
             LLM_DETERMINISM_PORTABLE => Level::Portable,
             other => {
-                return Err(Error::new(Status::INVALID_ARG, format!("unknown LLM_DETERMINISM value {other}")));
+                return Err(Error::new(
+                    Status::INVALID_ARG,
+                    format!("unknown LLM_DETERMINISM value {other}"),
+                ));
             }
         };
         Ok(Status::OK)
@@ -111,7 +114,7 @@ pub unsafe extern "C" fn llm_session_options_set_cancel_rollback(
 /// Frees options; NULL is allowed. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_session_options_free(options: *mut llm_session_options) {
-    entry!(else (), |host| Ok(handle::free(host, options)))
+    entry!(else (), |host| handle::free(host, options))
 }
 
 /// Makes an empty session with pages of its own; it keeps the model alive. NULL options are the defaults. NULL_ARG,
@@ -319,7 +322,7 @@ fn top(logits: &[f32], count: usize) -> Vec<(llm_token, f32)> {
 /// Frees a session; NULL is allowed. One that a generation has goes when the generation does. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_session_free(session: *mut llm_session) {
-    entry!(else (), |host| Ok(handle::free(host, session)))
+    entry!(else (), |host| handle::free(host, session))
 }
 
 #[cfg(test)]

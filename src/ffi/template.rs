@@ -84,7 +84,10 @@ pub unsafe extern "C" fn llm_model_template(
 
 /// The source, borrowed until the template is freed; "" for NULL. `out_length` may be NULL. S.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn llm_template_source(template: *const llm_template, out_length: *mut usize) -> *const c_char {
+pub unsafe extern "C" fn llm_template_source(
+    template: *const llm_template,
+    out_length: *mut usize,
+) -> *const c_char {
     entry!(else c"".as_ptr(), |host| {
         ptr::put_optional(host, out_length, 0);
         let template = handle::get(host, template, "template")?;
@@ -137,7 +140,8 @@ pub unsafe extern "C" fn llm_chat_render_tokens(
         let chat = handle::lock(host, chat, "chat")?;
         let template = handle::get(host, template, "template")?;
         let tokenizer = handle::get(host, tokenizer, "tokenizer")?;
-        let rendered = template.template.render_tokens(&chat, generation_prompt(flags)?, &tokenizer.tokenizer)?;
+        let rendered =
+            template.template.render_tokens(&chat, generation_prompt(flags)?, &tokenizer.tokenizer)?;
         ptr::fill(host, &rendered, ids, cap, out_needed)
     })
 }
@@ -145,5 +149,5 @@ pub unsafe extern "C" fn llm_chat_render_tokens(
 /// Frees a template; NULL is allowed. S.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_template_free(template: *mut llm_template) {
-    entry!(else (), |host| Ok(handle::free(host, template)))
+    entry!(else (), |host| handle::free(host, template))
 }

@@ -93,5 +93,5 @@ pub unsafe extern "C" fn llm_text_stream_reset(stream: *mut llm_text_stream) -> 
 /// Frees a stream; NULL is allowed. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_text_stream_free(stream: *mut llm_text_stream) {
-    entry!(else (), |host| Ok(handle::free(host, stream)))
+    entry!(else (), |host| handle::free(host, stream))
 }

@@ -1,6 +1,7 @@
 //! Tokenizers: text to ids and back.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_char;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -135,17 +136,17 @@ pub unsafe extern "C" fn llm_tokenizer_token_bytes(
         let out = ptr::out_borrowed(host, out_bytes, out_length, "out_bytes")?;
         let tokenizer = handle::get(host, tokenizer, "tokenizer")?;
         let mut lent = tokenizer.lent.lock().unwrap_or_else(PoisonError::into_inner);
-        if !lent.contains_key(&id) {
-            let bytes = tokenizer.tokenizer.token_bytes(id).ok_or_else(|| unused(id))?;
-            lent.insert(id, Box::new(Text::new(&bytes)));
-        }
-        out.put_text(lent.get(&id).ok_or_else(|| unused(id))?);
+        let text = match lent.entry(id) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let unused = || Error::new(Status::NOT_FOUND, format!("token {id} is not in use"));
+                let bytes = tokenizer.tokenizer.token_bytes(id).ok_or_else(unused)?;
+                entry.insert(Box::new(Text::new(&bytes)))
+            }
+        };
+        out.put_text(text);
         Ok(Status::OK)
     })
-}
-
-fn unused(id: llm_token) -> Error {
-    Error::new(Status::NOT_FOUND, format!("token {id} is not in use"))
 }
 
 /// Ids are below this; 0 for NULL. S.
@@ -204,5 +205,5 @@ pub unsafe extern "C" fn llm_tokenizer_is_end(tokenizer: *const llm_tokenizer, i
 /// Frees a tokenizer; NULL is allowed. S.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_tokenizer_free(tokenizer: *mut llm_tokenizer) {
-    entry!(else (), |host| Ok(handle::free(host, tokenizer)))
+    entry!(else (), |host| handle::free(host, tokenizer))
 }

@@ -1,4 +1,6 @@
-/* What a host can do wrong, and what it gets for it: misuse MODEL.llm */
+/* What a host can do wrong, and what it gets for it: misuse MODEL.llm [no-fork]
+ *
+ * A child of fork has memory of threads that it does not have, which valgrind takes for leaks: hence no-fork. */
 #include <fenv.h>
 #include <pthread.h>
 #include <signal.h>
@@ -83,7 +85,7 @@ static void damaged_files(llm_runtime *runtime) {
         llm_error_free(error);
         EXPECT(llm_model_open_path(runtime, "a\0b", 3, NULL, NULL, &model, NULL), LLM_INVALID_ARG);
         EXPECT(llm_model_open_path(runtime, "\xff", 1, NULL, NULL, &model, NULL), LLM_BAD_UTF8);
-        EXPECT(llm_model_open_fd(runtime, -1, 0, 0, NULL, NULL, &model, NULL), LLM_INVALID_ARG);
+        EXPECT(llm_model_open_fd(runtime, -1, 0, 0, NULL, NULL, &model, NULL), LLM_IO);
     }
 }
 
@@ -433,7 +435,7 @@ int main(int argc, char **argv) {
     llm_model *model = NULL;
     llm_tokenizer *tokenizer = NULL;
     llm_session *session = NULL;
-    if (argc != 2) return 2;
+    if (argc < 2) return 2;
     read_file(argv[1]);
     EXPECT(llm_runtime_new(NULL, &runtime, NULL), LLM_OK);
     EXPECT(llm_model_open_path(runtime, argv[1], LLM_NTS, NULL, NULL, &model, NULL), LLM_OK);
@@ -449,7 +451,7 @@ int main(int argc, char **argv) {
     cancel_from_a_signal_handler(model);
     evaluation(model);
     odd_orders(argv[1]);
-    after_fork(model);
+    if (argc == 2) after_fork(model);
     llm_tokenizer_free(tokenizer);
     llm_session_free(session);
     llm_model_free(model);

@@ -104,6 +104,10 @@ fn without_comments(header: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
+/// Name the loader looks for.
+pub const SONAME: &str =
+    concat!("libllm.so.", env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR"));
+
 /// The shared library cargo built beside this test, under all its names in a directory of its own.
 pub struct Library {
     /// Holds libllm.so and libllm.so.MAJOR.MINOR.
@@ -119,7 +123,7 @@ impl Library {
         assert!(built.is_file(), "no {}: run `cargo build --lib`", built.display());
         let dir = tempfile::tempdir().unwrap();
         // A copy: cargo may replace the original while the test runs.
-        let copy = dir.path().join("libllm.so.0.1");
+        let copy = dir.path().join(SONAME);
         std::fs::copy(&built, &copy).unwrap();
         std::os::unix::fs::symlink(&copy, dir.path().join("libllm.so")).unwrap();
         Self { dir }
@@ -127,7 +131,7 @@ impl Library {
 
     /// The file.
     pub fn file(&self) -> PathBuf {
-        self.dir.path().join("libllm.so.0.1")
+        self.dir.path().join(SONAME)
     }
 
     /// Compiles a C program against the header and this library.

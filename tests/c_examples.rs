@@ -1,0 +1,158 @@
+//! The C examples, compiled and run against the built library; a C program of misuses; all of it under valgrind.
+#![cfg(target_os = "linux")]
+
+#[path = "c/support.rs"]
+mod support;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use llm_convert::Options;
+use llm_format::quant::Type;
+use llm_testdata::shared;
+use support::{Library, compiler, root, run};
+
+/// The trained model of 260 thousand parameters with its tokenizer, converted in `dir`; and its published greedy text.
+fn model(dir: &Path) -> Option<(PathBuf, String)> {
+    let stories = shared("data/weights/stories260K")?;
+    let checkpoint = dir.join("checkpoint");
+    std::fs::create_dir_all(&checkpoint).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(stories.join("hf").join(name), checkpoint.join(name)).unwrap();
+    }
+    let tokens = std::fs::read(stories.join("tok512.bin")).unwrap();
+    std::fs::write(checkpoint.join("tokenizer.model"), sentencepiece(&tokens)).unwrap();
+    let out = dir.join("stories.llm");
+    llm_convert::convert(&checkpoint, &out, &Options { ty: Type::F32, ..Options::default() }, &()).unwrap();
+    let facts = std::fs::read(stories.join("reference.json")).unwrap();
+    let facts: serde_json::Value = serde_json::from_slice(&facts).unwrap();
+    Some((out, facts["greedy"]["text"].as_str().unwrap().to_owned()))
+}
+
+/// llama2.c's list of tokens (longest length; then score, length, bytes of each) as a SentencePiece model.
+fn sentencepiece(list: &[u8]) -> Vec<u8> {
+    let word = |at: usize| <[u8; 4]>::try_from(&list[at..at + 4]).unwrap();
+    let (mut at, mut model) = (4, Vec::new());
+    for id in 0u32.. {
+        if at >= list.len() {
+            break;
+        }
+        let (score, length) = (word(at), u32::from_le_bytes(word(at + 4)) as usize);
+        let text = std::str::from_utf8(&list[at + 8..at + 8 + length]).unwrap();
+        at += 8 + length;
+        // Types of the model: unknown 2, control 3, byte 6, normal 1.
+        let (text, kind) = match id {
+            0 => ("<unk>".to_owned(), 2),
+            1 => ("<s>".to_owned(), 3),
+            2 => ("</s>".to_owned(), 3),
+            3..259 => (format!("<0x{:02X}>", id - 3), 6),
+            _ => (text.replace(' ', "\u{2581}"), 1),
+        };
+        let mut piece = field(1, text.as_bytes());
+        piece.push(2 << 3 | 5);
+        piece.extend_from_slice(&score);
+        piece.extend_from_slice(&[3 << 3, kind]);
+        model.extend(field(1, &piece));
+    }
+    // Trainer: model type BPE (3: 2), byte fallback (35: true). Normalizer: identity, extra spaces kept (4: false).
+    model.extend(field(2, &[3 << 3, 2, 0x98, 0x02, 1]));
+    model.extend(field(3, &[&field(1, b"identity")[..], &[4 << 3, 0]].concat()));
+    model
+}
+
+/// A protocol buffers field of bytes.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![number << 3 | 2];
+    let mut rest = bytes.len();
+    while rest >= 0x80 {
+        out.push((rest & 0x7F) as u8 | 0x80);
+        rest >>= 7;
+    }
+    out.push(rest as u8);
+    out.extend_from_slice(bytes);
+    out
+}
+
+fn compilers() -> Vec<PathBuf> {
+    ["gcc", "clang"].into_iter().filter_map(compiler).collect()
+}
+
+/// Runs a program with lines on its standard input.
+fn converse(command: &mut Command, input: &str) -> String {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn example(name: &str) -> PathBuf {
+    root().join(format!("examples/c/{name}.c"))
+}
+
+#[test]
+fn hello_continues_as_the_reference_does() {
+    let library = Library::find();
+    let Some((model, expected)) = model(library.dir.path()) else { return };
+    for cc in compilers() {
+        let hello = library.compile(&cc, &example("hello"), "hello", &[]);
+        let told = run(Command::new(&hello).arg(&model).arg("Once upon a time"));
+        let told = told.trim_end_matches('\n');
+        let all = format!("Once upon a time{told}");
+        assert!(told.len() > 100 && expected.starts_with(&all), "{all:?}\nexpected\n{expected:?}");
+        let wrong = Command::new(&hello).args(["/nonexistent.llm", "x"]).output().unwrap();
+        assert_eq!(wrong.status.code(), Some(1));
+        let message = String::from_utf8_lossy(&wrong.stderr);
+        assert!(message.starts_with("open: LLM_NOT_FOUND: /nonexistent.llm: "), "{message}");
+    }
+}
+
+#[test]
+fn chat_answers_every_line_and_the_same_again() {
+    let library = Library::find();
+    let Some((model, _)) = model(library.dir.path()) else { return };
+    for cc in compilers() {
+        let chat = library.compile(&cc, &example("chat"), "chat", &[]);
+        let told = converse(Command::new(&chat).arg(&model), "Once\nupon a time\n");
+        assert_eq!(told.matches("> ").count(), 3, "{told}");
+        assert!(told.len() > 100, "{told}");
+        assert_eq!(told, converse(Command::new(&chat).arg(&model), "Once\nupon a time\n"));
+    }
+}
+
+#[test]
+fn misuse_is_answered_with_a_status() {
+    let library = Library::find();
+    let Some((model, _)) = model(library.dir.path()) else { return };
+    for cc in compilers() {
+        let misuse = library.compile(&cc, &root().join("tests/c/misuse.c"), "misuse", &["-lm"]);
+        run(Command::new(misuse).arg(&model));
+    }
+}
+
+/// Valgrind knows no AVX-512, so the AVX2 kernels run.
+#[test]
+fn no_program_leaks_or_reads_what_it_may_not() {
+    let Some(valgrind) = compiler("valgrind") else { return };
+    let Some(cc) = compilers().into_iter().next() else { return };
+    let library = Library::find();
+    let Some((model, _)) = model(library.dir.path()) else { return };
+    let check = || {
+        let mut command = Command::new(&valgrind);
+        command.env("LLM_ISA", "avx2").args([
+            "-q",
+            "--leak-check=full",
+            "--error-exitcode=9",
+            "--fair-sched=yes",
+        ]);
+        command.arg(format!("--suppressions={}", root().join("tests/c/valgrind.supp").display()));
+        command
+    };
+    let hello = library.compile(&cc, &example("hello"), "hello", &[]);
+    run(check().arg(&hello).arg(&model).arg("Once upon a time"));
+    let chat = library.compile(&cc, &example("chat"), "chat", &[]);
+    converse(check().arg(&chat).arg(&model), "Once\n");
+    let misuse = library.compile(&cc, &root().join("tests/c/misuse.c"), "misuse", &["-lm"]);
+    run(check().arg(&misuse).arg(&model).arg("no-fork"));
+}
