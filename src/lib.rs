@@ -26,3 +26,8 @@ mod weights;
 
 pub use cancel::Cancel;
 pub use error::{Error, Result, Status};
+
+/// The README's Rust compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
