@@ -39,7 +39,7 @@ pub fn run(args: &Args) -> Result<()> {
     });
     let mut header = header.to_string();
     // The data begins at a multiple of 8.
-    while header.len() % 8 != 0 {
+    while !header.len().is_multiple_of(8) {
         header.push(' ');
     }
     let cancel = crate::stop::on_ctrl_c();
