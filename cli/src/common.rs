@@ -213,7 +213,7 @@ pub fn not_empty(ids: &[i32]) -> Result<()> {
     Ok(())
 }
 
-/// −log softmax(logits)[id] in f64, in nats.
+/// The negative logarithm of `softmax(logits)[id]`, in f64, in nats.
 pub fn negative_log_probability(logits: &[f32], id: i32) -> Result<f64> {
     let index = usize::try_from(id).ok().filter(|&i| i < logits.len());
     let Some(index) = index else {

@@ -4,7 +4,7 @@
 //! page = [layer 0: keys, values][layer 1: ..]..       one page holds all layers of its tokens
 //! table of a sequence = [page of tokens 0..64, page of 64..128, ..]
 //! ```
-//! [`pool`] owns the memory, [`table`] says which pages a sequence has. What lies in a layer's part of a page is the
+//! `pool` owns the memory, `table` says which pages a sequence has. What lies in a layer's part of a page is the
 //! kernels' affair (`KvLayout`); which tokens they are is the session's.
 
 pub(crate) mod pool;
