@@ -176,10 +176,13 @@ pub fn write_whole(
         Some(dir) if dir != Path::new("") => dir,
         _ => Path::new("."),
     };
-    let mut file = tempfile::Builder::new()
-        .prefix(".libllm-")
-        .tempfile_in(dir)
-        .with_context(|| format!("{}: cannot create a file there", dir.display()))?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".libllm-");
+    // A result is read by whom the process's umask allows, not by its owner alone.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file =
+        builder.tempfile_in(dir).with_context(|| format!("{}: cannot create a file there", dir.display()))?;
     let _writing = crate::stop::Writing::begin();
     let mut out = std::io::BufWriter::new(file.as_file_mut());
     write(&mut out)?;
@@ -188,6 +191,17 @@ pub fn write_whole(
     file.as_file().sync_all()?;
     file.persist(path).with_context(|| path.display().to_string())?;
     Ok(())
+}
+
+/// A path as a word of a POSIX shell: quoted where a character could mean something else there.
+pub fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:=@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
 }
 
 /// Whether the error is a closed pipe.

@@ -198,11 +198,20 @@ pub(crate) fn save(dir: &Path, c: &Contents) -> Result<()> {
         fs::remove_dir_all(&part)?;
     }
     fs::create_dir_all(&part)?;
+    let pretty = |v: &Value| format!("{v:#}\n");
+    let generation = json!({"eos_token_id": 0, "do_sample": true, "temperature": 0.7});
+    let state = serde_json::to_value(c.state).map_err(|e| Error::new(Status::INTERNAL, e.to_string()))?;
+    sync_file(&part.join("config.json"), pretty(&hugging_face_config(m)).as_bytes())?;
+    sync_file(&part.join("generation_config.json"), pretty(&generation).as_bytes())?;
+    sync_file(&part.join("training.json"), pretty(&state).as_bytes())?;
+    // The crate makes files that only their owner may read; tensors get the mode of the files beside them.
+    let mode = fs::metadata(part.join("config.json"))?.permissions();
     let tensors = |list: Vec<(String, Source)>, name: &str| -> Result<()> {
         let meta = Some([("format".to_string(), "pt".to_string())].into());
         let path = part.join(name);
         safetensors::serialize_to_file(list, meta, &path)
             .map_err(|e| Error::new(Status::IO, format!("{}: {e}", path.display())))?;
+        fs::set_permissions(&path, mode.clone())?;
         Ok(File::open(&path)?.sync_all()?)
     };
     let all = c.params.list.iter().flat_map(|p| pieces(m, p));
@@ -213,12 +222,6 @@ pub(crate) fn save(dir: &Path, c: &Contents) -> Result<()> {
         (name.to_string(), Source { shape: vec![c.params.total], values, transposed: false })
     };
     tensors(vec![flat("first_moment", c.first), flat("second_moment", c.second)], "optimizer.safetensors")?;
-    let pretty = |v: &Value| format!("{v:#}\n");
-    let generation = json!({"eos_token_id": 0, "do_sample": true, "temperature": 0.7});
-    let state = serde_json::to_value(c.state).map_err(|e| Error::new(Status::INTERNAL, e.to_string()))?;
-    sync_file(&part.join("config.json"), pretty(&hugging_face_config(m)).as_bytes())?;
-    sync_file(&part.join("generation_config.json"), pretty(&generation).as_bytes())?;
-    sync_file(&part.join("training.json"), pretty(&state).as_bytes())?;
     if let Some(tokenizer) = c.tokenizer {
         sync_file(&part.join("tokenizer.json"), tokenizer)?;
     }

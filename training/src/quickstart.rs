@@ -1,17 +1,20 @@
 //! A whole run in a minute: text → vocabulary → token files → a small Llama model → checkpoint.
 //!
-//! The number of steps is fixed, so that the result is the same wherever it is made; only the time differs.
+//! It calls what the commands `tokenizer train`, `data prepare` and `train` call, on files that it writes for them:
+//! who gives the commands by hand gets the same checkpoint. The number of steps is fixed, so the result is the same
+//! wherever it is made; only the time differs.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use llm::error::{Error, Result};
+use llm::error::{Error, Result, Status};
 
-use crate::bpe::{Bpe, Words};
+use crate::bpe::{TokenizerOptions, train_tokenizer};
+use crate::checkpoint;
 use crate::config::{Config, ModelConfig, OptimConfig};
 use crate::data::{PrepareOptions, prepare};
-use crate::trainer::{Evaluation, Event, Trainer};
+use crate::trainer::{Evaluation, Event, Trainer, train};
 
 /// The text that comes with the crate: Shakespeare, 1.1 MB (`quickstart/SOURCE.txt`).
 pub const TEXT: &str = include_str!("../quickstart/tinyshakespeare.txt");
@@ -21,7 +24,7 @@ pub const STEPS: u64 = 460;
 
 /// Tokens of its vocabulary at most. Whole words as tokens are what a minute of training can learn to put in order:
 /// with 1024 tokens the loss per byte is 0.1 higher and a fifth of the words are inventions.
-const VOCAB: usize = 4096;
+pub const VOCAB: usize = 4096;
 
 /// What a quickstart made.
 #[derive(Clone, Debug)]
@@ -44,8 +47,8 @@ pub struct Report {
     pub checkpoint: PathBuf,
 }
 
-/// The configuration of a quickstart in `dir`.
-pub fn config(dir: &Path) -> Config {
+/// The configuration of a quickstart of `steps` steps in `dir`: that of `config.json` there.
+pub fn config(dir: &Path, steps: u64) -> Config {
     Config {
         model: ModelConfig {
             layers: 4,
@@ -59,66 +62,93 @@ pub fn config(dir: &Path) -> Config {
         optim: OptimConfig { rate: 2e-3, min_rate: 1e-4, warmup: 50, ..OptimConfig::default() },
         data: dir.join("data"),
         out: dir.join("run"),
-        steps: STEPS,
+        steps,
         batch: 8,
         ..Config::default()
     }
 }
 
-/// Trains a vocabulary and a small model on `text` in `steps` steps ([`STEPS`] unless the caller tries
-/// something); everything it makes lies in `dir`, the checkpoint in `dir/checkpoint`. `watch` sees every event;
-/// `Break` ends the training early.
+/// Trains a vocabulary and a small model on `text` in `steps` steps ([`STEPS`] unless the caller tries something).
+///
+/// `dir` takes `source.txt`, its first nine tenths as `train.txt`, `tokenizer.json`, `data`, `config.json` and `run`
+/// with the checkpoint. It always begins anew. `watch` sees every event; `Break` ends the training early.
 ///
 /// # Errors
-/// Those of writing files; `INVALID_ARG` for a text too short to train on.
+/// Those of writing files; `INVALID_ARG` for a text too short to train on, `BAD_STATE` where `dir/run` holds
+/// checkpoints of another run.
 pub fn quickstart(
     text: &str,
     dir: &Path,
     steps: u64,
     watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
 ) -> Result<Report> {
-    let source = dir.join("source.txt");
     std::fs::create_dir_all(dir).map_err(|e| Error::from(e).context(dir.display()))?;
-    crate::checkpoint::write_file(&source, text.as_bytes())?;
-    let config = Config { steps, ..config(dir) };
+    let config = config(dir, steps);
+    clear(&config)?;
+    let (source, seen) = (dir.join("source.txt"), dir.join("train.txt"));
     let options = PrepareOptions {
-        inputs: vec![source],
+        inputs: vec![source.clone()],
         tokenizer: dir.join("tokenizer.json"),
         output: config.data.clone(),
         ..Default::default()
     };
     // The vocabulary, too, sees nothing of the held-out part.
-    let mut words = Words::default();
     let border = text.len() - (text.len() as f64 * options.held_out) as usize;
-    words.count(&text[..text.floor_char_boundary(border)])?;
-    let bpe = Bpe::train(&words, VOCAB, std::slice::from_ref(&options.end), 2)?;
-    let vocab = bpe.size();
-    crate::checkpoint::write_file(&options.tokenizer, bpe.to_json().to_string().as_bytes())?;
+    checkpoint::write_file(&source, text.as_bytes())?;
+    checkpoint::write_file(&seen, &text.as_bytes()[..text.ceil_char_boundary(border)])?;
+    checkpoint::write_file(&dir.join("config.json"), config.to_json().as_bytes())?;
+    let vocab = train_tokenizer(&TokenizerOptions {
+        inputs: vec![seen],
+        vocab: VOCAB,
+        output: options.tokenizer.clone(),
+        ..Default::default()
+    })?;
     prepare(&options)?;
-    let mut trainer = Trainer::new(&config)?;
-    let _ = watch(&Event::Started { step: 0, parameters: trainer.parameters() });
-    let before = trainer.evaluate(0)?;
+
+    let mut untrained = Trainer::new(&config)?;
+    let before = untrained.evaluate(0)?;
+    let (parameters, per_step) = (untrained.parameters(), untrained.tokens_per_step());
+    drop(untrained);
     let _ = watch(&Event::Evaluated(0, before));
-    let start = Instant::now();
-    while trainer.steps_done() < steps {
-        if watch(&Event::Step(trainer.step()?)).is_break() {
-            break;
+    let (mut seconds, mut last) = (0.0, Instant::now());
+    let done = train(&config, &mut |event| {
+        if let Event::Step(_) = event {
+            seconds += last.elapsed().as_secs_f64();
         }
-    }
-    let seconds = start.elapsed().as_secs_f64();
-    let after = trainer.evaluate(0)?;
-    let _ = watch(&Event::Evaluated(trainer.steps_done(), after));
-    let checkpoint = dir.join("checkpoint");
-    trainer.save(&checkpoint)?;
-    let _ = watch(&Event::Saved(checkpoint.clone()));
+        last = Instant::now();
+        watch(event)
+    })?;
+    let after = done.evaluation.ok_or_else(|| {
+        Error::new(
+            Status::INVALID_ARG,
+            format!("{steps} steps: expected at least 1, and text to evaluate on"),
+        )
+    })?;
     Ok(Report {
         before,
         after,
         vocab,
-        parameters: trainer.parameters(),
-        steps: trainer.steps_done(),
-        tokens: trainer.steps_done() * trainer.tokens_per_step(),
+        parameters,
+        steps: done.steps,
+        tokens: done.steps * per_step,
         seconds,
-        checkpoint,
+        checkpoint: done.checkpoint,
     })
+}
+
+/// Removes the checkpoints that an earlier quickstart left, so that the run begins anew; anyone else's stay.
+fn clear(config: &Config) -> Result<()> {
+    for (path, state) in checkpoint::list(&config.out)? {
+        let mut theirs = state.config;
+        theirs.model.vocab = config.model.vocab;
+        if theirs != *config {
+            let message = format!(
+                "{}: a checkpoint of another run; choose a directory for the quickstart",
+                path.display()
+            );
+            return Err(Error::new(Status::BAD_STATE, message));
+        }
+        std::fs::remove_dir_all(&path).map_err(|e| Error::from(e).context(path.display()))?;
+    }
+    Ok(())
 }

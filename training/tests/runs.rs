@@ -216,17 +216,46 @@ fn a_checkpoint_of_another_model_is_refused() {
 }
 
 #[test]
-fn the_converter_takes_the_checkpoints_of_both_families() {
+fn a_converted_checkpoint_gives_the_logits_of_the_trained_model() {
+    use llm::model::{Model, OpenOptions};
+    use llm::runtime::{Runtime, RuntimeOptions};
+    use llm::session::{Session, SessionOptions};
     let dir = tempfile::tempdir().unwrap();
+    let runtime = Runtime::new(RuntimeOptions { threads: 2, ..RuntimeOptions::default() }).unwrap();
     for (family, tied) in [(Family::Llama, true), (Family::Llama, false), (Family::Gpt2, true)] {
         let mut config = setup(dir.path());
-        config.model = ModelConfig { family, tied, kv_heads: if tied { 4 } else { 2 }, ..config.model };
-        let trainer = run(&config, 2);
+        let kv_heads = if family == Family::Gpt2 { 4 } else { 2 };
+        config.model = ModelConfig { family, tied, kv_heads, ..config.model };
+        // Far enough that positions, heads and layers all matter to the logits.
+        config.optim.rate = 1e-2;
+        let mut trainer = run(&config, 12);
         let (checkpoint, out) = (dir.path().join("checkpoint"), dir.path().join("model.llm"));
         trainer.save(&checkpoint).unwrap();
         let options = llm_convert::Options { ty: llm_format::quant::Type::F32, ..Default::default() };
         let summary = llm_convert::convert(&checkpoint, &out, &options, &()).unwrap();
         assert_eq!(summary.parameters, trainer.parameters() as u64, "{family:?}");
-        assert!(out.is_file());
+
+        let mut ids = vec![0u32; config.model.context];
+        trainer.data().train.read(100, &mut ids).unwrap();
+        let expected = trainer.logits(&ids).unwrap();
+        let vocab = expected.len() / ids.len();
+        let model = Model::open_path(&runtime, &out, &OpenOptions::default(), None).unwrap();
+        let mut session = Session::new(&model, SessionOptions::default()).unwrap();
+        let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+        let (mut seen, mut worst, mut largest) = (0, 0.0f32, 0.0f32);
+        let mut compare = |index: usize, logits: &[f32]| {
+            let row = &expected[index * vocab..(index + 1) * vocab];
+            assert_eq!(logits.len(), vocab, "{family:?}");
+            for (a, b) in logits.iter().zip(row) {
+                worst = worst.max((a - b).abs());
+                largest = largest.max(b.abs());
+            }
+            seen += 1;
+            Ok(())
+        };
+        session.prefill_each(&ids, None, &mut compare).unwrap();
+        assert_eq!(seen, ids.len());
+        assert!(largest > 1.0, "{family:?}: logits of an untrained model, at most {largest}");
+        assert!(worst < 1e-4, "{family:?}, tied {tied}: {worst} apart");
     }
 }

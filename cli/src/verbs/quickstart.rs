@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use llm::model::{Model, OpenOptions};
 use llm::runtime::{Runtime, RuntimeOptions};
 use llm::sampler::{Sampler, SamplingParams};
@@ -26,34 +26,30 @@ pub struct Args {
     /// Where everything is written
     #[arg(long, value_name = "DIR", default_value = "libllm-quickstart")]
     dir: PathBuf,
+    /// Steps of training; fewer make a poorer model sooner
+    #[arg(long, value_name = "N", default_value_t = quickstart::STEPS, value_parser = clap::value_parser!(u64).range(1..))]
+    steps: u64,
 }
 
-const PROMPT: &str = "ROMEO:\n";
+const PROMPT: &str = "ROMEO:";
 const SAMPLE_TOKENS: usize = 300;
+const TEMPERATURE: f32 = 0.7;
+const SEED: u64 = 1;
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
-    std::fs::create_dir_all(&args.dir).with_context(|| args.dir.display().to_string())?;
-    let at = |name: &str| args.dir.join(name).display().to_string();
-    let (checkpoint, q4) = (args.dir.join("checkpoint"), args.dir.join("model-q4.llm"));
-
+    let at = |name: &str| common::shell_word(&args.dir.join(name));
+    let (source, tokenizer, data) = (at("source.txt"), at("tokenizer.json"), at("data"));
     step(
         1,
         &[
-            &format!("libllm tokenizer train {} -o {} --size 1024", at("source.txt"), at("tokenizer.json")),
-            &format!(
-                "libllm data prepare {} --tokenizer {} -o {}",
-                at("source.txt"),
-                at("tokenizer.json"),
-                at("data")
-            ),
-            &format!("libllm train --config {} --out {}", at("config.json"), at("run")),
+            format!("libllm tokenizer train {} -o {tokenizer} --size {}", at("train.txt"), quickstart::VOCAB),
+            format!("libllm data prepare {source} --tokenizer {tokenizer} -o {data}"),
+            format!("libllm train --config {}", at("config.json")),
         ],
     );
-    let settings = llm_train::quickstart::config(&args.dir).to_json();
-    common::write_whole(&args.dir.join("config.json"), |out| Ok(out.write_all(settings.as_bytes())?))?;
-    let trained = train(&args.dir)?;
+    let trained = train(&args.dir, args.steps)?;
     println!(
         "   {} parameters, {} tokens in {:.0} s, {:.0} tokens/s",
         trained.parameters,
@@ -66,13 +62,25 @@ pub fn run(args: &Args) -> Result<()> {
         trained.before.nats_per_byte, trained.after.nats_per_byte
     );
 
-    step(2, &[&format!("libllm convert {} -o {} --type q4", at("checkpoint"), at("model-q4.llm"))]);
-    for ty in [Type::F32, Type::Bf16, Type::Q8, Type::Q4] {
-        let out = args.dir.join(format!("model-{}.llm", ty.name()));
-        println!("   {}", super::convert::convert(&checkpoint, &out, ty, None)?);
+    let types = [Type::F32, Type::Bf16, Type::Q8, Type::Q4];
+    let file = |ty: Type| args.dir.join(format!("model-{}.llm", ty.name()));
+    let checkpoint = common::shell_word(&trained.checkpoint);
+    let command = |ty: Type| {
+        format!("libllm convert {checkpoint} -o {} --type {}", common::shell_word(&file(ty)), ty.name())
+    };
+    step(2, &types.map(command));
+    for ty in types {
+        println!("   {}", super::convert::convert(&trained.checkpoint, &file(ty), ty, None)?);
     }
 
-    step(3, &[&format!("libllm generate -m {} -p 'ROMEO:' --temperature 0.7 --seed 1", at("model-q4.llm"))]);
+    let q4 = file(Type::Q4);
+    step(
+        3,
+        &[format!(
+            "libllm generate -m {} -p '{PROMPT}' -n {SAMPLE_TOKENS} --temperature {TEMPERATURE} --seed {SEED}",
+            common::shell_word(&q4)
+        )],
+    );
     let sample = generate(&q4)?;
     println!(
         "   words of four letters and more that occur in the source: {:.0} %",
@@ -85,23 +93,23 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn train(dir: &Path) -> Result<quickstart::Report> {
+fn train(dir: &Path, steps: u64) -> Result<quickstart::Report> {
     let cancel = crate::stop::on_ctrl_c();
     let progress = Progress::new("train", false);
-    let report = quickstart::quickstart(quickstart::TEXT, dir, quickstart::STEPS, &mut |event| {
+    let report = quickstart::quickstart(quickstart::TEXT, dir, steps, &mut |event| {
         if let Event::Step(step) = event {
-            progress.at(step.step, quickstart::STEPS, &format!("loss {:.3}", step.loss));
+            progress.at(step.step, steps, &format!("loss {:.3}", step.loss));
         }
         if cancel.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     progress.end();
-    if report.steps < quickstart::STEPS {
-        bail!("stopped after {} of {} steps", report.steps, quickstart::STEPS);
+    if report.steps < steps {
+        bail!("stopped after {} of {steps} steps", report.steps);
     }
     Ok(report)
 }
 
-fn step(number: usize, commands: &[&str]) {
+fn step(number: usize, commands: &[String]) {
     println!("\n{number}. {}", commands.join("\n   "));
 }
 
@@ -115,7 +123,7 @@ fn generate(path: &Path) -> Result<String> {
     let options = SessionOptions { max_tokens: ids.len() + SAMPLE_TOKENS, ..SessionOptions::default() };
     let mut session = Session::new(&model, options)?;
     let mut sampler =
-        Sampler::new(&SamplingParams { temperature: 0.7, seed: 1, ..SamplingParams::default() })?;
+        Sampler::new(&SamplingParams { temperature: TEMPERATURE, seed: SEED, ..SamplingParams::default() })?;
     session.prefill(&ids, None, None)?;
     sampler.accept_prompt(&ids)?;
     let options = GenerationOptions { max_tokens: SAMPLE_TOKENS, ..GenerationOptions::default() };
