@@ -209,7 +209,7 @@ impl Trainer {
     pub fn step(&mut self) -> Result<StepReport> {
         let start = Instant::now();
         let tokens = self.tokens_per_step();
-        self.grads.fill(0.0);
+        self.engine.dense.zero(&mut self.grads);
         let (mut loss, mut sample) = (0.0, self.sample);
         let (mut ids, mut targets) = (Vec::new(), Vec::new());
         for pass in 0..self.config.accumulate as u64 {

@@ -54,9 +54,22 @@ impl<'a> View<'a> {
     }
 }
 
+/// What the sums of a product begin with.
+#[derive(Clone, Copy)]
+pub(super) enum Start<'a> {
+    /// Nothing.
+    Zero,
+    /// What C holds.
+    Own,
+    /// One value per column.
+    Bias(&'a [f32]),
+    /// A matrix that lies like C, plus one value per column where there is a bias.
+    Residual(&'a [f32], Option<&'a [f32]>),
+}
+
 /// Where a product goes.
 #[derive(Clone, Copy)]
-struct Shape {
+struct Shape<'a> {
     mr: usize,
     nr: usize,
     k: usize,
@@ -64,7 +77,7 @@ struct Shape {
     deep: usize,
     /// Elements from one row of C to the next.
     stride: usize,
-    add: bool,
+    start: Start<'a>,
 }
 
 fn micro_shape(isa: Isa) -> (usize, usize) {
@@ -77,7 +90,12 @@ impl Dense {
     /// # Panics
     /// If the shapes do not fit.
     pub fn product(&mut self, a: View, b: View, c: &mut [f32], stride: usize, add: bool) {
-        let shape = check(self.isa, a, b, c, stride, add);
+        self.product_from(a, b, c, stride, if add { Start::Own } else { Start::Zero });
+    }
+
+    /// As [`Dense::product`]; the threads write what the sums begin with tile by tile, just before they add to it.
+    pub(super) fn product_from(&mut self, a: View, b: View, c: &mut [f32], stride: usize, start: Start) {
+        let shape = check(self.isa, a, b, c, stride, start);
         if a.rows == 0 || b.cols == 0 {
             return;
         }
@@ -135,7 +153,8 @@ pub(super) fn serial(
     let need = if a.rows == 0 || cols == 0 { 0 } else { (a.rows - 1) * stride + cols };
     assert!(cols <= stride && c.len() >= need, "product [{}, {cols}] into {}", a.rows, c.len());
     assert!(a.cols <= deep && packed.len() >= cols.div_ceil(nr) * nr * deep, "panels of another matrix");
-    let shape = Shape { mr, nr, k: a.cols, deep, stride, add };
+    let start = if add { Start::Own } else { Start::Zero };
+    let shape = Shape { mr, nr, k: a.cols, deep, stride, start };
     PANELS.with_borrow_mut(|own| {
         for i0 in (0..a.rows).step_by(TILE) {
             let rows = TILE.min(a.rows - i0);
@@ -145,17 +164,33 @@ pub(super) fn serial(
     });
 }
 
-fn check(isa: Isa, a: View, b: View, c: &[f32], stride: usize, add: bool) -> Shape {
+fn check<'a>(isa: Isa, a: View, b: View, c: &[f32], stride: usize, start: Start<'a>) -> Shape<'a> {
     assert!(a.cols == b.rows, "product of [{}, {}] and [{}, {}]", a.rows, a.cols, b.rows, b.cols);
     let need = if a.rows == 0 || b.cols == 0 { 0 } else { (a.rows - 1) * stride + b.cols };
     assert!(b.cols <= stride && c.len() >= need, "product [{}, {}] into {}", a.rows, b.cols, c.len());
+    let bias_fits = |bias: &[f32]| bias.len() == b.cols;
+    let fits = match start {
+        Start::Zero | Start::Own => true,
+        Start::Bias(bias) => bias_fits(bias),
+        Start::Residual(residual, bias) => residual.len() == c.len() && bias.is_none_or(bias_fits),
+    };
+    assert!(fits, "bias or residual of a product [{}, {}]", a.rows, b.cols);
     let (mr, nr) = micro_shape(isa);
-    Shape { mr, nr, k: a.cols, deep: a.cols, stride, add }
+    Shape { mr, nr, k: a.cols, deep: a.cols, stride, start }
 }
 
 /// Packs `width` rows of `m` from row `first`, columns `ks`, as `[k][width]`; rows beyond the end are zeros.
 fn pack(m: View, first: usize, width: usize, ks: std::ops::Range<usize>, out: &mut [f32]) {
     let rows = width.min(m.rows - first);
+    if m.row == 1 && rows == width {
+        // A width that the compiler knows is a few moves, any other a call per line.
+        return match width {
+            32 => pack_lines::<32>(m, first, ks, out),
+            16 => pack_lines::<16>(m, first, ks, out),
+            12 => pack_lines::<12>(m, first, ks, out),
+            _ => pack_lines::<6>(m, first, ks, out),
+        };
+    }
     if m.row == 1 {
         for (k, out) in ks.zip(out.chunks_exact_mut(width)) {
             let at = k * m.col + first;
@@ -173,6 +208,13 @@ fn pack(m: View, first: usize, width: usize, ks: std::ops::Range<usize>, out: &m
         for k in 0..n {
             out[k * width + i] = line[k * m.col];
         }
+    }
+}
+
+/// [`pack`] for `W` whole lines that lie side by side.
+fn pack_lines<const W: usize>(m: View, first: usize, ks: std::ops::Range<usize>, out: &mut [f32]) {
+    for (k, out) in ks.zip(out.as_chunks_mut::<W>().0) {
+        out.copy_from_slice(&m.data[k * m.col + first..][..W]);
     }
 }
 
@@ -196,7 +238,15 @@ unsafe fn tile(
     c: *mut f32,
     own: &mut Vec<f32>,
 ) {
-    let Shape { mr, nr, k, deep, stride, add } = shape;
+    let Shape { mr, nr, k, deep, stride, start } = shape;
+    if !matches!(start, Start::Zero | Start::Own) {
+        for y in 0..rows {
+            let at = (i0 + y) * stride + j0;
+            // SAFETY: row y, columns j0..j0+cols of C belong to this tile.
+            let out = unsafe { std::slice::from_raw_parts_mut(c.wrapping_add(at), cols) };
+            begin(start, at, j0, out);
+        }
+    }
     // Rows a multiple of 4 KiB apart would all fall into one set of the first-isa cache.
     let pack_all = a.col != 1 || a.row.is_multiple_of(1024);
     let groups = rows.div_ceil(mr);
@@ -209,7 +259,7 @@ unsafe fn tile(
     let mut scratch = [0.0f32; MAX_MR * MAX_NR];
     for k0 in (0..k).step_by(KC) {
         let kc = KC.min(k - k0);
-        let add = add || k0 > 0;
+        let add = k0 > 0 || !matches!(start, Start::Zero);
         if pack_all {
             for g in 0..groups {
                 pack(a, i0 + g * mr, mr, k0..k0 + kc, &mut own[g * mr * KC..][..kc * mr]);
@@ -249,6 +299,21 @@ unsafe fn tile(
                         *o = if add { *o + *v } else { *v };
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Writes what the sums of `out` begin with: part of a row, from element `at` of C and column `j0` on.
+fn begin(start: Start, at: usize, j0: usize, out: &mut [f32]) {
+    let n = out.len();
+    match start {
+        Start::Zero | Start::Own => {}
+        Start::Bias(bias) => out.copy_from_slice(&bias[j0..j0 + n]),
+        Start::Residual(residual, None) => out.copy_from_slice(&residual[at..at + n]),
+        Start::Residual(residual, Some(bias)) => {
+            for ((o, r), b) in out.iter_mut().zip(&residual[at..at + n]).zip(&bias[j0..j0 + n]) {
+                *o = r + b;
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The linear layer's three products with their biases, embedding lookup, rotary positions, dropout, sums.
 
-use super::gemm::View;
+use super::gemm::{Start, View};
 use super::math::hash;
 use super::{Dense, Shared, versions};
 
@@ -66,21 +66,12 @@ impl Dense {
         (m, n, k): (usize, usize, usize),
     ) {
         assert!(y.len() == m * n && x.len() == m * k && w.len() == n * k, "linear [{m}, {n}, {k}]");
-        let add = bias.is_some() || residual.is_some();
-        if let Some(residual) = residual {
-            y.copy_from_slice(residual);
-        }
-        if let Some(bias) = bias {
-            assert!(bias.len() == n, "bias of {} for {n}", bias.len());
-            for row in y.chunks_exact_mut(n) {
-                if residual.is_some() {
-                    add_to(self.isa, row, bias);
-                } else {
-                    row.copy_from_slice(bias);
-                }
-            }
-        }
-        self.product(View::new(x, m, k, k), View::new(w, n, k, k).t(), y, n, add);
+        let start = match (residual, bias) {
+            (Some(residual), bias) => Start::Residual(residual, bias),
+            (None, Some(bias)) => Start::Bias(bias),
+            (None, None) => Start::Zero,
+        };
+        self.product_from(View::new(x, m, k, k), View::new(w, n, k, k).t(), y, n, start);
     }
 
     /// `dx[m, k] = dy[m, n]·w[n, k]`, or `+=` if `add`.
@@ -140,13 +131,27 @@ impl Dense {
     pub fn embed(&mut self, ids: &[u32], table: &[f32], positions: Option<&[f32]>, out: &mut [f32]) {
         let d = out.len() / ids.len();
         assert!(out.len() == d * ids.len(), "{} ids into {}", ids.len(), out.len());
-        for (r, (id, out)) in ids.iter().zip(out.chunks_exact_mut(d)).enumerate() {
-            out.copy_from_slice(&table[*id as usize * d..][..d]);
-            if let Some(positions) = positions {
-                let p = r % (positions.len() / d);
-                add_to(self.isa, out, &positions[p * d..][..d]);
+        let out = Shared::new(out);
+        self.pieces(ids.len(), ROWS, |_, r| {
+            // SAFETY: each piece takes its own rows.
+            let rows = unsafe { out.part(r.start * d..r.end * d) };
+            for ((r, id), out) in r.clone().zip(&ids[r]).zip(rows.chunks_exact_mut(d)) {
+                out.copy_from_slice(&table[*id as usize * d..][..d]);
+                if let Some(positions) = positions {
+                    let p = r % (positions.len() / d);
+                    add_to(self.isa, out, &positions[p * d..][..d]);
+                }
             }
-        }
+        });
+    }
+
+    /// Writes zeros.
+    pub fn zero(&mut self, x: &mut [f32]) {
+        let x = Shared::new(x);
+        self.pieces(x.len(), PIECE, |_, r| {
+            // SAFETY: each piece takes its own range.
+            unsafe { x.part(r) }.fill(0.0);
+        });
     }
 
     /// Adds the gradient of [`Dense::embed`] to `table` and `positions`, in the order of the rows.
@@ -159,8 +164,16 @@ impl Dense {
             dy.len()
         );
         if let Some(positions) = positions {
-            let whole = dy.chunks(positions.len());
-            whole.for_each(|dy| add_to(self.isa, positions, dy));
+            let length = positions.len();
+            let positions = Shared::new(positions);
+            self.pieces(length, PIECE, |_, r| {
+                // SAFETY: each piece takes its own range.
+                let part = unsafe { positions.part(r.clone()) };
+                for dy in dy.chunks(length) {
+                    let end = r.end.min(dy.len());
+                    add_to(self.isa, part, &dy[r.start.min(end)..end]);
+                }
+            });
         }
         let table = Shared::new(table);
         self.pieces(d, COLUMNS, |_, cols| {
