@@ -1,14 +1,19 @@
 //! The commands that the quickstart prints are the ones that give its result.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
-/// Runs `libllm` in `dir` with the arguments of a shell line and returns what it printed.
-fn libllm(dir: &Path, args: &str) -> String {
-    let line = format!("exec \"$LIBLLM\" {args}");
+/// Runs `libllm` in `dir` with the arguments of a shell line, under a umask that leaves nothing to others.
+fn libllm(dir: &Path, args: &str) -> Output {
+    let line = format!("umask 027; exec \"$LIBLLM\" {args}");
     let mut shell = Command::new("sh");
     shell.args(["-c", &line]).current_dir(dir).env("LIBLLM", env!("CARGO_BIN_EXE_libllm"));
-    let out = shell.output().unwrap();
+    shell.output().unwrap()
+}
+
+/// What a run of `libllm` printed that must succeed.
+fn printed(dir: &Path, args: &str) -> String {
+    let out = libllm(dir, args);
     assert!(out.status.success(), "libllm {args}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap()
 }
@@ -24,9 +29,9 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn the_printed_commands_give_the_files_and_the_text_of_the_quickstart() {
+fn the_printed_commands_give_the_files_and_the_text_of_the_quickstart_and_other_runs_stay() {
     let dir = tempfile::tempdir().unwrap();
-    let printed = libllm(dir.path(), "quickstart --dir 'the first' --steps 2");
+    let first = printed(dir.path(), "quickstart --dir 'the first' --steps 2");
     let place = dir.path().join("the first");
     let kept = dir.path().join("kept");
     std::fs::rename(&place, &kept).unwrap();
@@ -35,47 +40,29 @@ fn the_printed_commands_give_the_files_and_the_text_of_the_quickstart() {
         std::fs::copy(kept.join(given), place.join(given)).unwrap();
     }
     let mut text = String::new();
-    for line in printed.lines() {
+    for line in first.lines() {
         let line = line.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.' || c == ' ');
         if let Some(command) = line.strip_prefix("libllm ") {
-            text = libllm(dir.path(), command);
+            text = printed(dir.path(), command);
         }
     }
-    assert!(!text.trim().is_empty() && printed.contains(text.trim_end()), "{text}");
+    assert!(!text.trim().is_empty() && first.contains(text.trim_end()), "{text}");
     let made = files(&kept);
     assert!(made.iter().any(|f| f.ends_with("run/step-00000002/model.safetensors")), "{made:?}");
     for file in made {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o640, "{}: the mode that the umask leaves", file.display());
+        }
         // Its lines hold times.
         if !file.ends_with("metrics.jsonl") {
             let again = place.join(file.strip_prefix(&kept).unwrap());
             assert!(std::fs::read(&file).unwrap() == std::fs::read(&again).unwrap(), "{}", again.display());
         }
     }
-}
-
-#[cfg(unix)]
-#[test]
-fn every_file_has_the_mode_that_the_umask_leaves() {
-    use std::os::unix::fs::PermissionsExt;
-    let dir = tempfile::tempdir().unwrap();
-    let line = "umask 027; exec \"$LIBLLM\" quickstart --steps 1 --dir q";
-    let mut shell = Command::new("sh");
-    shell.args(["-c", line]).current_dir(dir.path()).env("LIBLLM", env!("CARGO_BIN_EXE_libllm"));
-    assert!(shell.output().unwrap().status.success());
-    for file in files(dir.path()) {
-        let mode = std::fs::metadata(&file).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o640, "{}", file.display());
-    }
-}
-
-#[test]
-fn a_quickstart_leaves_the_checkpoints_of_other_runs_alone() {
-    let dir = tempfile::tempdir().unwrap();
-    libllm(dir.path(), "quickstart --dir q --steps 1");
-    let mut other = Command::new(env!("CARGO_BIN_EXE_libllm"));
-    let out =
-        other.args(["quickstart", "--dir", "q", "--steps", "2"]).current_dir(dir.path()).output().unwrap();
-    assert!(!out.status.success());
-    assert!(dir.path().join("q/run/step-00000001/model.safetensors").is_file());
-    libllm(dir.path(), "quickstart --dir q --steps 1");
+    let other = libllm(dir.path(), "quickstart --dir 'the first' --steps 1");
+    assert!(!other.status.success(), "a quickstart took the place of another run");
+    assert!(place.join("run/step-00000002/model.safetensors").is_file());
 }

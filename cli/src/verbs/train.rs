@@ -55,7 +55,6 @@ pub fn run(args: &Args) -> Result<()> {
         println!("{}", config.to_json());
         return Ok(());
     }
-    config.check()?;
     train(&config)
 }
 
