@@ -143,7 +143,14 @@ impl Bytes {
 
 /// Checks that `offset .. offset + len` lies in `file`, 0 meaning its rest, and returns the length.
 fn part(file: &File, offset: u64, len: u64) -> Result<usize> {
-    let size = file.metadata()?.len();
+    let metadata = file.metadata()?;
+    if metadata.is_dir() {
+        return Err(Error::new(Status::INVALID_ARG, "expected a file, got a directory"));
+    }
+    let size = metadata.len();
+    if size == 0 {
+        return Err(Error::new(Status::BAD_FORMAT, "the file is empty"));
+    }
     let rest = size.checked_sub(offset).filter(|&rest| rest > 0 && len <= rest).ok_or_else(|| {
         Error::new(
             Status::BAD_FORMAT,

@@ -11,6 +11,8 @@ use crate::backend::Backend;
 use crate::device;
 use crate::error::{Error, Result, Status};
 
+const MOST_THREADS: usize = 1024;
+
 /// How much a log record matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -96,9 +98,14 @@ impl Runtime {
     /// Starts the compute threads.
     ///
     /// # Errors
-    /// `INVALID_ARG` for an instruction set that does not exist, `UNSUPPORTED` for one this machine lacks.
+    /// `INVALID_ARG` for more than 1024 threads or an instruction set that does not exist, `UNSUPPORTED` for one this machine lacks.
     pub fn new(options: RuntimeOptions) -> Result<Self> {
         let RuntimeOptions { threads, isa, log, log_level, host_limit } = options;
+        // Far more threads than cores take the whole process down once the system runs out of mappings.
+        if threads > MOST_THREADS {
+            let message = format!("{threads} threads: expected at most {MOST_THREADS}, or 0 for the cores");
+            return Err(Error::new(Status::INVALID_ARG, message));
+        }
         let backend = device::open(threads, isa.as_deref())?;
         let level = log_level.unwrap_or(LogLevel::Warn);
         let runtime = Self(Arc::new(Inner {

@@ -11,6 +11,26 @@ use llm::runtime::{Runtime, RuntimeOptions};
 use llm::sampler::SamplingParams;
 use llm::session::{Level, Session, SessionOptions};
 
+/// Prints a line on standard output. A reader that is gone is an error; `println!` would panic.
+macro_rules! say {
+    ($($text:tt)*) => { $crate::common::say(format_args!($($text)*)) };
+}
+
+/// Prints a line on standard error, if anybody is there to read it; `eprintln!` would panic if not.
+macro_rules! note {
+    ($($text:tt)*) => { $crate::common::note(format_args!($($text)*)) };
+}
+
+/// What `say!` does.
+pub fn say(text: std::fmt::Arguments<'_>) -> Result<()> {
+    Ok(writeln!(std::io::stdout().lock(), "{text}")?)
+}
+
+/// What `note!` does.
+pub fn note(text: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 /// Which model, and how it runs.
 #[derive(clap::Args, Clone)]
 pub struct ModelArgs {
@@ -27,7 +47,7 @@ pub struct RunArgs {
     /// Threads (0: the cores this process may use)
     #[arg(short, long, default_value_t = 0)]
     pub threads: usize,
-    /// Positions of the session (0: the model's own context, at most what the text needs)
+    /// Positions of the session (0: what the text needs; in a chat, and for a perplexity at most, the model's own)
     #[arg(short, long, default_value_t = 0)]
     pub context: usize,
     /// KV cache: auto takes f32 for an f32 file, f16 for heads narrower than 32, else i8f16 (int8 keys, f16 values)
@@ -107,10 +127,10 @@ pub struct SamplingArgs {
     #[arg(long, default_value_t = 1.0)]
     pub repetition_penalty: f32,
     /// Subtract this from the logits of tokens seen lately
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     pub presence_penalty: f32,
     /// Subtract this once for every time a token was seen lately
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     pub frequency_penalty: f32,
     /// Seed of the noise; without it one is drawn and printed
     #[arg(long)]
@@ -123,7 +143,7 @@ impl SamplingArgs {
         let seed = self.seed.unwrap_or_else(|| {
             let seed = u64::from(std::process::id()) ^ now_nanos();
             if self.temperature > 0.0 {
-                eprintln!("seed {seed}");
+                note!("seed {seed}");
             }
             seed
         });
@@ -176,6 +196,10 @@ pub fn write_whole(
         Some(dir) if dir != Path::new("") => dir,
         _ => Path::new("."),
     };
+    // Renaming onto a device or a pipe would take it away.
+    if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        bail!("{} exists and is not a file", path.display());
+    }
     let mut builder = tempfile::Builder::new();
     builder.prefix(".libllm-");
     // A result is read by whom the process's umask allows, not by its owner alone.
@@ -189,7 +213,7 @@ pub fn write_whole(
     out.flush()?;
     drop(out);
     file.as_file().sync_all()?;
-    file.persist(path).with_context(|| path.display().to_string())?;
+    file.persist(path).map_err(|e| e.error).with_context(|| path.display().to_string())?;
     Ok(())
 }
 

@@ -5,7 +5,10 @@
 //! wrong usage. Results go to standard output, progress to standard error.
 
 #![forbid(unsafe_code)]
+// `println!` and `eprintln!` panic when the reader is gone; `say!` and `note!` do not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
+#[macro_use]
 mod common;
 mod progress;
 mod stop;
@@ -63,7 +66,7 @@ fn main() -> std::process::ExitCode {
         // A reader that closed the pipe has all it wanted.
         Err(error) if common::is_broken_pipe(&error) => std::process::ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("libllm: {}", format!("{error:#}").replace('\n', " "));
+            note!("libllm: {}", format!("{error:#}").replace('\n', " "));
             std::process::ExitCode::FAILURE
         }
     }

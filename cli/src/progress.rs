@@ -37,7 +37,7 @@ impl Progress {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.elapsed() >= Duration::from_secs(5) {
             *last = Instant::now();
-            eprintln!("{} {} % {message}", self.what, done * 100 / total.max(1));
+            note!("{} {} % {message}", self.what, done * 100 / total.max(1));
         }
     }
 

@@ -21,7 +21,7 @@ pub fn on_ctrl_c() -> Cancel {
             seen.trigger();
         });
         if let Err(error) = installed {
-            eprintln!("libllm: Ctrl-C ends the process at once: {error}");
+            note!("libllm: Ctrl-C ends the process at once: {error}");
         }
         cancel
     })

@@ -330,6 +330,11 @@ impl TempFile {
         let Some(name) = target.file_name() else {
             return Err(Error::new(ErrorKind::Invalid, format!("{} names no file", target.display())));
         };
+        // Renaming onto a device or a pipe would take it away, and onto a directory fails only at the end.
+        if fs::metadata(target).is_ok_and(|there| !there.is_file()) {
+            let message = format!("{} exists and is not a file", target.display());
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
         let mut temp_name = std::ffi::OsString::from(".");
         temp_name.push(name);
         temp_name.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));

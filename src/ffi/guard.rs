@@ -202,3 +202,34 @@ fn check_fork() -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ffi::{
+        LLM_INTERNAL, LLM_OK, LLM_POISONED, handle, llm_chat_add, llm_chat_free, llm_chat_new,
+        llm_error_code, llm_error_free, llm_error_message,
+    };
+    use std::ffi::CStr;
+    use std::ptr::null_mut;
+
+    #[test]
+    fn a_panic_becomes_internal_with_its_place_and_poisons_the_handle() {
+        let (mut chat, mut error) = (null_mut(), null_mut());
+        let text = c"hello".as_ptr();
+        // SAFETY: live handles and outputs, freed once at the end.
+        unsafe {
+            assert_eq!(llm_chat_new(&raw mut chat), LLM_OK);
+            let status = run(Host::trust(), &raw mut error, Kind::Plain, |host| {
+                let _held = handle::lock(host, chat, "chat")?;
+                panic!("a planted defect");
+            });
+            assert_eq!((status, llm_error_code(error)), (LLM_INTERNAL, LLM_INTERNAL));
+            let message = CStr::from_ptr(llm_error_message(error, null_mut())).to_str().unwrap();
+            assert!(message.contains("a planted defect at src/ffi/guard.rs:"), "{message}");
+            llm_error_free(error);
+            assert_eq!(llm_chat_add(chat, text, 5, text, 5), LLM_POISONED);
+            llm_chat_free(chat);
+        }
+    }
+}

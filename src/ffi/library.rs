@@ -44,11 +44,13 @@ pub extern "C" fn llm_abi_check(abi: i32) -> llm_status {
 pub extern "C" fn llm_build_info() -> *const c_char {
     static TEXT: OnceLock<CString> = OnceLock::new();
     let text = TEXT.get_or_init(|| {
+        let sets: Vec<_> = llm_kernels::available().into_iter().map(llm_kernels::Isa::name).collect();
         let json = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
             "abi": LLM_ABI,
             "target": { "arch": std::env::consts::ARCH, "os": std::env::consts::OS },
             "optimized": !cfg!(debug_assertions),
+            "instruction_sets": sets,
             "devices": ["cpu"],
             "license": env!("CARGO_PKG_LICENSE"),
         });

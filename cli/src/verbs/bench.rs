@@ -58,9 +58,9 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let report = measure(args, &path, scratch.path())?;
     if args.json {
-        println!("{report}");
+        say!("{report}")?;
     } else {
-        show(&report);
+        show(&report)?;
     }
     Ok(())
 }
@@ -206,18 +206,18 @@ fn spread(values: &[f64]) -> Value {
     json!({ "median": median(values), "min": min, "max": max })
 }
 
-fn show(report: &Value) {
+fn show(report: &Value) -> Result<()> {
     let line = |name: &str, key: &str, unit: &str, divide: f64| {
         let value = |part: &str| report[key][part].as_f64().unwrap_or(f64::NAN) / divide;
-        println!("{name:28}{:10.2}{:10.2}{:10.2}  {unit}", value("median"), value("min"), value("max"));
+        say!("{name:28}{:10.2}{:10.2}{:10.2}  {unit}", value("median"), value("min"), value("max"))
     };
-    println!("{} on {}, {} threads", report["file"], report["isa"], report["threads"]);
-    println!("{:28}{:>10}{:>10}{:>10}", "", "median", "min", "max");
-    line(&format!("prefill {}", report["prefill_tokens"]), "prefill_tokens_per_second", "tokens/s", 1.0);
-    line(&format!("decode {}", report["decode_tokens"]), "decode_tokens_per_second", "tokens/s", 1.0);
-    line("memory read", "read_bytes_per_second", "GB/s", 1e9);
-    line("start to first token", "start_to_first_token_ms", "ms", 1.0);
-    line("anonymous memory then", "anonymous_bytes_after_first_token", "MB", 1e6);
+    say!("{} on {}, {} threads", report["file"], report["isa"], report["threads"])?;
+    say!("{:28}{:>10}{:>10}{:>10}", "", "median", "min", "max")?;
+    line(&format!("prefill {}", report["prefill_tokens"]), "prefill_tokens_per_second", "tokens/s", 1.0)?;
+    line(&format!("decode {}", report["decode_tokens"]), "decode_tokens_per_second", "tokens/s", 1.0)?;
+    line("memory read", "read_bytes_per_second", "GB/s", 1e9)?;
+    line("start to first token", "start_to_first_token_ms", "ms", 1.0)?;
+    line("anonymous memory then", "anonymous_bytes_after_first_token", "MB", 1e6)?;
     let share = report["decode_share_of_read_bandwidth"].as_f64().unwrap_or(f64::NAN);
-    println!("decode reads {:.1} % of what the bare read loop does", share * 100.0);
+    say!("decode reads {:.1} % of what the bare read loop does", share * 100.0)
 }

@@ -46,7 +46,7 @@ const HELP: &str = "\
 pub fn run(args: &Args) -> Result<()> {
     let model = args.model.open()?;
     let mut talk = Talk::new(args, &model)?;
-    eprintln!("{} · /help lists the commands", args.model.model.display());
+    note!("{} · /help lists the commands", args.model.model.display());
     let mut editor = rustyline::DefaultEditor::new().context("the terminal")?;
     while let Some(input) = read_input(&mut editor)? {
         let _ = editor.add_history_entry(&input);
@@ -54,12 +54,15 @@ pub fn run(args: &Args) -> Result<()> {
             "" => {}
             "/quit" | "/exit" => break,
             command if command.starts_with('/') => match talk.command(command) {
-                Ok(said) => eprintln!("{said}"),
-                Err(error) => eprintln!("{error:#}"),
+                Ok(said) => note!("{said}"),
+                Err(error) => note!("{error:#}"),
             },
             question => {
                 if let Err(error) = talk.ask(question) {
-                    eprintln!("{error:#}");
+                    if common::is_broken_pipe(&error) {
+                        return Err(error);
+                    }
+                    note!("{error:#}");
                 }
             }
         }
@@ -209,19 +212,19 @@ impl Talk {
         sampler.accept_prompt(&ids)?;
         let options = GenerationOptions { max_tokens: self.max_tokens, ..GenerationOptions::default() };
         let mut generation = Generation::new(Some(tokenizer), options)?;
-        let (mut text, mut count) = (String::new(), 0);
+        let (mut out, mut text, mut count) = (std::io::stdout().lock(), String::new(), 0);
         let started = Instant::now();
         loop {
             let event = generation.next(&mut self.session, &mut sampler, Some(&self.cancel))?;
             count += event.ids.len();
             text.push_str(&event.text);
-            print!("{}", event.text);
-            std::io::stdout().flush()?;
+            write!(out, "{}", event.text)?;
+            out.flush()?;
             if event.kind == Kind::Done {
                 break;
             }
         }
-        println!();
+        writeln!(out)?;
         let decode = started.elapsed();
         self.cancel.reset();
         self.stats = format!(

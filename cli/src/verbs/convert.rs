@@ -31,7 +31,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let ty = Type::parse(&args.ty).with_context(|| format!("--type {}: unknown", args.ty))?;
     let summary = convert(&args.source, &args.out, ty, args.pattern.clone())?;
-    println!("{summary}");
+    say!("{summary}")?;
     Ok(())
 }
 
@@ -43,7 +43,7 @@ pub fn convert(source: &Path, out: &Path, ty: Type, pattern: Option<String>) -> 
     watch.progress.end();
     let summary = done?;
     for warning in &summary.warnings {
-        eprintln!("warning: {warning}");
+        note!("warning: {warning}");
     }
     Ok(describe(out, ty, &summary))
 }

@@ -43,12 +43,12 @@ pub fn run(verb: &Data) -> Result<()> {
         ..PrepareOptions::default()
     };
     let done = llm_train::prepare(&options)?;
-    println!(
+    say!(
         "{}: {} tokens to train on, {} held out, vocabulary of {}",
         args.out.display(),
         done.train_tokens,
         done.held_out_tokens,
         done.vocab
-    );
+    )?;
     Ok(())
 }

@@ -80,10 +80,10 @@ pub fn run(args: &Args) -> Result<()> {
             "window": window,
             "stride": stride,
         });
-        println!("{report}");
+        say!("{report}")?;
     } else {
-        println!("{per_token:.5} nats per token  perplexity {:.4}  {count} tokens", per_token.exp());
-        println!("{per_byte:.5} nats per byte  windows of {window}, stride {stride}");
+        say!("{per_token:.5} nats per token  perplexity {:.4}  {count} tokens", per_token.exp())?;
+        say!("{per_byte:.5} nats per byte  windows of {window}, stride {stride}")?;
     }
     Ok(())
 }

@@ -48,19 +48,20 @@ pub fn run(args: &Args) -> Result<()> {
             format!("libllm data prepare {source} --tokenizer {tokenizer} -o {data}"),
             format!("libllm train --config {}", at("config.json")),
         ],
-    );
+    )?;
     let trained = train(&args.dir, args.steps)?;
-    println!(
+    say!(
         "   {} parameters, {} tokens in {:.0} s, {:.0} tokens/s",
         trained.parameters,
         trained.tokens,
         trained.seconds,
         trained.tokens as f64 / trained.seconds.max(1e-9)
-    );
-    println!(
+    )?;
+    say!(
         "   loss on the held-out tenth: {:.3} nats per byte before, {:.3} after",
-        trained.before.nats_per_byte, trained.after.nats_per_byte
-    );
+        trained.before.nats_per_byte,
+        trained.after.nats_per_byte
+    )?;
 
     let types = [Type::F32, Type::Bf16, Type::Q8, Type::Q4];
     let file = |ty: Type| args.dir.join(format!("model-{}.llm", ty.name()));
@@ -68,9 +69,9 @@ pub fn run(args: &Args) -> Result<()> {
     let command = |ty: Type| {
         format!("libllm convert {checkpoint} -o {} --type {}", common::shell_word(&file(ty)), ty.name())
     };
-    step(2, &types.map(command));
+    step(2, &types.map(command))?;
     for ty in types {
-        println!("   {}", super::convert::convert(&trained.checkpoint, &file(ty), ty, None)?);
+        say!("   {}", super::convert::convert(&trained.checkpoint, &file(ty), ty, None)?)?;
     }
 
     let q4 = file(Type::Q4);
@@ -80,16 +81,13 @@ pub fn run(args: &Args) -> Result<()> {
             "libllm generate -m {} -p '{PROMPT}' -n {SAMPLE_TOKENS} --temperature {TEMPERATURE} --seed {SEED}",
             common::shell_word(&q4)
         )],
-    );
+    )?;
     let sample = generate(&q4)?;
-    println!(
+    say!(
         "   words of four letters and more that occur in the source: {:.0} %",
         known_words(&sample) * 100.0
-    );
-    println!(
-        "\n{:.0} s in all. The same file from C: see examples/c/hello.c.",
-        started.elapsed().as_secs_f64()
-    );
+    )?;
+    say!("\n{:.0} s in all. The same file from C: see examples/c/hello.c.", started.elapsed().as_secs_f64())?;
     Ok(())
 }
 
@@ -109,8 +107,8 @@ fn train(dir: &Path, steps: u64) -> Result<quickstart::Report> {
     Ok(report)
 }
 
-fn step(number: usize, commands: &[String]) {
-    println!("\n{number}. {}", commands.join("\n   "));
+fn step(number: usize, commands: &[String]) -> Result<()> {
+    say!("\n{number}. {}", commands.join("\n   "))
 }
 
 /// Writes a sample to standard output and returns it.
@@ -130,19 +128,24 @@ fn generate(path: &Path) -> Result<String> {
     let mut generation = Generation::new(Some(tokenizer), options)?;
     let first = opened.elapsed();
     let (mut text, mut count, began) = (String::new(), 0, Instant::now());
-    print!("\n{PROMPT}");
+    let mut out = std::io::stdout().lock();
+    write!(out, "\n{PROMPT}")?;
     loop {
         let event = generation.next(&mut session, &mut sampler, None)?;
         count += event.ids.len();
         text.push_str(&event.text);
-        print!("{}", event.text);
-        std::io::stdout().flush()?;
+        write!(out, "{}", event.text)?;
+        out.flush()?;
         if event.kind == Kind::Done {
             break;
         }
     }
     let speed = count as f64 / began.elapsed().as_secs_f64();
-    println!("\n\n   mapped and ready in {:.1} ms, then {speed:.0} tokens/s", first.as_secs_f64() * 1e3);
+    writeln!(
+        out,
+        "\n\n   mapped and ready in {:.1} ms, then {speed:.0} tokens/s",
+        first.as_secs_f64() * 1e3
+    )?;
     Ok(text)
 }
 

@@ -5,19 +5,20 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use llm::mmap::Bytes;
-use llm::tokenizer::{EncodeOptions, Tokenizer};
+use llm::tokenizer::Tokenizer;
 
 use crate::common;
 
 /// Where the tokenizer comes from.
 #[derive(clap::Args)]
-#[group(id = "source", required = true, multiple = false, args = ["model", "tokenizer"])]
+// The group that clap makes of a struct would take in all of its fields.
+#[group(skip)]
 pub struct Source {
     /// The .llm file
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", required_unless_present = "tokenizer")]
     model: Option<PathBuf>,
     /// A tokenizer.json, SentencePiece .model or tiktoken file, or a directory with vocab.json and merges.txt
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "model")]
     tokenizer: Option<PathBuf>,
     /// Split pattern where the tokenizer's files carry none: llama3, qwen2, cl100k, gpt2 or a regular expression
     #[arg(long, value_name = "PATTERN", requires = "tokenizer")]
@@ -32,7 +33,7 @@ pub struct Source {
 pub struct TokenizeArgs {
     #[command(flatten)]
     source: Source,
-    /// Add no special token
+    /// Add no special token, and take those in the text as text where the tokenizer's maker does
     #[arg(long)]
     no_special: bool,
 }
@@ -50,7 +51,7 @@ pub struct DetokenizeArgs {
 /// Runs `tokenize`.
 pub fn tokenize(args: &TokenizeArgs) -> Result<()> {
     let tokenizer = args.source.open()?;
-    let options = EncodeOptions { add_special: !args.no_special, parse_special: true };
+    let options = tokenizer.options(!args.no_special);
     each_line(|line| {
         let text: String = serde_json::from_str(line).context("expected a JSON string")?;
         Ok(serde_json::to_string(&tokenizer.encode(&text, options)?)?)
@@ -62,8 +63,7 @@ pub fn detokenize(args: &DetokenizeArgs) -> Result<()> {
     let tokenizer = args.source.open()?;
     each_line(|line| {
         let ids: Vec<i32> = serde_json::from_str(line).context("expected a JSON array of ids")?;
-        let bytes = tokenizer.decode(&ids, args.skip_special)?;
-        Ok(serde_json::to_string(&String::from_utf8_lossy(&bytes))?)
+        Ok(serde_json::to_string(&tokenizer.decode_text(&ids, args.skip_special)?)?)
     })
 }
 
@@ -87,7 +87,7 @@ impl Source {
 /// Answers each line of standard input (split at line feeds only) with a line.
 fn each_line(mut answer: impl FnMut(&str) -> Result<String>) -> Result<()> {
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let mut input = std::io::stdin().lock();
+    let mut input = std::io::BufReader::new(std::io::stdin().lock());
     let (mut line, mut number) = (Vec::new(), 0usize);
     loop {
         line.clear();
@@ -101,6 +101,10 @@ fn each_line(mut answer: impl FnMut(&str) -> Result<String>) -> Result<()> {
         }
         let answered = answer(text).with_context(|| format!("line {number}"))?;
         writeln!(out, "{answered}")?;
+        // Whoever waits for this answer before asking on must get it now.
+        if input.buffer().is_empty() {
+            out.flush()?;
+        }
     }
     out.flush()?;
     Ok(())

@@ -43,6 +43,6 @@ pub fn run(verb: &Tokenizer) -> Result<()> {
         ..TokenizerOptions::default()
     };
     let size = llm_train::train_tokenizer(&options)?;
-    println!("{}: {size} tokens", args.out.display());
+    say!("{}: {size} tokens", args.out.display())?;
     Ok(())
 }

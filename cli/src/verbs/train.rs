@@ -52,7 +52,7 @@ pub fn run(args: &Args) -> Result<()> {
         config.set(setting)?;
     }
     if args.show_config {
-        println!("{}", config.to_json());
+        say!("{}", config.to_json())?;
         return Ok(());
     }
     train(&config)
@@ -67,22 +67,23 @@ fn train(config: &Config) -> Result<()> {
     let summary = llm_train::train(config, &mut |event| {
         match event {
             Event::Started { step, parameters } => {
-                eprintln!("{parameters} parameters, {step} of {} steps done", config.steps);
+                note!("{parameters} parameters, {step} of {} steps done", config.steps);
             }
             Event::Step(report) => {
                 let message = format!("loss {:.4}  {:.0} tokens/s", report.loss, report.tokens_per_second);
                 progress.at(report.step, config.steps, &message);
             }
-            Event::Evaluated(step, held_out) => eprintln!(
+            Event::Evaluated(step, held_out) => note!(
                 "step {step}: held-out loss {:.4} nats per token, {:.4} per byte",
-                held_out.nats_per_token, held_out.nats_per_byte
+                held_out.nats_per_token,
+                held_out.nats_per_byte
             ),
-            Event::Saved(path) => eprintln!("saved {}", path.display()),
+            Event::Saved(path) => note!("saved {}", path.display()),
         }
         if cancel.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     progress.end();
-    println!("{}", summary.checkpoint.display());
+    say!("{}", summary.checkpoint.display())?;
     if summary.steps < config.steps {
         bail!(
             "stopped after {} of {} steps; the same command goes on from there",

@@ -32,6 +32,6 @@ pub fn run(args: &Args) -> Result<()> {
         })
         .with_context(name)?;
     progress.end();
-    println!("{}: {total} bytes, every checksum agrees", name());
+    say!("{}: {total} bytes, every checksum agrees", name())?;
     Ok(())
 }

@@ -1,0 +1,242 @@
+//! What does not work ends with the right status, one line, and nothing left behind.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::{Ran, command, finish, interrupt, names, ok, one_line, p, refused, run, start};
+use llm_testdata::{json_lines, shared};
+
+#[test]
+fn wrong_usage_is_status_2() {
+    let wrong: [&[&str]; 10] = [
+        &[],
+        &["sing"],
+        &["convert"],
+        &["convert", "somewhere"],
+        &["convert", "somewhere", "-o", "out.llm", "--type", "q3"],
+        &["generate", "-m", "model.llm"],
+        &["generate", "-m", "model.llm", "-p", "text", "--tokens-file", "ids.json"],
+        &["generate", "-m", "model.llm", "-p", "text", "-n", "many"],
+        &["tokenize", "--jsonl"],
+        &["bench"],
+    ];
+    for args in wrong {
+        let ran = run(args);
+        assert_eq!((ran.status, ran.out.as_str()), (Some(2), ""), "{args:?}: {ran:?}");
+        assert!(ran.err.contains("--help"), "{args:?}: {}", ran.err);
+    }
+}
+
+#[test]
+fn every_verb_explains_itself() {
+    let help = ok(&["--help"]);
+    let listed = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    for line in listed.lines() {
+        let (verb, about) = line.trim().split_once(' ').unwrap_or_else(|| panic!("no words for {line:?}"));
+        assert!(!about.trim().is_empty(), "{line}");
+        if verb != "help" {
+            assert!(ok(&[verb, "--help"]).contains(&format!("Usage: libllm {verb}")), "{verb}");
+        }
+    }
+    assert!(listed.lines().count() > 14, "{listed}");
+    assert!(ok(&["--version"]).starts_with("libllm "));
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (missing, out) = (dir.path().join("missing"), dir.path().join("out"));
+    let (missing, out) = (p(&missing), p(&out));
+    let all: [&[&str]; 13] = [
+        &["convert", missing, "-o", out],
+        &["inspect", missing],
+        &["verify", missing],
+        &["generate", "-m", missing, "-p", "text"],
+        &["chat", "-m", missing],
+        &["logits", "-m", missing, "--tokens-file", missing, "-o", out],
+        &["tokenize", "-m", missing, "--jsonl"],
+        &["detokenize", "--tokenizer", missing, "--jsonl"],
+        &["perplexity", "-m", missing, "--file", missing],
+        &["bench", "-m", missing],
+        &["train", "--config", missing],
+        &["data", "prepare", missing, "--tokenizer", missing, "-o", out],
+        &["tokenizer", "train", missing, "-o", out],
+    ];
+    for args in all {
+        let said = refused(args);
+        assert!(said.contains(missing), "{args:?}: {said}");
+    }
+    assert_eq!(names(dir.path()), [""; 0]);
+}
+
+#[test]
+fn what_is_no_file_is_neither_read_nor_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    for verb in ["inspect", "verify"] {
+        let said = refused(&[verb, p(dir.path())]);
+        assert!(said.contains(p(dir.path())) && said.contains("directory"), "{said}");
+    }
+    let Some(source) = shared("reference/llama_untied") else { return };
+    for target in [pipe.as_path(), dir.path()] {
+        let said = refused(&["convert", p(&source), "-o", p(target)]);
+        assert!(said.contains(p(target)) && said.contains("not a file"), "{said}");
+    }
+    assert_eq!(names(dir.path()), ["pipe"]);
+    assert!(!std::fs::metadata(&pipe).unwrap().is_file());
+
+    let (model, ids, out) = (dir.path().join("m.llm"), dir.path().join("ids.json"), pipe.as_path());
+    ok(&["convert", p(&source), "-o", p(&model)]);
+    std::fs::write(&ids, "[1, 2]").unwrap();
+    let run = ["-m", p(&model), "--tokens-file", p(&ids)];
+    let said = refused(&[&["logits"], &run[..], &["-o", p(out)]].concat());
+    assert!(said.contains("not a file"), "{said}");
+    assert!(!std::fs::metadata(&pipe).unwrap().is_file());
+    let said = refused(&[&["generate"], &run[..], &["-t", "99999"]].concat());
+    assert!(said.contains("99999 threads: expected at most 1024"), "{said}");
+    ok(&[&["generate"], &run[..], &["-n", "2", "--presence-penalty", "-0.5"]].concat());
+}
+
+#[test]
+fn other_formats_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.llm");
+    for (file, format) in [
+        ("data/malformed/gguf/ok-minimal.gguf", "GGUF"),
+        ("data/weights/stories260K/stories260K-f32.gguf", "GGUF"),
+        ("data/checkpoints/test.pt", "PyTorch"),
+        ("data/malformed/pytorch/pickle-runs-code.pt", "PyTorch"),
+    ] {
+        let Some(file) = shared(file) else { return };
+        let said = refused(&["convert", p(&file), "-o", p(&out)]);
+        assert!(said.contains(format) && said.contains(p(&file)), "{said}");
+        // By its content too, whatever it is called, and where a .llm file is expected.
+        let disguised = dir.path().join("model.safetensors");
+        std::fs::write(&disguised, std::fs::read(&file).unwrap()).unwrap();
+        let said = refused(&["convert", p(&disguised), "-o", p(&out)]);
+        assert!(said.contains(format), "{said}");
+        let said = refused(&["inspect", p(&file)]);
+        assert!(said.contains(p(&file)), "{said}");
+        std::fs::remove_file(disguised).unwrap();
+        assert_eq!(names(dir.path()), [""; 0]);
+    }
+}
+
+#[test]
+fn damaged_checkpoints_leave_no_file() {
+    let Some(malformed) = shared("data/malformed") else { return };
+    let Some(config) = shared("reference/llama_untied/config.json") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), std::fs::read(config).unwrap()).unwrap();
+    let mut tried = 0;
+    for row in json_lines(&malformed.join("index.jsonl")) {
+        let Some(file) = row["file"].as_str().filter(|file| file.starts_with("safetensors/")) else {
+            continue;
+        };
+        let weights = dir.path().join("model.safetensors");
+        std::fs::write(&weights, std::fs::read(malformed.join(file)).unwrap()).unwrap();
+        let said = refused(&["convert", p(dir.path()), "-o", p(&dir.path().join("out.llm"))]);
+        assert!(said.contains(p(dir.path())), "{file}: {said}");
+        assert_eq!(names(dir.path()).len(), 2, "{file}");
+        tried += 1;
+    }
+    assert!(tried > 8);
+}
+
+#[test]
+fn every_damaged_file_is_refused_in_one_line() {
+    let bad = Path::new(env!("CARGO_MANIFEST_DIR")).join("../format/golden/bad");
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(bad).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "llm"));
+    assert!(files.len() > 50);
+    for file in files {
+        let expected: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(file.with_extension("json")).unwrap()).unwrap();
+        // What only a checksum finds is not found by those that do not read the weights.
+        let verbs: &[&str] = if expected["by"] == "parse" { &["verify", "inspect"] } else { &["verify"] };
+        for verb in verbs {
+            let said = refused(&[verb, p(&file)]);
+            assert!(said.contains(p(&file)), "{said}");
+            // Nothing cannot be mapped, so it does not get as far as the others.
+            let empty = std::fs::metadata(&file).unwrap().len() == 0;
+            let want = if empty { "the file is empty" } else { expected["message"].as_str().unwrap() };
+            assert!(said.contains(want), "{said}, expected {want}");
+        }
+        if expected["by"] == "parse" {
+            let said = refused(&["generate", "-m", p(&file), "-p", "text"]);
+            assert!(said.contains(p(&file)), "{said}");
+        }
+    }
+}
+
+/// Interrupts `args` once its temporary file is in `dir`, and again until it ends.
+fn interrupted(args: &[&str], dir: &Path) -> Ran {
+    let mut child = start(args);
+    while names(dir).is_empty() {
+        assert!(child.try_wait().unwrap().is_none(), "ended before it wrote");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    while child.try_wait().unwrap().is_none() {
+        interrupt(&child);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    finish(child)
+}
+
+#[test]
+fn an_interrupted_conversion_leaves_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.llm");
+    let ran = interrupted(&["bench", "--random", "llama-8b", "--type", "q4", "-m", p(&out)], dir.path());
+    assert_eq!(ran.status, Some(1), "{ran:?}");
+    assert!(one_line(&ran).contains("cancelled"), "{ran:?}");
+    assert_eq!(names(dir.path()), [""; 0]);
+}
+
+#[test]
+fn a_reader_that_is_gone_is_no_fault() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../format/golden/ok");
+    let file = std::fs::read_dir(golden).unwrap().map(|entry| entry.unwrap().path());
+    let file = file.into_iter().find(|file| file.extension().is_some_and(|e| e == "llm")).unwrap();
+    let mut runs = vec![
+        vec!["inspect", p(&file)],
+        vec!["inspect", p(&file), "--json"],
+        vec!["inspect", p(&file), "--tensors"],
+        vec!["verify", p(&file)],
+        vec!["train", "--show-config"],
+        vec!["--help"],
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let (model, ids) = (dir.path().join("model.llm"), dir.path().join("ids.json"));
+    std::fs::write(&ids, "[1]").unwrap();
+    if let Some(source) = common::stories(dir.path()) {
+        ok(&["convert", p(&source), "-o", p(&model)]);
+        runs.push(vec!["convert", p(dir.path()), "-o", p(&model)]);
+        runs.push(vec!["generate", "-m", p(&model), "-p", "Once", "-n", "400"]);
+        runs.push(vec!["generate", "-m", p(&model), "--tokens-file", p(&ids), "-n", "2", "--json"]);
+    }
+    for args in runs {
+        // The ends that nobody reads are closed before the command starts.
+        for both in [false, true] {
+            let closed = || std::process::Stdio::from(std::io::pipe().unwrap().1);
+            let mut run = command(&args);
+            run.stdout(closed());
+            if both {
+                run.stderr(closed());
+            }
+            let output = run.output().unwrap();
+            assert_eq!(
+                output.status.code(),
+                Some(0),
+                "{args:?}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            assert!(output.stderr.is_empty() || args[0] == "convert", "{args:?}: {output:?}");
+        }
+    }
+}

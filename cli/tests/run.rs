@@ -1,0 +1,245 @@
+//! A converted checkpoint gives its reference's numbers through the command, however the work is cut up.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{ids, json, names, ok, p, refused};
+use llm::model::{Model, OpenOptions};
+use llm::runtime::{Runtime, RuntimeOptions};
+use llm::session::{Session, SessionOptions};
+use llm::tokenizer::EncodeOptions;
+use llm_testdata::shared;
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// The reference checkpoint, converted in f32 to a file in `scratch`, and where it came from.
+fn reference(scratch: &Path) -> Option<(PathBuf, PathBuf)> {
+    let source = shared("reference/llama_untied")?;
+    let file = scratch.join("model.llm");
+    let said = ok(&["convert", p(&source), "-o", p(&file), "--type", "f32"]);
+    assert!(said.starts_with(p(&file)) && said.contains("llama f32"), "{said}");
+    Some((source, file))
+}
+
+#[test]
+fn logits_and_greedy_ids_are_the_references() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some((source, file)) = reference(scratch.path()) else { return };
+    let facts = read_json(&source.join("reference.json"));
+    let stored = std::fs::read(source.join("reference.safetensors")).unwrap();
+    let stored = SafeTensors::deserialize(&stored).unwrap();
+    let words = |name: &str| -> Vec<[u8; 4]> {
+        stored.tensor(name).unwrap().data().chunks(4).map(|b| b.try_into().unwrap()).collect()
+    };
+    let (prompt, out) = (scratch.path().join("ids.json"), scratch.path().join("logits.safetensors"));
+    for run in ["short", "long"] {
+        let prompt_ids: Vec<i32> =
+            words(&format!("{run}.input_ids")).into_iter().map(i32::from_le_bytes).collect();
+        std::fs::write(&prompt, serde_json::to_string(&prompt_ids).unwrap()).unwrap();
+        let fact = &facts["runs"][run];
+
+        ok(&["logits", "-m", p(&file), "--tokens-file", p(&prompt), "-o", p(&out), "-t", "2"]);
+        let written = std::fs::read(&out).unwrap();
+        let written = SafeTensors::deserialize(&written).unwrap();
+        assert_eq!(written.names(), ["logits"]);
+        let tensor = written.tensor("logits").unwrap();
+        assert_eq!(tensor.dtype(), safetensors::Dtype::F32);
+        assert_eq!(tensor.shape(), [prompt_ids.len(), facts["vocab_size"].as_u64().unwrap() as usize]);
+        let exact = words(&format!("{run}.logits_exact"));
+        assert_eq!(tensor.data().len(), exact.len() * 4);
+        let differences = tensor.data().chunks(4).zip(exact).map(|(got, exact)| {
+            f64::from(f32::from_le_bytes(got.try_into().unwrap()) - f32::from_le_bytes(exact)).abs()
+        });
+        let max = differences.clone().fold(0.0, f64::max);
+        let rms = (differences.map(|d| d * d).sum::<f64>() / (tensor.data().len() / 4) as f64).sqrt();
+        let within = |name: &str, got: f64| got <= fact["tolerance"][name].as_f64().unwrap();
+        assert!(within("max_abs", max) && within("rms", rms), "{run}: max {max:e}, rms {rms:e}");
+
+        let cuts: [&[&str]; 4] = [
+            &["-t", "1"],
+            &["-t", "2"],
+            &["-t", "2", "--chunk", "7"],
+            &["-t", "1", "--page", "16", "--kv", "f32"],
+        ];
+        for cut in cuts {
+            let fixed = ["generate", "-m", p(&file), "--tokens-file", p(&prompt), "-n", "48"];
+            let report = json(&[&fixed[..], &["--json", "--ignore-eos"], cut].concat());
+            assert_eq!(report["ids"], fact["greedy"], "{run}, {cut:?}");
+            assert_eq!(report["prompt_tokens"], prompt_ids.len());
+            assert_eq!(report["reason"], "Length");
+        }
+    }
+    let mut left = names(scratch.path());
+    left.sort();
+    assert_eq!(left, ["ids.json", "logits.safetensors", "model.llm"]);
+}
+
+#[test]
+fn ids_outside_the_vocabulary_and_broken_id_files_are_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some((_, file)) = reference(scratch.path()) else { return };
+    let (prompt, out) = (scratch.path().join("ids.json"), scratch.path().join("logits.safetensors"));
+    for (text, want) in [
+        ("[1, 320]", "320"),
+        ("[-1]", "-1"),
+        ("[]", "no tokens"),
+        ("{}", "expected a JSON array"),
+        ("[1, 2", "ids.json"),
+        ("[1.5]", "ids.json"),
+    ] {
+        std::fs::write(&prompt, text).unwrap();
+        let said = refused(&["generate", "-m", p(&file), "--tokens-file", p(&prompt)]);
+        assert!(said.contains(want), "{text}: {said}");
+        let said = refused(&["logits", "-m", p(&file), "--tokens-file", p(&prompt), "-o", p(&out)]);
+        assert!(said.contains(want), "{text}: {said}");
+        assert!(!out.exists(), "{text}");
+    }
+    // A file without a tokenizer says so where a text is given.
+    let said = refused(&["generate", "-m", p(&file), "-p", "text"]);
+    assert!(said.contains("no tokenizer") && said.contains("ids"), "{said}");
+}
+
+#[test]
+fn inspect_shows_what_the_file_holds_and_verify_checks_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some((source, file)) = reference(scratch.path()) else { return };
+    let facts = read_json(&source.join("reference.json"));
+    let bytes = std::fs::read(&file).unwrap();
+
+    let report = json(&["inspect", p(&file), "--json"]);
+    assert_eq!(report["bytes"], bytes.len());
+    assert_eq!(report["weights"], facts["parameters"]);
+    assert!(report["metadata"]["model"].is_object(), "{report}");
+    assert_eq!(report["identity"].as_str().unwrap().len(), 64);
+    let tensors = report["tensors"].as_array().unwrap();
+    let held: u64 = tensors.iter().map(|t| t["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(report["bits_per_weight"], 8.0 * held as f64 / facts["parameters"].as_f64().unwrap());
+
+    let listed = ok(&["inspect", p(&file), "--tensors"]);
+    for tensor in tensors {
+        let name = tensor["name"].as_str().unwrap();
+        assert!(listed.lines().any(|line| line.ends_with(&format!("  {name}"))), "{name}: {listed}");
+    }
+    assert!(listed.starts_with(p(&file)), "{listed}");
+    let short = ok(&["inspect", p(&file)]);
+    assert_eq!(short.lines().count() + tensors.len(), listed.lines().count());
+
+    assert!(ok(&["verify", p(&file)]).starts_with(p(&file)));
+    let damaged = scratch.path().join("damaged.llm");
+    let first = tensors.iter().map(|t| t["offset"].as_u64().unwrap() as usize).min().unwrap();
+    for at in [first, bytes.len() / 2, 64] {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 1;
+        std::fs::write(&damaged, bytes).unwrap();
+        let said = refused(&["verify", p(&damaged)]);
+        assert!(said.contains(p(&damaged)), "{at}: {said}");
+    }
+}
+
+#[test]
+fn bench_reports_speed_and_memory() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some((_, file)) = reference(scratch.path()) else { return };
+    let work = ["-p", "16", "-n", "4", "-d", "8", "-r", "2", "-t", "1"];
+    let report = json(&[&["bench", "-m", p(&file), "--json"], &work[..]].concat());
+    assert_eq!(report["file_bytes"], std::fs::metadata(&file).unwrap().len());
+    assert_eq!(report["threads"], 1);
+    for speed in ["prefill_tokens_per_second", "decode_tokens_per_second", "read_bytes_per_second"] {
+        let part = |name: &str| report[speed][name].as_f64().unwrap();
+        assert!(0.0 < part("min") && part("min") <= part("median") && part("median") <= part("max"));
+    }
+    assert!(report["anonymous_bytes_after_first_token"]["median"].as_f64().unwrap() > 0.0, "{report}");
+    let table = ok(&[&["bench", "-m", p(&file)], &work[..]].concat());
+    assert!(table.contains("prefill 16") && table.contains("decode 4"), "{table}");
+}
+
+#[test]
+fn a_trained_model_tells_the_published_story() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(source) = common::stories(scratch.path()) else { return };
+    let facts = read_json(&shared("data/weights/stories260K/reference.json").unwrap());
+    let file = scratch.path().join("stories.llm");
+    ok(&["convert", p(&source), "-o", p(&file), "--type", "f32"]);
+
+    let prompt = &facts["prompts"][0];
+    let text = prompt["text"].as_str().unwrap();
+    let line = format!("{}\n", prompt["text"]);
+    let ran = common::run_on(&line, &["tokenize", "-m", p(&file), "--jsonl"]);
+    assert_eq!(ids(&serde_json::from_str(&ran.out).unwrap()), ids(&prompt["ids"]));
+
+    let story = ids(&facts["greedy"]["ids"]);
+    let held = ids(&prompt["ids"]).len();
+    assert_eq!(story[..held], ids(&prompt["ids"]));
+    let count = (story.len() - held).to_string();
+    let report = json(&["generate", "-m", p(&file), "-p", text, "-n", &count, "--ignore-eos", "--json"]);
+    assert_eq!(ids(&report["ids"]), story[held..]);
+    let told = format!("{text}{}", report["text"].as_str().unwrap());
+    assert_eq!(told, facts["greedy"]["text"].as_str().unwrap());
+    // Without --json: the text alone, with a line end; up to a stop text where one is given.
+    let plain = ok(&["generate", "-m", p(&file), "-p", text, "-n", &count, "--ignore-eos"]);
+    assert_eq!(plain, format!("{}\n", report["text"].as_str().unwrap()));
+    let stopped = ok(&["generate", "-m", p(&file), "-p", text, "-n", &count, "--stop", "Lily"]);
+    assert_eq!(stopped, format!("{}\n", plain.split("Lily").next().unwrap()));
+    // The same seed gives the same text; another gives another.
+    let sampled = |seed| {
+        let fixed = ["generate", "-m", p(&file), "-p", text, "-n", "64", "--temperature", "1", "--seed"];
+        ok(&[&fixed[..], &[seed]].concat())
+    };
+    assert_eq!(sampled("7"), sampled("7"));
+    assert_ne!(sampled("7"), sampled("8"));
+}
+
+#[test]
+fn perplexity_is_that_of_token_after_token() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(source) = common::stories(scratch.path()) else { return };
+    let text = shared("data/text/tinystories-sample.txt").unwrap();
+    let file = scratch.path().join("stories.llm");
+    ok(&["convert", p(&source), "-o", p(&file), "--type", "f32"]);
+
+    let runtime = Runtime::new(RuntimeOptions { threads: 1, ..RuntimeOptions::default() }).unwrap();
+    let model = Model::open_path(&runtime, &file, &OpenOptions::default(), None).unwrap();
+    let options = EncodeOptions { add_special: true, parse_special: false };
+    let text_ids =
+        model.tokenizer().unwrap().encode(&std::fs::read_to_string(&text).unwrap(), options).unwrap();
+    // Every token but the first is predicted once, from what is before it in its window.
+    let slow = |window: usize, stride: usize| {
+        let (mut nats, mut scored, mut begin) = (0.0, 1, 0);
+        while scored < text_ids.len() {
+            let end = (begin + window).min(text_ids.len());
+            let options = SessionOptions { max_tokens: window, ..SessionOptions::default() };
+            let mut session = Session::new(&model, options).unwrap();
+            for at in begin..end - 1 {
+                session.decode(text_ids[at], None).unwrap();
+                if at + 1 >= scored {
+                    let row = session.logits().unwrap();
+                    let sum: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
+                    nats += sum.ln() - f64::from(row[text_ids[at + 1] as usize]);
+                }
+            }
+            (scored, begin) = (end, (begin + stride).min(end - 1));
+        }
+        nats / (text_ids.len() - 1) as f64
+    };
+    for (window, stride) in [(512, 512), (200, 100)] {
+        let (w, s) = (window.to_string(), stride.to_string());
+        let measure = |threads: &str| {
+            let fixed = ["perplexity", "-m", p(&file), "--file", p(&text), "--json", "-c", &w];
+            json(&[&fixed[..], &["--stride", &s, "-t", threads]].concat())
+        };
+        let report = measure("1");
+        assert_eq!(report, measure("2"));
+        assert_eq!(report["tokens"], text_ids.len() - 1);
+        assert_eq!((&report["window"], &report["stride"]), (&window.into(), &stride.into()));
+        let (got, want) = (report["nats_per_token"].as_f64().unwrap(), slow(window, stride));
+        assert!((got - want).abs() < 1e-6, "{window}, {stride}: {got}, expected {want}");
+        assert!((report["perplexity"].as_f64().unwrap() - want.exp()).abs() < 1e-4);
+    }
+    let said = refused(&["perplexity", "-m", p(&file), "--file", p(&text), "-c", "8", "--stride", "9"]);
+    assert!(said.contains("--stride 9"), "{said}");
+}

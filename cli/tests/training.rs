@@ -1,0 +1,99 @@
+//! The training way: a text becomes a tokenizer, token files, a checkpoint, a file, and words; a run that was
+//! interrupted goes on as if it had not been.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+use common::{interrupt, json, names, ok, one_line, p, run, start};
+use llm_testdata::shared;
+
+const STEPS: &str = "steps=300";
+
+fn train<'a>(data: &'a str, out: &'a str, threads: &'a str) -> Vec<&'a str> {
+    let settings = ["model.context=32", "batch=2", "save_every=1000", "eval_every=150", STEPS, threads];
+    [&["train", "--preset", "tiny", "--data", data, "--out", out], &settings[..]].concat()
+}
+
+/// The checkpoint whose path a run printed last.
+fn printed(out: &str) -> &Path {
+    Path::new(out.lines().last().unwrap())
+}
+
+#[test]
+fn text_becomes_a_model_that_writes() {
+    let Some(text) = shared("data/text/the-verdict.txt") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (tokenizer, data) = (at("tokenizer.json"), at("data"));
+
+    let said = ok(&["tokenizer", "train", p(&text), "-o", &tokenizer, "--size", "320"]);
+    assert_eq!(said, format!("{tokenizer}: 320 tokens\n"));
+    let said = ok(&["data", "prepare", p(&text), "--tokenizer", &tokenizer, "-o", &data]);
+    assert!(said.starts_with(&data) && said.contains("vocabulary of 320"), "{said}");
+    let mut made = names(Path::new(&data));
+    made.sort();
+    assert_eq!(made, ["held_out.tokens", "tokenizer.json", "train.tokens"]);
+
+    // One run goes through; another is interrupted and continued by the same command.
+    let through = ok(&train(&data, &at("through"), "threads=2"));
+    let run_again = at("again");
+    let args = train(&data, &run_again, "threads=1");
+    let mut child = start(&args);
+    let mut heard = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    heard.read_line(&mut line).unwrap();
+    assert!(line.contains("parameters, 0 of 300 steps done"), "{line}");
+    interrupt(&child);
+    let mut rest = String::new();
+    heard.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{rest}");
+    let last = rest.lines().last().unwrap();
+    assert!(last.starts_with("libllm: stopped after") && last.contains("of 300 steps"), "{rest}");
+    let done = last.split_whitespace().nth(3).unwrap();
+    let ran = run(&args);
+    assert_eq!(ran.status, Some(0), "{ran:?}");
+    assert!(ran.err.contains(&format!("parameters, {done} of 300 steps done")), "{done}: {}", ran.err);
+    let (through, again) = (printed(&through), printed(&ran.out));
+    let weights = |checkpoint: &Path| std::fs::read(checkpoint.join("model.safetensors")).unwrap();
+    assert!(weights(through) == weights(again), "an interrupted run ends elsewhere");
+    // A finished run has nothing left to do.
+    let ran = run(&args);
+    assert_eq!((ran.status, printed(&ran.out)), (Some(0), again), "{ran:?}");
+
+    let ran = run(&[&train(&data, &at("none"), "threads=1")[..], &["steps=0"]].concat());
+    assert_eq!(ran.status, Some(1), "{ran:?}");
+    assert!(one_line(&ran).contains("steps"), "{ran:?}");
+
+    let model = at("model.llm");
+    for ty in ["f32", "q8", "q4"] {
+        ok(&["convert", p(again), "-o", &model, "--type", ty]);
+        ok(&["verify", &model]);
+        let report =
+            json(&["generate", "-m", &model, "-p", "I had always", "-n", "8", "--ignore-eos", "--json"]);
+        assert_eq!(report["ids"].as_array().unwrap().len(), 8, "{report}");
+    }
+}
+
+#[test]
+fn settings_that_make_no_sense_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.json");
+    std::fs::write(&config, r#"{"stepz": 3}"#).unwrap();
+    let all: [(&[&str], &str); 4] = [
+        (&["train", "--preset", "huge"], "huge"),
+        (&["train", "stepz=3"], "stepz"),
+        (&["train", "steps=many"], "steps"),
+        (&["train", "--config", p(&config)], "stepz"),
+    ];
+    for (args, want) in all {
+        let ran = run(args);
+        assert_eq!(ran.status, Some(1), "{args:?}: {ran:?}");
+        assert!(one_line(&ran).contains(want), "{args:?}: {ran:?}");
+    }
+    // What is shown can be given back.
+    let shown = ok(&["train", "--preset", "tiny", "--show-config", "steps=7"]);
+    std::fs::write(&config, &shown).unwrap();
+    assert_eq!(ok(&["train", "--config", p(&config), "--show-config"]), shown);
+}
