@@ -1,4 +1,13 @@
-//! The left side of products: activations, padded, and their int8 form made when an integer matrix asks for it.
+//! The left side of products: activations, padded, and their int8 forms made when an integer matrix asks for one.
+//!
+//! ```text
+//! one term    x ≈ s · a                 rows of token 0, 1, 2, ..                       for q4
+//! two terms   x ≈ s1 · a + s2 · b       rows 2i and 2i + 1: first and second of token i  for q8
+//! ```
+//! An int8 has an error of half a step in 127 of the block's largest value, about as large as the error of a q4
+//! weight but several times that of a q8 weight. The second term is the int8 of what the first leaves over, so
+//! that a q8 product is as exact as its weights. To the kernels the terms are rows like any others; only the end
+//! of a product adds a token's two sums.
 
 use crate::cpu::{Cpu, Shared};
 use crate::generic::rows::DEPTH;
@@ -12,10 +21,18 @@ pub struct Input {
     pub(crate) width: usize,
     /// `[m][width]`, zeros behind k.
     pub(crate) x: Vec<f32>,
-    quantized: bool,
-    /// `[width/256 rounded up][m][256]` in the records' order.
+    one: Int8,
+    two: Int8,
+}
+
+/// Activations as int8 rows, `rows` = m · terms.
+#[derive(Default)]
+pub(crate) struct Int8 {
+    /// Whether it is that of the present activations.
+    made: bool,
+    /// `[width/256 rounded up][rows][256]` in the records' order.
     pub(crate) q: Vec<i8>,
-    /// `[width/256 rounded up][m]`.
+    /// `[width/256 rounded up][rows]`.
     pub(crate) scale: Vec<f32>,
     pub(crate) sum: Vec<i32>,
 }
@@ -63,7 +80,8 @@ impl Input {
     fn load_rows<'x>(&mut self, cpu: &Cpu, m: usize, k: usize, row: impl Fn(usize) -> &'x [f32] + Sync) {
         assert!(k > 0, "activations without width");
         let width = k.next_multiple_of(128);
-        (self.m, self.k, self.width, self.quantized) = (m, k, width, false);
+        (self.m, self.k, self.width) = (m, k, width);
+        (self.one.made, self.two.made) = (false, false);
         room(&mut self.x, m * width);
         let to = Shared::of(&mut self.x[..m * width]);
         cpu.split(m, m * width, |rows| {
@@ -76,35 +94,40 @@ impl Input {
         });
     }
 
-    /// Makes the int8 form of what was loaded, unless it is there.
-    pub(crate) fn quantize(&mut self, cpu: &Cpu) {
-        if core::mem::replace(&mut self.quantized, true) {
+    /// Makes the int8 form of `terms` terms of what was loaded, unless it is there.
+    pub(crate) fn quantize(&mut self, cpu: &Cpu, terms: usize) {
+        let (m, width, x) = (self.m, self.width, &self.x);
+        let to = if terms == 2 { &mut self.two } else { &mut self.one };
+        if core::mem::replace(&mut to.made, true) {
             return;
         }
-        let (m, width) = (self.m, self.width);
-        let records = width.div_ceil(DEPTH);
-        room(&mut self.q, records * m * DEPTH);
-        room(&mut self.scale, records * m);
-        room(&mut self.sum, records * m);
-        let x = &self.x;
+        let (records, rows) = (width.div_ceil(DEPTH), m * terms);
+        room(&mut to.q, records * rows * DEPTH);
+        room(&mut to.scale, records * rows);
+        room(&mut to.sum, records * rows);
         let (q, scale, sum) =
-            (Shared::of(&mut self.q[..]), Shared::of(&mut self.scale[..]), Shared::of(&mut self.sum[..]));
-        cpu.split(m, m * width, |rows| {
-            for i in rows {
+            (Shared::of(&mut to.q[..]), Shared::of(&mut to.scale[..]), Shared::of(&mut to.sum[..]));
+        let quantize = if terms == 2 { cpu.ops.quantize_two } else { cpu.ops.quantize };
+        cpu.split(m, m * width, |tokens| {
+            for i in tokens {
                 for r in 0..records {
                     let n = (width - r * DEPTH).min(DEPTH);
-                    let at = r * m + i;
-                    // SAFETY: row i's places are written by the thread that has i, alone; `n` values lie at the
-                    // source and room for 256 at the target, and the machine has the table's instruction set
+                    let at = r * rows + i * terms;
+                    // SAFETY: token i's places are written by the thread that has i, alone; `n` values lie at the
+                    // source and room for the terms at the targets, and the machine has the table's instruction set
                     unsafe {
-                        let q = q.slice(at * DEPTH, DEPTH);
+                        let q = q.slice(at * DEPTH, terms * DEPTH);
+                        let (scale, sum) = (scale.slice(at, terms), sum.slice(at, terms));
                         let x = &x[i * width + r * DEPTH..][..n];
-                        let (s, t) = (cpu.ops.quantize)(x.as_ptr(), n, q.as_mut_ptr());
-                        scale.slice(at, 1)[0] = s;
-                        sum.slice(at, 1)[0] = t;
+                        quantize(x.as_ptr(), n, q.as_mut_ptr(), scale.as_mut_ptr(), sum.as_mut_ptr());
                     }
                 }
             }
         });
+    }
+
+    /// What [`Input::quantize`] made.
+    pub(crate) fn int8(&self, terms: usize) -> &Int8 {
+        if terms == 2 { &self.two } else { &self.one }
     }
 }

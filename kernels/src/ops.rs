@@ -16,8 +16,10 @@ pub struct Ops {
     pub q8: unsafe fn(&IntBlock),
     pub q4: unsafe fn(&IntBlock),
     pub float: unsafe fn(&FloatBlock),
-    /// (x, n ≤ 256, out) → scale, sum of the integers.
-    pub quantize: unsafe fn(*const f32, usize, *mut i8) -> (f32, i32),
+    /// (x, n ≤ 256, `[256]` integers, their scale, their sum)
+    pub quantize: unsafe fn(*const f32, usize, *mut i8, *mut f32, *mut i32),
+    /// The same in two terms: `[2][256]`, two scales, two sums.
+    pub quantize_two: unsafe fn(*const f32, usize, *mut i8, *mut f32, *mut i32),
     pub rms: unsafe fn(&Norm),
     pub layer: unsafe fn(&Norm),
     pub softmax: unsafe fn(*mut f32, usize),
@@ -58,8 +60,10 @@ macro_rules! table {
             entry!([$($feature)?] q8(a: &rows::IntBlock) = rows::product::<$s, { rows::Q8 }>(a));
             entry!([$($feature)?] q4(a: &rows::IntBlock) = rows::product::<$s, { rows::Q4 }>(a));
             entry!([$($feature)?] float(a: &float::FloatBlock) = <$s>::float_tiles(a));
-            entry!([$($feature)?] quantize(x: *const f32, n: usize, out: *mut i8) -> (f32, i32)
-                = quantize::quantize::<$s, true>(x, n, out));
+            entry!([$($feature)?] quantize(x: *const f32, n: usize, out: *mut i8, scale: *mut f32, sum: *mut i32)
+                = (*scale, *sum) = quantize::quantize::<$s, true>(x, n, out));
+            entry!([$($feature)?] quantize_two(x: *const f32, n: usize, out: *mut i8, scale: *mut f32, sum: *mut i32)
+                = quantize::quantize_two::<$s>(x, n, out, scale, sum));
             entry!([$($feature)?] rms(a: &norm::Norm) = norm::rms::<$s>(a));
             entry!([$($feature)?] layer(a: &norm::Norm) = norm::layer::<$s>(a));
             entry!([$($feature)?] softmax(x: *mut f32, n: usize) = norm::softmax::<$s>(x, n));
@@ -81,6 +85,7 @@ macro_rules! table {
             q4: kernels::q4,
             float: kernels::float,
             quantize: kernels::quantize,
+            quantize_two: kernels::quantize_two,
             rms: kernels::rms,
             layer: kernels::layer,
             softmax: kernels::softmax,

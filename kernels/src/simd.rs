@@ -134,7 +134,7 @@ pub unsafe trait Simd: Copy + 'static {
     }
     unsafe fn prefetch(p: *const u8);
 
-    /// Runs [`crate::generic::panel::tile`] over all tokens with this machine's tile sizes.
+    /// Runs [`crate::generic::panel::tile`] over all vectors with this machine's tile sizes.
     unsafe fn tiles(a: &crate::generic::panel::Tiles);
     /// Runs [`crate::generic::float::tile`] over 32 rows and the tokens with this machine's tile sizes.
     unsafe fn float_tiles(a: &crate::generic::float::FloatBlock);

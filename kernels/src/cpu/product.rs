@@ -3,7 +3,7 @@
 use super::{Cpu, Shared};
 use crate::generic::float::{FloatBlock, FloatKind};
 use crate::generic::panel;
-use crate::generic::rows::{IntBlock, STREAMS};
+use crate::generic::rows::{self, IntBlock, STREAMS};
 use crate::input::Input;
 use crate::matrix::{Experts, Matrix};
 use llm_format::quant::{Type, decode_row};
@@ -37,11 +37,12 @@ impl Part<'_> {
     fn grain(&self, threads: usize) -> (usize, usize) {
         let blocks = self.matrix.rows().div_ceil(32);
         let tokens = self.to - self.from;
-        if self.matrix.ty().is_integer() && tokens < panel::FROM {
+        let vectors = tokens * terms(self.matrix.ty());
+        if self.matrix.ty().is_integer() && vectors < panel::FROM {
             return (STREAMS.min(blocks.div_ceil(threads * 2)).max(1), tokens.max(1));
         }
         // long inputs with few blocks are cut along the tokens too, so that every thread finds work
-        let cuts = (threads * 4).div_ceil(blocks).clamp(1, tokens.div_ceil(panel::SLAB).max(1));
+        let cuts = (threads * 4).div_ceil(blocks).clamp(1, vectors.div_ceil(panel::SLAB).max(1));
         (1, tokens.div_ceil(cuts).max(1))
     }
 
@@ -72,8 +73,8 @@ impl Cpu {
             assert!(job.bias.is_none_or(|b| b.len() == rows), "bias of {rows} outputs");
             assert_eq!(job.out.len(), m * rows, "outputs [{m}, {rows}]");
         }
-        if jobs.iter().any(|j| j.matrix.ty().is_integer()) {
-            x.quantize(self);
+        for job in jobs.iter().filter(|j| j.matrix.ty().is_integer()) {
+            x.quantize(self, terms(job.matrix.ty()));
         }
         let count = jobs.len();
         let jobs = Shared::of(jobs);
@@ -112,7 +113,7 @@ impl Cpu {
         }
         check(&w.matrix(0), x);
         if w.matrix(0).ty().is_integer() {
-            x.quantize(self);
+            x.quantize(self, terms(w.matrix(0).ty()));
         }
         let out = Shared::of(out);
         self.products(groups.len(), x, |i| {
@@ -160,24 +161,26 @@ impl Cpu {
             Type::F16 => FloatKind::F16,
             Type::Bf16 => FloatKind::Bf16,
             Type::Q8 | Type::Q4 => {
+                let terms = terms(w.ty());
+                let int8 = x.int8(terms);
                 let a = IntBlock {
                     head: w.data().as_ptr(),
                     blocks: data.as_ptr(),
                     count,
                     block_bytes,
                     cols: x.width,
-                    x: x.q.as_ptr(),
-                    scale: x.scale.as_ptr(),
-                    sum: x.sum.as_ptr(),
-                    tokens: x.m(),
-                    from,
-                    to,
+                    x: int8.q.as_ptr(),
+                    scale: int8.scale.as_ptr(),
+                    sum: int8.sum.as_ptr(),
+                    vectors: x.m() * terms,
+                    from: from * terms,
+                    to: to * terms,
                     rows,
                     bias,
                     out,
                     stride: w.rows(),
                 };
-                // SAFETY: `data` holds `count` whole blocks of x.width inputs; the quantized input holds x.m() rows
+                // SAFETY: `data` holds `count` whole blocks of x.width inputs; the int8 input holds x.m() tokens
                 // of that width and from..to lie inside; out rows from..to and bias hold `rows` values from here;
                 // the machine has the table's instruction set
                 return unsafe { (if w.ty() == Type::Q8 { self.ops.q8 } else { self.ops.q4 })(&a) };
@@ -225,8 +228,13 @@ impl Cpu {
     }
 }
 
+/// Int8 terms of the activations that multiply with `ty`; 1 of a float type.
+fn terms(ty: Type) -> usize {
+    if ty == Type::Q8 { rows::terms(rows::Q8) } else { 1 }
+}
+
 fn check(w: &Matrix, x: &Input) {
     assert_eq!(w.cols(), x.k(), "a matrix [{}, {}] against inputs of width {}", w.rows(), w.cols(), x.k());
     // the exact sum over 256 inputs and every index fits; widths beyond are refused by the format
-    assert!(x.m() < i32::MAX as usize / 256, "too many tokens at once");
+    assert!(x.m() < i32::MAX as usize / 512, "too many tokens at once");
 }

@@ -1,36 +1,37 @@
-//! Integer products for many tokens: a record is decoded once into a panel and used by every token.
+//! Integer products for many tokens: a record is decoded once into a panel and used by every
+//! vector of activations, that is by every token (in two terms: twice).
 //!
 //! ```text
 //! panel, for each tile of 16 rows:  [4 inputs at a time, 64 of them][16 rows][4 bytes]
 //! ```
 //! One load of a panel line holds 4 inputs of 16 rows; 4 activations broadcast against it add to sixteen i32
-//! sums, one per row, so nothing is summed across lanes. Decoding pays from about eight tokens on.
+//! sums, one per row, so nothing is summed across lanes. Decoding pays from about eight vectors on.
 
-use super::rows::{DEPTH, IntBlock, Q4, exponent, finish, lines_at, record_bytes};
+use super::rows::{DEPTH, IntBlock, Q4, exponent, finish, lines_at, record_bytes, terms};
 use crate::simd::Simd;
 use core::mem::MaybeUninit;
 
-/// Tokens from which on a panel is made.
+/// Vectors from which on a panel is made.
 pub const FROM: usize = 7;
-/// Tokens at a time: their sums lie on the stack.
+/// Vectors at a time: their sums lie on the stack. Even, so that a token's two terms stay together.
 pub const SLAB: usize = 256;
 
 #[repr(C, align(64))]
 struct Aligned<T>(T);
 
-/// One record's panel against a slab of tokens.
+/// One record's panel against a slab of vectors.
 pub struct Tiles {
     pub panel: *const u8,
     /// Groups of four inputs: 64, or 32 of a short record.
     pub groups: usize,
-    /// First token's 256 activations; the next token's follow.
+    /// First vector's 256 activations; the next one's follow.
     pub x: *const i8,
     pub scale: *const f32,
     pub sum: *const i32,
-    pub tokens: usize,
+    pub vectors: usize,
     /// 32 row scales.
     pub rows: *const f32,
-    /// `[tokens][32]`.
+    /// `[vectors][32]`.
     pub acc: *mut f32,
 }
 
@@ -45,8 +46,8 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock) {
         for block in 0..a.count {
             let mut from = a.from;
             while from < a.to {
-                let tokens = (a.to - from).min(SLAB);
-                core::ptr::write_bytes(acc, 0, tokens * 32);
+                let vectors = (a.to - from).min(SLAB);
+                core::ptr::write_bytes(acc, 0, vectors * 32);
                 let mut record = a.blocks.add(block * a.block_bytes);
                 for r in 0..a.cols.div_ceil(DEPTH) {
                     let halves = if a.cols - r * DEPTH > 128 { 2 } else { 1 };
@@ -56,23 +57,23 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock) {
                         let scales = S::load_f16(record.cast::<u16>().add(tile * 16));
                         S::store(rows.0.as_mut_ptr().add(tile * 16), S::mul(scales, e));
                     }
-                    let first = r * a.tokens + from;
+                    let first = r * a.vectors + from;
                     S::tiles(&Tiles {
                         panel,
                         groups: halves * 32,
                         x: a.x.add(first * DEPTH),
                         scale: a.scale.add(first),
                         sum: a.sum.add(first),
-                        tokens,
+                        vectors,
                         rows: rows.0.as_ptr(),
                         acc,
                     });
                     record = record.add(record_bytes(BITS, halves));
                 }
-                for t in 0..tokens {
-                    finish(a, block, from + t, acc.add(t * 32));
+                for t in (0..vectors).step_by(terms(BITS)) {
+                    finish::<BITS>(a, block, from + t, acc.add(t * 32));
                 }
-                from += tokens;
+                from += vectors;
             }
         }
     }
@@ -108,21 +109,21 @@ unsafe fn decode<S: Simd, const BITS: u8>(head: *const u8, record: *const u8, ha
     }
 }
 
-/// All tokens in tiles of T, `N` tiles of 16 rows at a time.
+/// All vectors in tiles of T, `N` tiles of 16 rows at a time.
 #[inline(always)]
 pub unsafe fn tiles<S: Simd, const N: usize, const T: usize>(a: &Tiles) {
     // SAFETY: passed on
     unsafe {
         let mut t = 0;
-        while t + T <= a.tokens {
+        while t + T <= a.vectors {
             tile::<S, N, T>(a, t);
             t += T;
         }
-        while t + 4 <= a.tokens {
+        while t + 4 <= a.vectors {
             tile::<S, N, 4>(a, t);
             t += 4;
         }
-        while t < a.tokens {
+        while t < a.vectors {
             tile::<S, N, 1>(a, t);
             t += 1;
         }
@@ -130,19 +131,19 @@ pub unsafe fn tiles<S: Simd, const N: usize, const T: usize>(a: &Tiles) {
 }
 
 #[inline(always)]
-unsafe fn tile<S: Simd, const N: usize, const T: usize>(a: &Tiles, token: usize) {
-    // SAFETY: tokens token..token + T exist
+unsafe fn tile<S: Simd, const N: usize, const T: usize>(a: &Tiles, vector: usize) {
+    // SAFETY: vectors vector..vector + T exist
     unsafe {
         for first in (0..2).step_by(N) {
             let mut sums = [[S::i_splat(0); T]; N];
             for t in 0..T {
-                let start = S::i_splat((-S::BIAS).wrapping_mul(*a.sum.add(token + t)));
+                let start = S::i_splat((-S::BIAS).wrapping_mul(*a.sum.add(vector + t)));
                 for n in 0..N {
                     sums[n][t] = start;
                 }
             }
             let panel = a.panel.add(first * 4096);
-            let x = a.x.add(token * DEPTH).cast::<i32>();
+            let x = a.x.add(vector * DEPTH).cast::<i32>();
             for g in 0..a.groups {
                 let mut w = [S::b_load(panel.add(g * 64)); N];
                 for n in 1..N {
@@ -156,10 +157,10 @@ unsafe fn tile<S: Simd, const N: usize, const T: usize>(a: &Tiles, token: usize)
                 }
             }
             for t in 0..T {
-                let s = S::splat(*a.scale.add(token + t));
+                let s = S::splat(*a.scale.add(vector + t));
                 for n in 0..N {
                     let at = (first + n) * 16;
-                    let to = a.acc.add((token + t) * 32 + at);
+                    let to = a.acc.add((vector + t) * 32 + at);
                     let s = S::mul(S::load(a.rows.add(at)), s);
                     S::store(to, S::fma(S::from_int(sums[n][t]), s, S::load(to)));
                 }

@@ -5,6 +5,10 @@
 //! ```
 //! Up to [`STREAMS`] blocks are walked side by side, record by record; while one block's record is multiplied the
 //! next records of all of them are prefetched, a line of each in turn, so that memory sees several streams.
+//!
+//! Activations come as int8 vectors, [`terms`] of them a token (see `input.rs`). Each has its own sum, as though it
+//! were a token: isum exact over 256 inputs, then fma(f32(isum), scale of the weights · scale of the vector, sum),
+//! records ascending. The end adds a token's sums, then the bias.
 
 use super::panel;
 use crate::simd::Simd;
@@ -14,7 +18,7 @@ pub const STREAMS: usize = 4;
 /// Inputs of one record.
 pub const DEPTH: usize = 256;
 
-/// A product with an int8-decoded matrix: consecutive blocks of 32 rows against tokens `from..to`.
+/// A product with an int8-decoded matrix: consecutive blocks of 32 rows against int8 vectors `from..to`.
 pub struct IntBlock {
     /// The matrix's 64-byte head.
     pub head: *const u8,
@@ -26,15 +30,17 @@ pub struct IntBlock {
     pub block_bytes: usize,
     /// Inputs, a multiple of 128.
     pub cols: usize,
-    /// Activations `[records][tokens][256]`, in the records' order.
+    /// Activations `[records][vectors][256]`, in the records' order; vectors = tokens · terms.
     pub x: *const i8,
-    /// Their scales `[records][tokens]`.
+    /// Their scales `[records][vectors]`.
     pub scale: *const f32,
-    /// Sums of their integers `[records][tokens]`.
+    /// Sums of their integers `[records][vectors]`.
     pub sum: *const i32,
-    /// Tokens in `x`.
-    pub tokens: usize,
+    /// Vectors in `x`.
+    pub vectors: usize,
+    /// First vector, the first of its token.
     pub from: usize,
+    /// Behind the last one of a token.
     pub to: usize,
     /// Valid rows, at most 32 · count.
     pub rows: usize,
@@ -50,6 +56,11 @@ pub struct IntBlock {
 pub const Q8: u8 = 8;
 /// 4-bit codes with a multiplier per 32 inputs.
 pub const Q4: u8 = 4;
+
+/// Int8 terms that an activation has in products with these records.
+pub const fn terms(bits: u8) -> usize {
+    if bits == Q8 { 2 } else { 1 }
+}
 
 /// Bytes before a record's lines.
 pub const fn lines_at(bits: u8) -> usize {
@@ -69,7 +80,7 @@ pub unsafe fn exponent(head: *const u8) -> f32 {
     if e >= -126 { f32::from_bits(((e + 127) as u32) << 23) } else { f32::from_bits(1 << (e + 149)) }
 }
 
-/// The product, by the form that suits the number of tokens. Same bits either way.
+/// The product, by the form that suits the number of vectors. Same bits either way.
 #[inline(always)]
 pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock) {
     // SAFETY: passed on
@@ -83,16 +94,16 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock) {
             t += 4;
         }
         match a.to - t {
-            1 => few::<S, BITS, 1>(a, t),
             2 => few::<S, BITS, 2>(a, t),
-            3 => few::<S, BITS, 3>(a, t),
+            1 if terms(BITS) == 1 => few::<S, BITS, 1>(a, t),
+            3 if terms(BITS) == 1 => few::<S, BITS, 3>(a, t),
             _ => {}
         }
     }
 }
 
 #[inline(always)]
-unsafe fn few<S: Simd, const BITS: u8, const T: usize>(a: &IntBlock, token: usize) {
+unsafe fn few<S: Simd, const BITS: u8, const T: usize>(a: &IntBlock, vector: usize) {
     // SAFETY: `a` describes `count` whole blocks and the tokens' activations, proved by the caller
     unsafe {
         let mut acc = [[[0f32; 32]; T]; STREAMS];
@@ -105,30 +116,31 @@ unsafe fn few<S: Simd, const BITS: u8, const T: usize>(a: &IntBlock, token: usiz
             for (s, acc) in acc.iter_mut().enumerate().take(a.count) {
                 let record = a.blocks.add(s * a.block_bytes + at);
                 if halves == 2 {
-                    few_record::<S, BITS, T, 2>(a, record, r, token, ahead, s, acc);
+                    few_record::<S, BITS, T, 2>(a, record, r, vector, ahead, s, acc);
                 } else {
-                    few_record::<S, BITS, T, 1>(a, record, r, token, ahead, s, acc);
+                    few_record::<S, BITS, T, 1>(a, record, r, vector, ahead, s, acc);
                 }
             }
             at += full;
         }
         for s in 0..a.count {
-            for t in 0..T {
-                finish(a, s, token + t, acc[s][t].as_ptr());
+            for t in (0..T).step_by(terms(BITS)) {
+                finish::<BITS>(a, s, vector + t, acc[s].as_ptr().cast::<f32>().add(t * 32));
             }
         }
     }
 }
 
-/// Adds the bias and stores a block's 32 sums of a token.
+/// Adds a token's `[terms][32]` sums of a block, then the bias, and stores them; `vector` is the token's first.
 #[inline(always)]
-pub unsafe fn finish(a: &IntBlock, block: usize, token: usize, acc: *const f32) {
+pub unsafe fn finish<const BITS: u8>(a: &IntBlock, block: usize, vector: usize, acc: *const f32) {
     // SAFETY: only valid rows are stored
     unsafe {
+        let token = vector / terms(BITS);
         let valid = (a.rows - block * 32).min(32);
         let out = a.out.add(token * a.stride + block * 32);
         for r in 0..valid {
-            let v = *acc.add(r);
+            let v = if terms(BITS) == 2 { *acc.add(r) + *acc.add(32 + r) } else { *acc.add(r) };
             *out.add(r) = if a.bias.is_null() { v } else { v + *a.bias.add(block * 32 + r) };
         }
     }
@@ -139,7 +151,7 @@ unsafe fn few_record<S: Simd, const BITS: u8, const T: usize, const HALVES: usiz
     a: &IntBlock,
     record: *const u8,
     r: usize,
-    token: usize,
+    vector: usize,
     ahead: *const u8,
     stream: usize,
     acc: &mut [[f32; 32]; T],
@@ -148,7 +160,7 @@ unsafe fn few_record<S: Simd, const BITS: u8, const T: usize, const HALVES: usiz
     unsafe {
         let base = S::table(a.head.cast());
         let lines = record.add(lines_at(BITS));
-        let first = r * a.tokens + token;
+        let first = r * a.vectors + vector;
         let x = a.x.add(first * DEPTH).cast::<u8>();
         // This record's share of the coming ones is a quarter of each stream: a line here, a line there, spread
         // evenly over the work; what the steps below do not reach goes first.

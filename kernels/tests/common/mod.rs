@@ -59,7 +59,7 @@ pub fn tree(lanes: [f32; 16]) -> f32 {
     l[0]
 }
 
-/// Rule 1: (integers, scale) of up to 256 activations.
+/// One int8 term of up to 256 activations: (integers, scale).
 pub fn quantize(x: &[f32]) -> (Vec<i8>, f32) {
     if x.iter().any(|v| !v.is_finite()) {
         return (vec![0; x.len()], f32::NAN);
@@ -71,4 +71,18 @@ pub fn quantize(x: &[f32]) -> (Vec<i8>, f32) {
     let scale = amax / 127.0;
     let inverse = 1.0 / scale;
     (x.iter().map(|v| (v * inverse).round_ties_even().clamp(-127.0, 127.0) as i8).collect(), scale)
+}
+
+/// The terms that a product with `ty` takes of up to 256 activations; the second is that of what the first leaves.
+pub fn terms(ty: Type, x: &[f32]) -> Vec<(Vec<i8>, f32)> {
+    let (a, s) = quantize(x);
+    if ty == Type::Q4 {
+        return vec![(a, s)];
+    }
+    let second = if s.is_finite() {
+        quantize(&a.iter().zip(x).map(|(&a, &x)| (-s).mul_add(f32::from(a), x)).collect::<Vec<_>>())
+    } else {
+        (vec![0; x.len()], 0.0)
+    };
+    vec![(a, s), second]
 }
