@@ -156,3 +156,21 @@ fn no_program_leaks_or_reads_what_it_may_not() {
     let misuse = library.compile(&cc, &root().join("tests/c/misuse.c"), "misuse", &["-lm"]);
     run(check().arg(&misuse).arg(&model).arg("no-fork"));
 }
+
+#[test]
+fn the_program_of_the_readme_compiles_and_tells_the_same() {
+    let library = Library::find();
+    let Some((model, expected)) = model(library.dir.path()) else { return };
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let (_, rest) = readme.split_once("```c\n").unwrap();
+    let (program, _) = rest.split_once("```").unwrap();
+    let source = library.dir.path().join("readme.c");
+    std::fs::write(&source, program).unwrap();
+    for cc in compilers() {
+        let told = run(Command::new(library.compile(&cc, &source, "readme", &[]))
+            .arg(&model)
+            .arg("Once upon a time"));
+        let all = format!("Once upon a time{told}");
+        assert!(told.len() > 100 && expected.starts_with(&all), "{all:?}\nexpected\n{expected:?}");
+    }
+}
