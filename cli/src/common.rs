@@ -59,9 +59,14 @@ pub struct RunArgs {
     /// Tokens in a step of prefill
     #[arg(long, default_value_t = 512)]
     pub chunk: usize,
-    /// batch: the same bits on this machine; portable: on every instruction set as well
-    #[arg(long, default_value = "batch", value_parser = ["batch", "portable"])]
+    /// batch: the same bits on this machine; portable: on every instruction set as well; fast: no promise asked
+    /// for, which today is computed as batch is
+    #[arg(long, default_value = "batch", value_parser = ["batch", "portable", "fast"])]
     pub determinism: String,
+    /// Rotary scaling that depends on the length (dynamic, longrope): declared takes the session's length from the
+    /// start; running follows the length so far, as other engines' caches do, outside the promise of same bits
+    #[arg(long, default_value = "declared", value_parser = ["declared", "running"])]
+    pub rope: String,
 }
 
 impl ModelArgs {
@@ -90,6 +95,7 @@ impl RunArgs {
             kv: KvType::parse(&self.kv).with_context(|| format!("--kv {}: unknown", self.kv))?,
             page: self.page.parse()?,
             determinism: if self.determinism == "portable" { Level::Portable } else { Level::BatchInvariant },
+            rope_running: self.rope == "running",
             ..SessionOptions::default()
         })
     }

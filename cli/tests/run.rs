@@ -80,6 +80,28 @@ fn logits_and_greedy_ids_are_the_references() {
 }
 
 #[test]
+fn rotary_scaling_by_the_length_so_far_gives_the_cached_greedy_ids() {
+    let Some(source) = shared("reference/llama_rope_dynamic") else { return };
+    let scratch = tempfile::tempdir().unwrap();
+    let (file, prompt) = (scratch.path().join("model.llm"), scratch.path().join("ids.json"));
+    ok(&["convert", p(&source), "-o", p(&file), "--type", "f32"]);
+    let stored = std::fs::read(source.join("reference.safetensors")).unwrap();
+    let stored = SafeTensors::deserialize(&stored).unwrap();
+    let ints = |name: &str| -> Vec<i32> {
+        let words = stored.tensor(name).unwrap().data().chunks(4);
+        words.map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
+    };
+    for run in ["short", "long"] {
+        let prompt_ids = ints(&format!("{run}.input_ids"));
+        std::fs::write(&prompt, serde_json::to_string(&prompt_ids).unwrap()).unwrap();
+        let fixed =
+            ["generate", "-m", p(&file), "--tokens-file", p(&prompt), "-n", "48", "--rope", "running"];
+        let report = json(&[&fixed[..], &["--json", "--ignore-eos"]].concat());
+        assert_eq!(ids(&report["ids"]), ints(&format!("{run}.greedy_cached")), "{run}");
+    }
+}
+
+#[test]
 fn ids_outside_the_vocabulary_and_broken_id_files_are_refused() {
     let scratch = tempfile::tempdir().unwrap();
     let Some((_, file)) = reference(scratch.path()) else { return };
