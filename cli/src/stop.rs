@@ -41,6 +41,9 @@ impl Writing {
 
 impl Drop for Writing {
     fn drop(&mut self) {
-        WRITING.fetch_sub(1, Ordering::SeqCst);
+        // Work that was interrupted has yet to say so: until it has, another Ctrl-C must not end the process.
+        if !STOP.get().is_some_and(Cancel::is_set) {
+            WRITING.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }
