@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::config::{Config, Family, ModelConfig};
+use crate::optim::{Optimizer, Values};
 use crate::params::{Param, Params, Role};
 
 /// The training state that is not a tensor.
@@ -41,8 +42,7 @@ pub(crate) struct Contents<'a> {
     pub state: &'a State,
     pub params: &'a Params,
     pub weights: &'a [f32],
-    pub first: &'a [f32],
-    pub second: &'a [f32],
+    pub optimizer: &'a Optimizer,
     /// The `tokenizer.json`, where the data has one.
     pub tokenizer: Option<&'a [u8]>,
 }
@@ -51,8 +51,6 @@ pub(crate) struct Contents<'a> {
 pub(crate) struct Restored {
     pub state: State,
     pub weights: Vec<f32>,
-    pub first: Vec<f32>,
-    pub second: Vec<f32>,
 }
 
 /// One tensor of a checkpoint: rows of a parameter, as they are or transposed.
@@ -134,13 +132,23 @@ fn transpose(from: &[f32], rows: usize, cols: usize) -> Vec<f32> {
 /// A tensor on its way to the file; made when it is written.
 struct Source<'a> {
     shape: Vec<usize>,
-    values: &'a [f32],
+    values: Values<'a>,
     transposed: bool,
+}
+
+impl<'a> Source<'a> {
+    /// Values that have no shape.
+    fn flat(values: Values<'a>) -> Source<'a> {
+        Source { shape: vec![values.len()], values, transposed: false }
+    }
 }
 
 impl View for Source<'_> {
     fn dtype(&self) -> Dtype {
-        Dtype::F32
+        match self.values {
+            Values::F32(_) => Dtype::F32,
+            Values::U8(_) => Dtype::U8,
+        }
     }
 
     fn shape(&self) -> &[usize] {
@@ -148,15 +156,18 @@ impl View for Source<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        if self.transposed {
-            let values = transpose(self.values, self.shape[1], self.shape[0]);
-            return Cow::Owned(bytemuck::cast_slice(&values).to_vec());
+        match self.values {
+            Values::F32(values) if self.transposed => {
+                let values = transpose(values, self.shape[1], self.shape[0]);
+                Cow::Owned(bytemuck::cast_slice(&values).to_vec())
+            }
+            Values::F32(values) => Cow::Borrowed(bytemuck::cast_slice(values)),
+            Values::U8(values) => Cow::Borrowed(values),
         }
-        Cow::Borrowed(bytemuck::cast_slice(self.values))
     }
 
     fn data_len(&self) -> usize {
-        self.values.len() * 4
+        self.values.bytes()
     }
 }
 
@@ -215,13 +226,15 @@ pub(crate) fn save(dir: &Path, c: &Contents) -> Result<()> {
         Ok(File::open(&path)?.sync_all()?)
     };
     let all = c.params.list.iter().flat_map(|p| pieces(m, p));
-    let model = all
-        .map(|p| (p.name, Source { shape: p.shape, values: &c.weights[p.range], transposed: p.transposed }));
+    let model = all.map(|p| {
+        (
+            p.name,
+            Source { shape: p.shape, values: Values::F32(&c.weights[p.range]), transposed: p.transposed },
+        )
+    });
     tensors(model.collect(), "model.safetensors")?;
-    let flat = |name: &str, values| {
-        (name.to_string(), Source { shape: vec![c.params.total], values, transposed: false })
-    };
-    tensors(vec![flat("first_moment", c.first), flat("second_moment", c.second)], "optimizer.safetensors")?;
+    let state = c.optimizer.tensors(c.params);
+    tensors(state.into_iter().map(|t| (t.name, Source::flat(t.values))).collect(), "optimizer.safetensors")?;
     if let Some(tokenizer) = c.tokenizer {
         sync_file(&part.join("tokenizer.json"), tokenizer)?;
     }
@@ -241,8 +254,13 @@ pub(crate) fn save(dir: &Path, c: &Contents) -> Result<()> {
     sync_parent(dir)
 }
 
-/// Reads the checkpoint `dir` for a model of the shape `expected` where that is given.
-pub(crate) fn load(dir: &Path, expected: Option<&ModelConfig>) -> Result<Restored> {
+/// Reads the checkpoint `dir` for a model of the shape `expected` where that is given, and the optimizer's state into
+/// `optimizer`.
+pub(crate) fn load(
+    dir: &Path,
+    expected: Option<&ModelConfig>,
+    optimizer: Option<(&Params, &mut Optimizer)>,
+) -> Result<Restored> {
     // A kill between the two renames of a replacement leaves the old one under its hidden name.
     let old = hidden(dir, "old")?;
     let dir = if !dir.exists() && old.exists() { &old } else { dir };
@@ -290,11 +308,11 @@ pub(crate) fn load(dir: &Path, expected: Option<&ModelConfig>) -> Result<Restore
     }
     let bytes = read("optimizer.safetensors")?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| bad("optimizer.safetensors", e.to_string()))?;
-    let (mut first, mut second) = (vec![0.0; params.total], vec![0.0; params.total]);
-    for (name, out) in [("first_moment", &mut first), ("second_moment", &mut second)] {
-        fill(&file, "optimizer.safetensors", name, &[params.total], out)?;
+    if let Some((params, optimizer)) = optimizer {
+        let path = dir.join("optimizer.safetensors");
+        optimizer.restore(params, &file).map_err(|e| e.context(path.display()))?;
     }
-    Ok(Restored { state, weights, first, second })
+    Ok(Restored { state, weights })
 }
 
 /// The checkpoints of a run in `out`, by step, with their states.
@@ -357,7 +375,7 @@ pub(crate) fn sweep(out: &Path) -> Result<()> {
         if why == "old"
             && !out.join(step).exists()
             && path.join("training.json").exists()
-            && load(&path, None).is_ok()
+            && load(&path, None, None).is_ok()
         {
             fs::rename(&path, out.join(step))?;
         } else {

@@ -139,10 +139,50 @@ impl Default for ModelConfig {
     }
 }
 
-/// The optimizer: AdamW with warm-up and a cosine to `min_rate`.
+/// How weights follow from gradients.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// AdamW (arXiv:1711.05101).
+    #[default]
+    AdamW,
+    /// AdamW with moments of eight bits, in blocks of 256 values.
+    AdamW8,
+    /// Lion (arXiv:2302.06675): one moment, steps of equal size.
+    Lion,
+    /// Muon for the hidden matrices, AdamW for the rest.
+    Muon,
+}
+
+/// How the learning rate goes from `rate` to `min_rate` after the warm-up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// Half a cosine.
+    #[default]
+    Cosine,
+    /// A straight line.
+    Linear,
+    /// (1 − t) to the `power`.
+    Polynomial,
+    /// Stays at `rate`.
+    Constant,
+    /// Stays, then falls in a straight line over the last `decay_share` of the steps.
+    Wsd,
+}
+
+/// The optimizer and its learning rate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OptimConfig {
+    /// Which optimizer.
+    pub kind: OptimizerKind,
+    /// Shape of the learning rate.
+    pub schedule: Schedule,
+    /// Exponent of the schedule `polynomial`.
+    pub power: f32,
+    /// Share of the steps after the warm-up over which the schedule `wsd` falls.
+    pub decay_share: f32,
     /// Highest learning rate.
     pub rate: f32,
     /// Learning rate at the last step.
@@ -159,11 +199,25 @@ pub struct OptimConfig {
     pub decay: f32,
     /// Highest norm of the whole gradient; 0: no clipping.
     pub clip: f32,
+    /// Muon: highest learning rate of the hidden matrices.
+    pub muon_rate: f32,
+    /// Muon: decay of the momentum.
+    pub muon_momentum: f32,
+    /// Rank of GaLore's projection of hidden matrices, with `adamw` and `adamw8`; 0: none.
+    pub galore_rank: usize,
+    /// Steps between new directions of the projection.
+    pub galore_every: u64,
+    /// Factor on the projected update.
+    pub galore_scale: f32,
 }
 
 impl Default for OptimConfig {
     fn default() -> Self {
         OptimConfig {
+            kind: OptimizerKind::AdamW,
+            schedule: Schedule::Cosine,
+            power: 1.0,
+            decay_share: 0.2,
             rate: 1e-3,
             min_rate: 1e-4,
             warmup: 100,
@@ -172,6 +226,11 @@ impl Default for OptimConfig {
             eps: 1e-8,
             decay: 0.1,
             clip: 1.0,
+            muon_rate: 0.02,
+            muon_momentum: 0.95,
+            galore_rank: 0,
+            galore_every: 200,
+            galore_scale: 0.25,
         }
     }
 }
@@ -328,9 +387,22 @@ impl Config {
             && (0.0..1.0).contains(&o.beta2)
             && o.eps > 0.0
             && o.decay >= 0.0
-            && o.clip >= 0.0;
+            && o.clip >= 0.0
+            && o.power > 0.0
+            && (0.0..=1.0).contains(&o.decay_share)
+            && o.decay_share > 0.0
+            && o.muon_rate > 0.0
+            && (0.0..1.0).contains(&o.muon_momentum)
+            && o.galore_every > 0
+            && o.galore_scale > 0.0;
         if !fine {
             return Err(invalid(format!("optim: a setting is out of range: {o:?}")));
+        }
+        if o.galore_rank > 0 && !matches!(o.kind, OptimizerKind::AdamW | OptimizerKind::AdamW8) {
+            return Err(invalid(format!(
+                "optim.galore_rank = {}: GaLore goes with adamw or adamw8, not with {:?}",
+                o.galore_rank, o.kind
+            )));
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 mod engine;
+mod optim;
 mod params;
 pub mod quickstart;
 mod random;
@@ -24,7 +25,7 @@ mod trainer;
 mod twin;
 
 pub use bpe::{TokenizerOptions, train_tokenizer};
-pub use config::{Config, Family, ModelConfig, OptimConfig};
+pub use config::{Config, Family, ModelConfig, OptimConfig, OptimizerKind, Schedule};
 pub use data::{PrepareOptions, Prepared, TokenFile, prepare};
 pub use quickstart::{Report, quickstart};
 pub use trainer::{Data, Evaluation, Event, StepReport, Summary, Trainer, train};

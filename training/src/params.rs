@@ -39,6 +39,8 @@ pub(crate) struct Param {
     pub layer: usize,
     pub rows: usize,
     pub cols: usize,
+    /// Rows of each projection that lies in a matrix, in order.
+    pub parts: Vec<usize>,
     offset: usize,
     /// Standard deviation of the initial values; vectors: 1 for norm weights, 0 for biases.
     init: f32,
@@ -51,6 +53,11 @@ impl Param {
 
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.len()
+    }
+
+    /// A matrix between hidden vectors: not an embedding, not the head.
+    pub fn is_hidden_matrix(&self) -> bool {
+        self.cols > 0 && !matches!(self.role, Role::Embed | Role::Positions | Role::Head)
     }
 
     /// Matrices decay, vectors do not.
@@ -82,6 +89,13 @@ impl Params {
         for layer in 0..m.layers {
             let mut add = |role, bias, rows, cols, init| {
                 p.add(role, layer, rows, cols, init);
+                if let Some(last) = p.list.last_mut() {
+                    match role {
+                        Role::Qkv => last.parts = vec![q, kv, kv],
+                        Role::Up if !gpt2 => last.parts = vec![f, f],
+                        _ => {}
+                    }
+                }
                 if gpt2 {
                     p.add(bias, layer, rows, 0, 0.0);
                 }
@@ -104,7 +118,7 @@ impl Params {
     }
 
     fn add(&mut self, role: Role, layer: usize, rows: usize, cols: usize, init: f32) {
-        let param = Param { role, layer, rows, cols, offset: self.total, init };
+        let param = Param { role, layer, rows, cols, parts: vec![rows], offset: self.total, init };
         self.total += param.len().next_multiple_of(16);
         self.list.push(param);
     }

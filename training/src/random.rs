@@ -10,6 +10,8 @@ pub(crate) enum Stream {
     Order = 2,
     /// Dropout masks.
     Dropout = 3,
+    /// Where the search for a gradient's leading directions begins.
+    Directions = 4,
 }
 
 /// A 64-bit mixing function (the finaliser of SplitMix64).

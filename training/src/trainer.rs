@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use llm::error::{Error, Result, Status};
-use llm_kernels::dense::AdamW;
 use serde_json::json;
 
 use crate::checkpoint::{self, Contents, State};
 use crate::config::Config;
 use crate::data::{TokenFile, vocabulary_hash};
 use crate::engine::{Engine, Want};
+use crate::optim::{self, Optimizer};
 use crate::params::Params;
 use crate::random::permuted;
 use crate::tape::Tape;
@@ -85,8 +85,7 @@ pub struct Trainer {
     eval_tape: Tape,
     weights: Vec<f32>,
     grads: Vec<f32>,
-    first: Vec<f32>,
-    second: Vec<f32>,
+    optimizer: Optimizer,
     step: u64,
     sample: u64,
     held_out: Option<f64>,
@@ -124,15 +123,13 @@ impl Trainer {
         let params = Params::new(m);
         let tape = |train| Tape::record(m, &params, config.batch, m.context, train);
         let (train_tape, eval_tape) = (tape(true), tape(false));
-        let zeros = || vec![0.0; params.total];
         Ok(Trainer {
             engine: Engine::new(m, &params, config.threads),
             tape: train_tape,
             eval_tape,
             weights: params.init(config.seed),
-            grads: zeros(),
-            first: zeros(),
-            second: zeros(),
+            grads: vec![0.0; params.total],
+            optimizer: Optimizer::new(&config.optim, &params),
             params,
             data,
             config,
@@ -148,15 +145,15 @@ impl Trainer {
     /// Those of [`Trainer::new`] and of reading the checkpoint; `MISMATCH` for another model or tokenizer.
     pub fn resume(config: &Config, dir: &Path) -> Result<Trainer> {
         let mut trainer = Trainer::new(config)?;
-        let restored = checkpoint::load(dir, Some(&trainer.config.model))?;
+        let optimizer = Some((&trainer.params, &mut trainer.optimizer));
+        let restored = checkpoint::load(dir, Some(&trainer.config.model), optimizer)?;
         if restored.state.vocabulary_hash != trainer.data.train.vocabulary_hash() {
             let message = format!("{}: was trained with another tokenizer than the data", dir.display());
             return Err(Error::new(Status::MISMATCH, message));
         }
         (trainer.step, trainer.sample) = (restored.state.step, restored.state.sample);
         trainer.held_out = restored.state.held_out;
-        (trainer.weights, trainer.first, trainer.second) =
-            (restored.weights, restored.first, restored.second);
+        trainer.weights = restored.weights;
         Ok(trainer)
     }
 
@@ -190,19 +187,17 @@ impl Trainer {
         (self.tape.rows() * self.config.accumulate) as u64
     }
 
-    /// The learning rate of the update that ends step `step` (from 0): linear warm-up, then a cosine.
-    pub fn rate(&self, step: u64) -> f32 {
-        let (o, steps) = (&self.config.optim, self.config.steps);
-        if step < o.warmup {
-            return o.rate * (step + 1) as f32 / o.warmup as f32;
-        }
-        let span = steps.saturating_sub(o.warmup + 1).max(1);
-        let part = ((step - o.warmup) as f64 / span as f64).min(1.0);
-        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * part).cos());
-        o.min_rate + (o.rate - o.min_rate) * cosine as f32
+    /// Bytes of memory that the optimizer's state takes.
+    pub fn optimizer_bytes(&self) -> usize {
+        self.optimizer.bytes()
     }
 
-    /// One optimizer step: `accumulate` passes, clipping, AdamW.
+    /// The learning rate of the update that ends step `step` (from 0).
+    pub fn rate(&self, step: u64) -> f32 {
+        optim::rate(&self.config.optim, self.config.steps, step)
+    }
+
+    /// One optimizer step: `accumulate` passes, clipping, the update.
     ///
     /// # Errors
     /// Those of reading data; `BAD_STATE` when the loss is no longer a number: the weights stay as they were.
@@ -255,28 +250,9 @@ impl Trainer {
         let o = &self.config.optim;
         let clip = f64::from(o.clip);
         let scale = if clip > 0.0 && norm > clip { (clip / norm) as f32 } else { 1.0 };
-        let t = (self.step + 1) as f64;
-        let correction = |beta: f32| (1.0 - f64::from(beta).powf(t)) as f32;
-        for p in &self.params.list {
-            let adamw = AdamW {
-                rate,
-                beta1: o.beta1,
-                beta2: o.beta2,
-                eps: o.eps,
-                decay: if p.decays() { o.decay } else { 0.0 },
-                scale,
-                correction1: correction(o.beta1),
-                correction2: correction(o.beta2),
-            };
-            let r = p.range();
-            self.engine.dense.adamw(
-                &adamw,
-                &mut self.weights[r.clone()],
-                &self.grads[r.clone()],
-                &mut self.first[r.clone()],
-                &mut self.second[r],
-            );
-        }
+        let step = optim::Step { index: self.step, rate, scale, seed: self.config.seed };
+        let dense = &mut self.engine.dense;
+        self.optimizer.step(dense, o, &step, &self.params, &mut self.weights, &self.grads);
     }
 
     /// The loss on the first `sequences` windows (0: all) of the held-out ids, side by side without overlap.
@@ -352,8 +328,7 @@ impl Trainer {
             state: &state,
             params: &self.params,
             weights: &self.weights,
-            first: &self.first,
-            second: &self.second,
+            optimizer: &self.optimizer,
             tokenizer: self.data.tokenizer.as_deref(),
         };
         checkpoint::save(dir, &contents)

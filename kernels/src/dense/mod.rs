@@ -29,7 +29,7 @@ mod shared;
 mod tests;
 
 pub use attention::Heads;
-pub use optim::AdamW;
+pub use optim::{AdamW, Lion, Moments8};
 
 use crate::detect::{Isa, detect};
 use crate::threads::Pool;

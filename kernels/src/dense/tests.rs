@@ -126,6 +126,18 @@ fn everything(isa: Isa, threads: usize) -> Vec<f32> {
     let (mut p, mut m, mut v) = (x.clone(), vec![0.0; x.len()], vec![0.0; x.len()]);
     dense.adamw(&o, &mut p, &dy, &mut m, &mut v);
     all.extend([p, m, v].concat());
+    let (mut p, mut moments) = (x.clone(), Moments8::new(x.len()));
+    for _ in 0..3 {
+        dense.adamw8(&o, &mut p, &dy, &mut moments);
+    }
+    all.extend(p.into_iter().chain(moments.first_top).chain(moments.second_top));
+    all.extend(moments.first.iter().chain(&moments.second).map(|c| f32::from(*c)));
+    let lion = Lion { rate: 0.1, beta1: 0.9, beta2: 0.99, decay: 0.1, scale: 0.7 };
+    let (mut p, mut m, mut u) = (x.clone(), vec![0.0; x.len()], vec![0.0; x.len()]);
+    dense.lion(&lion, &mut p, &dy, &mut m);
+    dense.nesterov(0.95, 0.7, &dy, &mut m, &mut u);
+    dense.apply(0.99, -0.3, &mut p, &u);
+    all.extend([p, m, u].concat());
     all.push(dense.sum_squares(&x) as f32);
     std::mem::take(all)
 }
