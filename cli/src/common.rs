@@ -31,6 +31,11 @@ pub fn note(text: std::fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// The values of `--type`.
+pub fn types() -> clap::builder::PossibleValuesParser {
+    llm_format::quant::QUANTS.iter().rev().map(|quant| quant.name).collect::<Vec<_>>().into()
+}
+
 /// Which model, and how it runs.
 #[derive(clap::Args, Clone)]
 pub struct ModelArgs {

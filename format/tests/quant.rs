@@ -28,7 +28,11 @@ fn bound(ty: Type) -> f64 {
         Type::F16 => 3e-4,
         Type::Bf16 => 2e-3,
         Type::Q8 => 0.0071,
+        Type::Q6 => 0.0182,
+        Type::Q5 => 0.0355,
         Type::Q4 => 0.0745,
+        Type::Q3 => 0.15,
+        Type::Q2 => 0.31,
     }
 }
 
@@ -74,7 +78,7 @@ fn ids_names_and_bits_are_consistent_and_distinct() {
         assert_eq!(bits, Some(quant.bits));
     }
     assert_eq!(Type::from_id(0), None);
-    assert_eq!(Type::parse("q5"), None);
+    assert_eq!(Type::parse("q7"), None);
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn twin(ty: Type, data: &[u8], rows: usize, cols: usize, row: usize, x: &[f32]) 
                 *acc = (sum as f32).mul_add(scale * sx, *acc);
             }
         }
-        if ty == Type::Q8 { acc[0] + acc[1] } else { acc[0] }
+        if matches!(ty, Type::Q8 | Type::Q6) { acc[0] + acc[1] } else { acc[0] }
     } else {
         let mut w = vec![0f32; cols];
         decode_row(ty, data, rows, cols, row, &mut w);
@@ -87,7 +87,7 @@ fn values_that_are_not_finite_make_their_rows_nan_and_no_other() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
     #[test]
-    fn odd_shapes_equal_the_twin(t in 0usize..5, rows in 1usize..140, cols in 1usize..900, m in 1usize..20, seed: u64) {
+    fn odd_shapes_equal_the_twin(t in 0..TYPES.len(), rows in 1usize..140, cols in 1usize..900, m in 1usize..20, seed: u64) {
         check(TYPES[t], rows, cols, m, seed, false);
     }
 }

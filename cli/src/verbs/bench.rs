@@ -20,7 +20,7 @@ pub struct Args {
     #[arg(long, value_name = "SHAPE")]
     random: Option<String>,
     /// Type of the random weights
-    #[arg(long = "type", default_value = "q4", value_parser = ["q4", "q8", "bf16", "f16", "f32"])]
+    #[arg(long = "type", default_value = "q4", value_parser = common::types())]
     ty: String,
     /// Tokens of the prefill
     #[arg(short, long, default_value_t = 512)]

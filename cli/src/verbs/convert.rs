@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use llm::Cancel;
 use llm_format::quant::Type;
 
+use crate::common;
 use crate::progress::Progress;
 use crate::stop::Writing;
 
@@ -19,7 +20,7 @@ pub struct Args {
     #[arg(short, long, value_name = "OUT.llm")]
     out: PathBuf,
     /// Type of the matrices
-    #[arg(long = "type", default_value = "q4", value_parser = ["q4", "q8", "bf16", "f16", "f32"])]
+    #[arg(long = "type", default_value = "q4", value_parser = common::types())]
     ty: String,
     /// Split pattern of the tokenizer where its files carry none: llama3, qwen2, cl100k, gpt2 or a regular
     /// expression

@@ -20,7 +20,7 @@ pub const F32: Quant = Quant {
     bits: 32.0,
     head: 0,
     block_bytes: |cols| block_bytes(cols, 4),
-    encode_block: |_, values, cols, out| encode(values, cols, out, f32::to_le_bytes),
+    encode_block: |_, values, _, cols, out| encode(values, cols, out, f32::to_le_bytes),
     decode_row: |_, block, cols, r, out| decode(block, cols, r, out, f32::from_le_bytes),
     decode_int8: None,
 };
@@ -33,7 +33,7 @@ pub const F16: Quant = Quant {
     bits: 16.0,
     head: 0,
     block_bytes: |cols| block_bytes(cols, 2),
-    encode_block: |_, values, cols, out| encode(values, cols, out, |v| f16::from_f32(v).to_le_bytes()),
+    encode_block: |_, values, _, cols, out| encode(values, cols, out, |v| f16::from_f32(v).to_le_bytes()),
     decode_row: |_, block, cols, r, out| decode(block, cols, r, out, |b| f16::from_le_bytes(b).to_f32()),
     decode_int8: None,
 };
@@ -46,7 +46,7 @@ pub const BF16: Quant = Quant {
     bits: 16.0,
     head: 0,
     block_bytes: |cols| block_bytes(cols, 2),
-    encode_block: |_, values, cols, out| encode(values, cols, out, |v| bf16::from_f32(v).to_le_bytes()),
+    encode_block: |_, values, _, cols, out| encode(values, cols, out, |v| bf16::from_f32(v).to_le_bytes()),
     decode_row: |_, block, cols, r, out| decode(block, cols, r, out, |b| bf16::from_le_bytes(b).to_f32()),
     decode_int8: None,
 };

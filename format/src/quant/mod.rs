@@ -12,8 +12,14 @@
 //! instruction sets need not know how it was packed. It does not know files, checksums or tensor names.
 
 mod float;
+mod packed;
+mod q2;
+mod q3;
 mod q4;
+mod q5;
+mod q6;
 mod q8;
+mod search;
 
 /// Rows of a block.
 pub const ROWS: usize = 32;
@@ -37,8 +43,16 @@ pub enum Type {
     Bf16,
     /// int8 and a scale per 256 inputs: 8.0625 bits.
     Q8,
+    /// 6-bit codes, a multiplier per 16 inputs, a scale per 256: 6.5625 bits.
+    Q6,
+    /// 5-bit codes, a multiplier per 16 inputs, a scale per 256: 5.5625 bits.
+    Q5,
     /// 4-bit codes into a table, a multiplier per 32 inputs, a scale per 256: 4.3125 bits.
     Q4,
+    /// 3-bit codes into a table, a multiplier per 16 inputs, a scale per 256: 3.5625 bits.
+    Q3,
+    /// 2-bit codes into a table, a multiplier per 16 inputs, a scale per 256: 2.5625 bits.
+    Q2,
 }
 
 /// What there is to know about one type: an entry of [`QUANTS`].
@@ -56,19 +70,22 @@ pub struct Quant {
     /// Bytes of a block of 32 rows and `cols` inputs, `None` on overflow.
     pub block_bytes: fn(cols: u64) -> Option<u64>,
     /// Writes the rows of `values` (`n * cols`, `n <= 32`) into the zeroed block `out`.
-    encode_block: fn(head: &[u8], values: &[f32], cols: usize, out: &mut [u8]),
+    encode_block: Encode,
     /// Reads row `r` of a block.
     decode_row: fn(head: &[u8], block: &[u8], cols: usize, r: usize, out: &mut [f32]),
     /// Integer types: the int8 values (natural order) and the scale of row `r` in record `record` of a block.
     decode_int8: Option<Int8>,
 }
 
+/// See [`Quant::encode_block`] and [`encode_block`].
+type Encode = fn(head: &[u8], values: &[f32], importance: Option<&[f32]>, cols: usize, out: &mut [u8]);
 /// See [`Quant::decode_int8`].
 type Int8 =
     fn(head: &[u8], block: &[u8], cols: usize, r: usize, record: usize, out: &mut [i8; INPUTS]) -> f32;
 
 /// Every type, a line each.
-pub static QUANTS: &[Quant] = &[float::F32, float::F16, float::BF16, q8::Q8, q4::Q4];
+pub static QUANTS: &[Quant] =
+    &[float::F32, float::F16, float::BF16, q8::Q8, q6::Q6, q5::Q5, q4::Q4, q3::Q3, q2::Q2];
 
 impl Type {
     /// The entry of [`QUANTS`].
@@ -78,7 +95,11 @@ impl Type {
             Type::F16 => &float::F16,
             Type::Bf16 => &float::BF16,
             Type::Q8 => &q8::Q8,
+            Type::Q6 => &q6::Q6,
+            Type::Q5 => &q5::Q5,
             Type::Q4 => &q4::Q4,
+            Type::Q3 => &q3::Q3,
+            Type::Q2 => &q2::Q2,
         }
     }
 
@@ -155,10 +176,14 @@ pub fn head(ty: Type, absmax: f32) -> [u8; HEAD] {
     if !ty.is_integer() {
         return head;
     }
-    if ty == Type::Q4 {
-        for (to, value) in head.iter_mut().zip(q4::TABLE) {
-            *to = value as u8;
-        }
+    let table: &[i8] = match ty {
+        Type::Q4 => &q4::TABLE,
+        Type::Q3 => &q3::TABLE,
+        Type::Q2 => &q2::TABLE,
+        _ => &[],
+    };
+    for (to, value) in head.iter_mut().zip(table) {
+        *to = *value as u8;
     }
     let magnitude = if absmax.is_finite() { absmax.abs() / 127.0 } else { 1.0 };
     // The exponent field: floor(log2) of a normal number. Outside ±100 the scale itself would leave the normal f32.
@@ -168,16 +193,34 @@ pub fn head(ty: Type, absmax: f32) -> [u8; HEAD] {
 }
 
 /// Encodes the rows of one block: `values` is `[n, cols]` row-major with `n <= 32` (fewer in a matrix's last block),
-/// `out` the block's [`block_bytes`]. The result depends on nothing but the arguments. A (row, 256 inputs) with a
-/// NaN or an infinity gets, in an integer type, the scale NaN.
+/// `head` what [`head`] made for `ty`, `out` the block's [`block_bytes`]. The result depends on nothing but the
+/// arguments. A (row, 256 inputs) with a NaN or an infinity gets, in an integer type, the scale NaN.
 ///
 /// # Panics
 /// If `values` is not `n * cols` long with `n <= 32`, or `out` not [`block_bytes`].
 pub fn encode_block(ty: Type, head: &[u8; HEAD], values: &[f32], cols: usize, out: &mut [u8]) {
+    encode_block_for(ty, head, values, None, cols, out);
+}
+
+/// [`encode_block`] where some inputs matter more than others: the integer types make the sum of squared errors,
+/// each times the `importance` of its column, small. `importance` holds a number for every column, not negative, of
+/// any unit (the mean square of that input, say); where all in 256 are zero they count alike.
+///
+/// # Panics
+/// As [`encode_block`], and if `importance` is not `cols` long.
+pub fn encode_block_for(
+    ty: Type,
+    head: &[u8; HEAD],
+    values: &[f32],
+    importance: Option<&[f32]>,
+    cols: usize,
+    out: &mut [u8],
+) {
     assert!(cols > 0 && values.len().is_multiple_of(cols) && values.len() / cols <= ROWS, "rows of a block");
+    assert!(importance.is_none_or(|i| i.len() == cols), "importance of {cols} columns");
     assert_eq!(block_bytes(ty, cols as u64), Some(out.len() as u64), "bytes of a block");
     out.fill(0);
-    (ty.quant().encode_block)(head, values, cols, out);
+    (ty.quant().encode_block)(head, values, importance, cols, out);
 }
 
 /// Encodes a whole matrix, `values` row-major `[rows, cols]`. Who has threads splits by blocks instead: [`head`]

@@ -19,7 +19,7 @@ pub const Q8: Quant = Quant {
     bits: 8.0625,
     head: super::HEAD,
     block_bytes: |cols| record_block_bytes(cols, FULL as u64, SHORT as u64),
-    encode_block,
+    encode_block: |head, values, _, cols, out| encode_block(head, values, cols, out),
     decode_row: |head, block, cols, r, out| integer_row(decode_int8, head, block, cols, r, out),
     decode_int8: Some(decode_int8),
 };

@@ -118,6 +118,10 @@ fn ok() -> Vec<Golden> {
         ("bf16", write(named("bf16"), vec![], &[("w", Type::Bf16, &[2, 130])])),
         ("q8", write(named("q8"), vec![], &[("w", Type::Q8, &[2, 300])])),
         ("q8-rows", write(named("q8-rows"), vec![], &[("w", Type::Q8, &[33, 3])])),
+        ("q6", write(named("q6"), vec![], &[("w", Type::Q6, &[2, 300])])),
+        ("q5", write(named("q5"), vec![], &[("w", Type::Q5, &[2, 300])])),
+        ("q3", write(named("q3"), vec![], &[("w", Type::Q3, &[2, 300])])),
+        ("q2", write(named("q2"), vec![], &[("w", Type::Q2, &[2, 300])])),
         ("q4", write(named("q4"), vec![], &[("w", Type::Q4, &[3, 300])])),
         ("q4-experts", write(named("q4-experts"), vec![], &[("w", Type::Q4, &[2, 2, 129])])),
         (

@@ -1,6 +1,6 @@
 //! Matrix products: cuts them into chunks of row blocks and tokens and runs them in one fork-join.
 
-use super::{Cpu, Shared};
+use super::{Cpu, Shared, decoded};
 use crate::generic::float::{FloatBlock, FloatKind};
 use crate::generic::panel;
 use crate::generic::rows::{self, IntBlock, STREAMS};
@@ -160,7 +160,7 @@ impl Cpu {
             Type::F32 => FloatKind::F32,
             Type::F16 => FloatKind::F16,
             Type::Bf16 => FloatKind::Bf16,
-            Type::Q8 | Type::Q4 => {
+            _ => {
                 let terms = terms(w.ty());
                 let int8 = x.int8(terms);
                 let a = IntBlock {
@@ -180,10 +180,15 @@ impl Cpu {
                     out,
                     stride: w.rows(),
                 };
+                let product = match w.ty() {
+                    Type::Q8 => self.ops.q8,
+                    Type::Q4 => self.ops.q4,
+                    _ => return decoded::product(w, first, &a),
+                };
                 // SAFETY: `data` holds `count` whole blocks of x.width inputs; the int8 input holds x.m() tokens
                 // of that width and from..to lie inside; out rows from..to and bias hold `rows` values from here;
                 // the machine has the table's instruction set
-                return unsafe { (if w.ty() == Type::Q8 { self.ops.q8 } else { self.ops.q4 })(&a) };
+                return unsafe { product(&a) };
             }
         };
         for b in 0..count {
@@ -229,8 +234,12 @@ impl Cpu {
 }
 
 /// Int8 terms of the activations that multiply with `ty`; 1 of a float type.
-fn terms(ty: Type) -> usize {
-    if ty == Type::Q8 { rows::terms(rows::Q8) } else { 1 }
+pub(super) fn terms(ty: Type) -> usize {
+    match ty {
+        Type::Q8 => rows::terms(rows::Q8),
+        Type::Q6 => 2,
+        _ => 1,
+    }
 }
 
 fn check(w: &Matrix, x: &Input) {

@@ -38,7 +38,8 @@ pub fn scalar() -> Cpu {
     Cpu::with_isa(1, Isa::Scalar).expect("any machine")
 }
 
-pub const TYPES: [Type; 5] = [Type::F32, Type::F16, Type::Bf16, Type::Q8, Type::Q4];
+pub const TYPES: [Type; 9] =
+    [Type::F32, Type::F16, Type::Bf16, Type::Q8, Type::Q6, Type::Q5, Type::Q4, Type::Q3, Type::Q2];
 
 /// Equal as bits, except that any NaN equals any NaN.
 pub fn same(a: &[f32], b: &[f32], what: &str) {
@@ -76,7 +77,7 @@ pub fn quantize(x: &[f32]) -> (Vec<i8>, f32) {
 /// The terms that a product with `ty` takes of up to 256 activations; the second is that of what the first leaves.
 pub fn terms(ty: Type, x: &[f32]) -> Vec<(Vec<i8>, f32)> {
     let (a, s) = quantize(x);
-    if ty == Type::Q4 {
+    if !matches!(ty, Type::Q8 | Type::Q6) {
         return vec![(a, s)];
     }
     let second = if s.is_finite() {

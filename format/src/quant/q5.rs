@@ -1,0 +1,45 @@
+//! q5: 5-bit codes times a multiplier per 16 inputs, a scale per (row, 256 inputs): 5.5625 bits.
+//!
+//! ```text
+//! record, 5696 bytes (short, 128 inputs: 3648)
+//!   0   .. 63   f16 scale[row 0..31]
+//!   64  .. 575  s8 m[row][group 0..15], group g = inputs 16g .. 16g + 15
+//!   576 ..      nibble lines (low 4 bits of the code), then one-bit lines (bit 4)
+//! int8 weight = ((2 * code - 31) * m + 16) >> 5
+//! ```
+//! A product is a tie only where m = 16 (mod 32); the writer leaves those multipliers out. Lines: see [`super::packed`].
+
+use super::packed::Packed;
+use super::search::{Effort, Search};
+use super::{HEAD, Quant, Type, integer_row, record_block_bytes};
+use std::sync::LazyLock;
+
+/// The entry of [`super::QUANTS`].
+pub const Q5: Quant = Quant {
+    ty: Type::Q5,
+    name: "q5",
+    id: 40,
+    bits: 5.5625,
+    head: HEAD,
+    block_bytes: |cols| record_block_bytes(cols, LAYOUT.bytes(2) as u64, LAYOUT.bytes(1) as u64),
+    encode_block: |head, values, importance, cols, out| {
+        LAYOUT.encode_block(&SEARCH, head, values, importance, cols, out);
+    },
+    decode_row: |head, block, cols, r, out| {
+        integer_row(|h, b, c, r, i, out| LAYOUT.decode_int8(h, b, c, r, i, out), head, block, cols, r, out);
+    },
+    decode_int8: Some(|h, b, c, r, i, out| LAYOUT.decode_int8(h, b, c, r, i, out)),
+};
+
+const LAYOUT: Packed = Packed { bits: 5, group: 16, weight: |_, code, m| weight(code, m) };
+
+/// The decoded weight.
+fn weight(code: u8, m: i8) -> i8 {
+    (((2 * i32::from(code) - 31) * i32::from(m) + 16) >> 5) as i8
+}
+
+static SEARCH: LazyLock<Search> = LazyLock::new(|| {
+    let ties = |m: i8| m.unsigned_abs() % 32 == 16;
+    let effort = Effort { places: &[1.0, 0.95, 1.05, 0.9], scales: &[1.0, 1.03, 0.97, 0.94] };
+    Search::new(16, 32, ties, weight, effort)
+});

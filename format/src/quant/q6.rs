@@ -1,0 +1,45 @@
+//! q6: 6-bit codes times a multiplier per 16 inputs, a scale per (row, 256 inputs): 6.5625 bits.
+//!
+//! ```text
+//! record, 6720 bytes (short, 128 inputs: 4672)
+//!   0   .. 63   f16 scale[row 0..31]
+//!   64  .. 575  s8 m[row][group 0..15], group g = inputs 16g .. 16g + 15
+//!   576 ..      nibble lines (low 4 bits of the code), then two-bit lines (bits 4 and 5)
+//! int8 weight = ((2 * code - 63) * m + 32) >> 6
+//! ```
+//! A product is a tie only where m = 32 (mod 64); the writer leaves those multipliers out. Lines: see [`super::packed`].
+
+use super::packed::Packed;
+use super::search::{Effort, Search};
+use super::{HEAD, Quant, Type, integer_row, record_block_bytes};
+use std::sync::LazyLock;
+
+/// The entry of [`super::QUANTS`].
+pub const Q6: Quant = Quant {
+    ty: Type::Q6,
+    name: "q6",
+    id: 48,
+    bits: 6.5625,
+    head: HEAD,
+    block_bytes: |cols| record_block_bytes(cols, LAYOUT.bytes(2) as u64, LAYOUT.bytes(1) as u64),
+    encode_block: |head, values, importance, cols, out| {
+        LAYOUT.encode_block(&SEARCH, head, values, importance, cols, out);
+    },
+    decode_row: |head, block, cols, r, out| {
+        integer_row(|h, b, c, r, i, out| LAYOUT.decode_int8(h, b, c, r, i, out), head, block, cols, r, out);
+    },
+    decode_int8: Some(|h, b, c, r, i, out| LAYOUT.decode_int8(h, b, c, r, i, out)),
+};
+
+const LAYOUT: Packed = Packed { bits: 6, group: 16, weight: |_, code, m| weight(code, m) };
+
+/// The decoded weight.
+fn weight(code: u8, m: i8) -> i8 {
+    (((2 * i32::from(code) - 63) * i32::from(m) + 32) >> 6) as i8
+}
+
+static SEARCH: LazyLock<Search> = LazyLock::new(|| {
+    let ties = |m: i8| m.unsigned_abs() % 64 == 32;
+    let effort = Effort { places: &[1.0, 0.95, 1.05, 0.9], scales: &[1.0, 1.03, 0.97, 0.94] };
+    Search::new(16, 64, ties, weight, effort)
+});
