@@ -83,6 +83,7 @@ impl From<&llm_sampling_params> for SamplingParams {
             frequency_penalty: p.frequency_penalty,
             penalty_window: p.penalty_window,
             seed: p.seed,
+            ..Self::default()
         }
     }
 }

@@ -1,14 +1,17 @@
 //! Bias: values added to the logits of chosen tokens, −∞ to forbid one. First in the chain, so that everything after
 //! it sees the changed distribution.
 
-use super::{Candidates, Filter, SamplingParams, State};
+use super::chain::Context;
+use super::{Candidates, Filter};
 use crate::error::{Error, Result, Status};
 
 pub(super) const FILTER: Filter = Filter {
     name: "bias",
     about: "adds the host's values to the logits of chosen tokens",
-    check: |_: &SamplingParams| Ok(()),
+    values: &[],
+    check: |_| Ok(()),
     apply,
+    learn: None,
 };
 
 /// Values by token, ascending by id.
@@ -49,8 +52,8 @@ impl Bias {
     }
 }
 
-fn apply(state: &State, candidates: &mut Candidates) {
-    for &(id, value) in &state.bias.0 {
+fn apply(context: &Context, candidates: &mut Candidates) {
+    for &(id, value) in &context.state.bias.0 {
         if let Some(c) = candidates.find(id) {
             c.logit = (c.logit + value).min(f32::MAX);
         }

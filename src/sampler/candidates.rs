@@ -26,6 +26,16 @@ impl Candidate {
 pub struct Candidates {
     items: Vec<Candidate>,
     scratch: Vec<Candidate>,
+    pub(super) repetitions: Repetitions,
+}
+
+/// Scratch of the filter that looks for repetitions.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Repetitions {
+    /// By place in the history: how much of its end repeats there.
+    pub(super) lengths: Vec<u32>,
+    /// Token and length of the repetition it would continue.
+    pub(super) worst: Vec<(u32, u32)>,
 }
 
 impl Candidates {
@@ -70,6 +80,44 @@ impl Candidates {
     /// Keeps `last` and everything that ranks before it.
     pub fn keep_through(&mut self, last: Candidate) {
         self.items.retain(|c| c.by_rank(&last) != Ordering::Greater);
+    }
+
+    /// Keeps the first candidates in `order` (total, strict) until their weights reach the share `p` of `total`, which
+    /// is the sum of all weights; at least one.
+    ///
+    /// Weights are whole numbers, so that their sums are exact in any order. The border is found by halving: select
+    /// the median, weigh the first half, go on in the half that holds the border. That is linear in the number of
+    /// candidates, where sorting a vocabulary would not be.
+    pub fn keep_smallest(
+        &mut self,
+        p: f64,
+        total: u64,
+        order: impl Fn(&Candidate, &Candidate) -> Ordering,
+        weight: impl Fn(&Candidate) -> u64,
+    ) {
+        if self.items.is_empty() {
+            return;
+        }
+        let target = ((p * total as f64).ceil() as u64).max(1);
+        let mut rest = self.scratch();
+        // Weight of everything before `rest`; always below the target.
+        let mut before = 0u64;
+        let last = loop {
+            let middle = rest.len() / 2;
+            let (first, median, _) = rest.select_nth_unstable_by(middle, &order);
+            let median = *median;
+            let first = first.iter().fold(0u64, |sum, c| sum.saturating_add(weight(c)));
+            if before.saturating_add(first) >= target {
+                rest = &mut rest[..middle];
+            } else {
+                before += first + weight(&median);
+                if before >= target || middle + 1 == rest.len() {
+                    break median;
+                }
+                rest = &mut rest[middle + 1..];
+            }
+        };
+        self.items.retain(|c| order(c, &last) != Ordering::Greater);
     }
 
     /// A copy of the candidates that may be reordered freely.

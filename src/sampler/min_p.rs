@@ -1,24 +1,19 @@
 //! Min-p (Nguyen et al. 2024): tokens stay that are at least min_p times as likely as the likeliest.
 
-use super::{Candidates, Filter, SamplingParams, State, math, refuse};
-use crate::error::Result;
+use super::chain::{Context, value};
+use super::{Candidates, Filter, math, params};
 
 pub(super) const FILTER: Filter = Filter {
     name: "min_p",
     about: "keeps tokens at least min_p times as likely as the likeliest",
-    check,
+    values: &[value!(min_p)],
+    check: |p| params::share("min_p", p.min_p),
     apply,
+    learn: None,
 };
 
-fn check(p: &SamplingParams) -> Result<()> {
-    if !(0.0..=1.0).contains(&p.min_p) {
-        return Err(refuse("min_p", "a number from 0 to 1", p.min_p));
-    }
-    Ok(())
-}
-
-fn apply(state: &State, candidates: &mut Candidates) {
-    let min_p = state.params.min_p;
+fn apply(context: &Context, candidates: &mut Candidates) {
+    let min_p = context.params.min_p;
     if min_p <= 0.0 {
         return;
     }

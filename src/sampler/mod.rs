@@ -1,30 +1,37 @@
 //! Samplers: from one row of logits to one token.
 //!
 //! ```text
-//! logits ─ copy ─ bias ─ penalties ─ top_k ─ top_p ─ min_p ─ temperature ─ + noise ─ argmax ─ token
-//!                  └──────── the chain: SAMPLERS, in this order ────────┘
+//! logits ─ copy ─ constraint ─ bias ─ penalties ─ dry ─ top_k ─ … ─ temperature ─ mirostat ─ + noise ─ argmax ─ token
+//!                              └──────────── the chain: SAMPLERS, in this order ───────────┘
 //! ```
 //!
 //! The default order is that of llama.cpp: penalties see the model's own logits, the cuts see the distribution at
-//! temperature 1, and temperature acts last. [`Sampler::with_chain`] takes another order by name.
+//! temperature 1, and temperature acts late. [`Sampler::with_chain`] takes another order in a text form ([`chain`]).
 //!
 //! Choosing is argmax(logit + Gumbel noise), which draws exactly from the softmax of the logits ("Gumbel-max"). The
 //! noise is a function of (seed, stream, absolute position, token id) and of nothing else ([`noise`]), so the same
 //! choice comes out however the token was computed: alone, in a batch, or as a draft that is verified later.
 //! Temperature 0 takes the argmax itself; ties go to the lowest id everywhere.
 //!
-//! Sampling changes nothing in the sampler; only [`Sampler::accept`] does. What it does not know: models, sessions,
-//! text. It works on any row of numbers.
+//! Sampling changes nothing that a later choice depends on; only [`Sampler::accept`] does. What it does not know:
+//! models, sessions, text. It works on any row of numbers.
 
 mod bias;
 mod candidates;
+pub mod chain;
+mod dry;
 pub mod math;
 mod min_p;
+mod mirostat;
 pub mod noise;
+mod params;
 mod penalties;
+pub mod processor;
 mod temperature;
 mod top_k;
 mod top_p;
+mod typical;
+mod xtc;
 
 #[cfg(test)]
 mod tests;
@@ -32,83 +39,26 @@ mod tests;
 use crate::error::{Error, Result, Status};
 pub use bias::Bias;
 pub use candidates::{Candidate, Candidates};
+pub use chain::{Context, Filter, State};
+pub use params::SamplingParams;
 pub use penalties::History;
-
-/// What a host can ask of a sampler. The defaults choose greedily and filter nothing.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SamplingParams {
-    /// Logits are divided by it; 0: the likeliest token, no noise. Finite, ≥ 0.
-    pub temperature: f32,
-    /// Keep this many of the likeliest tokens; 0: all.
-    pub top_k: u32,
-    /// Keep the likeliest tokens until their probabilities reach this sum; 1: all. Between 0 and 1.
-    pub top_p: f32,
-    /// Keep tokens at least this many times as likely as the likeliest; 0: all. Between 0 and 1.
-    pub min_p: f32,
-    /// Divides positive and multiplies negative logits of tokens seen in the window; 1: off. Finite, > 0.
-    pub repetition_penalty: f32,
-    /// Taken from the logit of every token seen in the window; 0: off. Finite.
-    pub presence_penalty: f32,
-    /// Taken from a token's logit once per occurrence in the window; 0: off. Finite.
-    pub frequency_penalty: f32,
-    /// How many of the most recent accepted tokens the penalties look at; 0: all of them.
-    pub penalty_window: u32,
-    /// Seed of the noise.
-    pub seed: u64,
-}
-
-impl Default for SamplingParams {
-    fn default() -> Self {
-        Self {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            penalty_window: 64,
-            seed: 0,
-        }
-    }
-}
-
-impl SamplingParams {
-    /// Checks every field.
-    ///
-    /// # Errors
-    /// `INVALID_ARG` naming the field, what was expected and what was got.
-    pub fn check(&self) -> Result<()> {
-        SAMPLERS.iter().try_for_each(|filter| (filter.check)(self))
-    }
-}
-
-/// The parts of a sampler's state that filters read.
-#[derive(Clone, Debug)]
-pub struct State {
-    /// The parameters the sampler was made with.
-    pub params: SamplingParams,
-    /// Added to logits, by token.
-    pub bias: Bias,
-    /// Tokens accepted so far.
-    pub history: History,
-}
-
-/// One filter: its name, its facts, and what it does to the candidates.
-pub struct Filter {
-    /// Name in the chain's text form.
-    pub name: &'static str,
-    /// One line for help texts.
-    pub about: &'static str,
-    /// Refuses parameters this filter cannot work with.
-    pub check: fn(&SamplingParams) -> Result<()>,
-    /// Changes logits or takes candidates away; keeps the order of ids, and at least one candidate.
-    pub apply: fn(&State, &mut Candidates),
-}
+use processor::Processor;
+pub use processor::Stage;
+use std::sync::Arc;
 
 /// Every filter, in the order of the default chain.
-pub static SAMPLERS: &[Filter] =
-    &[bias::FILTER, penalties::FILTER, top_k::FILTER, top_p::FILTER, min_p::FILTER, temperature::FILTER];
+pub static SAMPLERS: &[Filter] = &[
+    bias::FILTER,
+    penalties::FILTER,
+    dry::FILTER,
+    top_k::FILTER,
+    typical::FILTER,
+    top_p::FILTER,
+    min_p::FILTER,
+    xtc::FILTER,
+    temperature::FILTER,
+    mirostat::FILTER,
+];
 
 /// A chosen token.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -120,15 +70,28 @@ pub struct Choice {
     pub log_probability: f32,
 }
 
+/// A token that could have been chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Alternative {
+    /// The token.
+    pub id: i32,
+    /// As [`Choice::log_probability`].
+    pub log_probability: f32,
+}
+
 /// Chooses tokens: parameters, the tokens accepted so far, and scratch.
 #[derive(Clone)]
 pub struct Sampler {
-    chain: Vec<&'static Filter>,
+    params: SamplingParams,
+    chain: Vec<chain::Step>,
     state: State,
+    processors: Vec<Processor>,
     stream: u64,
     /// Forks made so far; the next child's stream follows from it.
     forks: u64,
     candidates: Candidates,
+    /// Scratch of the processors, of the vocabulary's size once there are any.
+    row: Vec<f32>,
 }
 
 impl Sampler {
@@ -138,49 +101,48 @@ impl Sampler {
     /// `INVALID_ARG` naming the parameter that is out of range.
     pub fn new(params: &SamplingParams) -> Result<Self> {
         params.check()?;
-        Ok(Self {
-            chain: SAMPLERS.iter().collect(),
+        let chain = SAMPLERS.iter().map(|filter| chain::Step::new(filter, params)).collect();
+        Ok(Self::of(params.clone(), chain))
+    }
+
+    fn of(params: SamplingParams, chain: Vec<chain::Step>) -> Self {
+        Self {
             state: State {
-                params: params.clone(),
                 bias: Bias::default(),
                 history: History::new(params.penalty_window),
+                breakers: Vec::new(),
             },
+            params,
+            chain,
+            processors: Vec::new(),
             stream: 0,
             forks: 0,
             candidates: Candidates::default(),
-        })
+            row: Vec::new(),
+        }
     }
 
-    /// A sampler whose chain is given by name, separated by commas: `"penalties,temperature,top_p"`. A filter that
-    /// is not named does not act; one that is named twice acts twice. Without `temperature` the temperature is 1, so
-    /// that only the parameter 0 still means greedy.
+    /// A sampler whose chain is given in its text form ([`chain`]): `"penalties=1.1;top_p=0.9;temperature=0.8"`. A
+    /// filter that is not named does not act. Without `temperature` the temperature is 1, so that only the parameter
+    /// 0 still means greedy.
     ///
     /// # Errors
-    /// `INVALID_ARG` for a name that is not in [`SAMPLERS`] or a parameter out of range.
+    /// `INVALID_ARG` for a name that is not in [`SAMPLERS`], a value that is no number, or one out of range.
     pub fn with_chain(params: &SamplingParams, chain: &str) -> Result<Self> {
-        let mut sampler = Self::new(params)?;
-        sampler.chain.clear();
-        for name in chain.split(',').map(str::trim).filter(|name| !name.is_empty()) {
-            let filter = SAMPLERS.iter().find(|filter| filter.name == name).ok_or_else(|| {
-                let known: Vec<_> = SAMPLERS.iter().map(|filter| filter.name).collect();
-                Error::new(
-                    Status::INVALID_ARG,
-                    format!("sampler chain: expected one of {}, got {name:?}", known.join(", ")),
-                )
-            })?;
-            sampler.chain.push(filter);
-        }
-        Ok(sampler)
+        params.check()?;
+        let mut params = params.clone();
+        let steps = chain::parse(&mut params, chain)?;
+        Ok(Self::of(params, steps))
     }
 
-    /// The chain's text form.
+    /// The chain's text form, with all values.
     pub fn chain(&self) -> String {
-        self.chain.iter().map(|filter| filter.name).collect::<Vec<_>>().join(",")
+        chain::text(&self.chain)
     }
 
     /// The parameters it was made with.
     pub fn params(&self) -> &SamplingParams {
-        &self.state.params
+        &self.params
     }
 
     /// The stream of noise this sampler draws from; 0 unless forked or set.
@@ -203,6 +165,23 @@ impl Sampler {
         Ok(())
     }
 
+    /// Names the tokens over which `dry` follows no repetition, such as line ends.
+    pub fn set_breakers(&mut self, ids: &[i32]) {
+        self.state.breakers = ids.to_vec();
+        self.state.breakers.sort_unstable();
+    }
+
+    /// Adds the host's own code to the pipeline. `pure` says that its changes depend on position and tokens alone;
+    /// without that the sampler is not [`Sampler::is_pure`] and nothing can be drafted for it.
+    pub fn add_processor(&mut self, stage: Stage, pure: bool, function: Arc<processor::Function>) {
+        self.processors.push(Processor { stage, pure, function });
+    }
+
+    /// Whether a choice depends on the logits and the tokens so far alone.
+    pub fn is_pure(&self) -> bool {
+        self.processors.iter().all(|processor| processor.pure)
+    }
+
     /// Chooses the token at absolute `position` from `logits` (one per token of the vocabulary). Does not accept it:
     /// the same call gives the same answer until [`Sampler::accept`].
     ///
@@ -210,17 +189,12 @@ impl Sampler {
     /// `INVALID_ARG` when `logits` is empty or holds NaN or +∞ (detail `token_index`), or the position is beyond
     /// 2³²−1; `DEAD_END` when every token is forbidden (all −∞).
     pub fn sample(&mut self, logits: &[f32], position: u64) -> Result<Choice> {
-        let position = u32::try_from(position).map_err(|_| {
-            Error::new(Status::INVALID_ARG, format!("sample: position must be below 2^32, got {position}"))
-        })?;
+        let position = place(position)?;
         let log_sum = check_logits(logits)?;
-        self.candidates.fill(logits);
-        for filter in &self.chain {
-            (filter.apply)(&self.state, &mut self.candidates);
-        }
-        let key = noise::Key { seed: self.state.params.seed, stream: self.stream, position };
+        self.filter(logits, position)?;
+        let key = self.key(position);
         let candidates = self.candidates.as_slice();
-        let chosen = if self.state.params.temperature == 0.0 {
+        let chosen = if self.params.temperature == 0.0 {
             candidates::argmax(candidates)
         } else {
             noise::choose(candidates, key)
@@ -236,6 +210,50 @@ impl Sampler {
         Ok(Choice { id: chosen.id as i32, log_probability })
     }
 
+    /// What the pipeline leaves of a row: the tokens that may still be chosen, in ascending order of id, with the logits
+    /// to which the noise is added.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`], other than `DEAD_END`.
+    pub fn apply(&mut self, logits: &[f32], position: u64) -> Result<&[Candidate]> {
+        let position = place(position)?;
+        check_logits(logits)?;
+        self.filter(logits, position)?;
+        Ok(self.candidates.as_slice())
+    }
+
+    fn key(&self, position: u32) -> noise::Key {
+        noise::Key { seed: self.params.seed, stream: self.stream, position }
+    }
+
+    fn filter(&mut self, logits: &[f32], position: u32) -> Result<()> {
+        let key = self.key(position);
+        self.candidates.fill(logits);
+        if !self.processors.is_empty() {
+            self.row.resize(logits.len(), 0.0);
+        }
+        let penalty = |step: &chain::Step| ["penalties", "dry"].contains(&step.filter.name);
+        let penalised = self.chain.iter().rposition(penalty).map_or(0, |index| index + 1);
+        self.process(Stage::BeforePenalties, position)?;
+        for index in 0..=self.chain.len() {
+            if index == penalised {
+                self.process(Stage::AfterPenalties, position)?;
+            }
+            if let Some(step) = self.chain.get_mut(index) {
+                step.apply(&self.state, key, &mut self.candidates);
+            }
+        }
+        Ok(())
+    }
+
+    fn process(&mut self, stage: Stage, position: u32) -> Result<()> {
+        let input = processor::Input { position: u64::from(position), ids: self.state.history.ids() };
+        for processor in self.processors.iter().filter(|processor| processor.stage == stage) {
+            processor.run(&input, &mut self.candidates, &mut self.row)?;
+        }
+        Ok(())
+    }
+
     /// Takes `id` into the history: the only way the sampler's state moves on.
     ///
     /// # Errors
@@ -248,6 +266,7 @@ impl Sampler {
             ));
         }
         self.state.history.push(id);
+        self.chain.iter_mut().for_each(|step| step.accept(id.unsigned_abs()));
         Ok(())
     }
 
@@ -262,9 +281,10 @@ impl Sampler {
         Ok(())
     }
 
-    /// Forgets the accepted tokens; parameters, bias, seed and stream stay.
+    /// Forgets the accepted tokens and what filters learned from them; parameters, bias, seed and stream stay.
     pub fn reset(&mut self) {
         self.state.history.clear();
+        self.chain.iter_mut().for_each(chain::Step::reset);
     }
 
     /// A copy that goes its own way: same parameters, bias and history, but a stream of noise of its own.
@@ -282,6 +302,35 @@ impl Sampler {
     pub fn fork_same_stream(&self) -> Self {
         self.clone()
     }
+}
+
+/// The `n` likeliest tokens of a row and their log-probabilities under its softmax; the lower id first among equals.
+///
+/// # Errors
+/// `INVALID_ARG` as [`Sampler::sample`].
+pub fn top(logits: &[f32], n: usize) -> Result<Vec<Alternative>> {
+    let log_sum = check_logits(logits)?;
+    let mut all = Candidates::default();
+    all.fill(logits);
+    let mut ranked = all.scratch();
+    let n = n.min(ranked.len());
+    if n > 0 && n < ranked.len() {
+        ranked = ranked.select_nth_unstable_by(n, Candidate::by_rank).0;
+    }
+    let ranked = &mut ranked[..n];
+    ranked.sort_unstable_by(Candidate::by_rank);
+    let alternative = |c: &Candidate| Alternative {
+        id: c.id as i32,
+        log_probability: (f64::from(c.logit) - log_sum) as f32,
+    };
+    Ok(ranked.iter().map(alternative).collect())
+}
+
+/// The position as noise counts it.
+fn place(position: u64) -> Result<u32> {
+    u32::try_from(position).map_err(|_| {
+        Error::new(Status::INVALID_ARG, format!("sample: position must be below 2^32, got {position}"))
+    })
 }
 
 /// Refuses NaN and +∞ and an empty row; ln Σ exp of the rest (−∞ when all are −∞).

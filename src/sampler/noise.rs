@@ -50,6 +50,18 @@ pub fn bits(key: Key, id: u32) -> u32 {
     words(key, id / 4)[(id % 4) as usize] >> 9
 }
 
+/// What a filter's own randomness is for. Each has noise of its own, apart from that of the tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tag {
+    /// Whether top choices are excluded.
+    Xtc = 0,
+}
+
+/// The 23 random bits of a filter. Tokens take their words from ids / 4 < 2²⁹, filters from 2³¹ on.
+pub fn own(key: Key, tag: Tag) -> u32 {
+    words(key, 1 << 31 | tag as u32)[0] >> 9
+}
+
 /// The Gumbel variate of 23 random bits; between −2.82 and 16.64, rising with `r`.
 pub fn gumbel(r: u32) -> f64 {
     let u = (f64::from(r) + 0.5) / f64::from(1u32 << 23);

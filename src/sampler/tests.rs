@@ -22,11 +22,13 @@ fn filtered(name: &str, params: SamplingParams, accepted: &[i32], logits: &[f32]
     let filter = SAMPLERS.iter().find(|f| f.name == name).unwrap();
     let mut history = History::new(params.penalty_window);
     accepted.iter().for_each(|&id| history.push(id));
-    let state =
-        State { params, bias: Bias::new(&[(1, 2.5), (3, f32::NEG_INFINITY), (1, 0.5)]).unwrap(), history };
+    let bias = Bias::new(&[(1, 2.5), (3, f32::NEG_INFINITY), (1, 0.5)]).unwrap();
+    let state = State { bias, history, breakers: vec![7] };
     let mut candidates = Candidates::default();
     candidates.fill(logits);
-    (filter.apply)(&state, &mut candidates);
+    let key = noise::Key { seed: params.seed, stream: 0, position: 0 };
+    let memory = filter.learn.as_ref().map_or(0.0, |learn| (learn.start)(&params));
+    (filter.apply)(&Context { params: &params, state: &state, key, memory }, &mut candidates);
     candidates.as_slice().iter().map(|c| (c.id, c.logit)).collect()
 }
 
@@ -130,9 +132,12 @@ proptest! {
         temperature in prop_oneof![Just(0.0f32), 0.0f32..3.0, Just(1e-30), Just(f32::MAX)],
         top_k in 0u32..60, top_p in 0.0f32..=1.0, min_p in 0.0f32..=1.0,
         repetition_penalty in prop_oneof![Just(f32::MIN_POSITIVE), 0.1f32..9.0, Just(f32::MAX)], seed: u64,
+        typical_p in 0.0f32..=1.0, xtc_threshold in 0.0f32..=1.0, mirostat_tau in 0.0f32..9.0,
+        dry_multiplier in prop_oneof![Just(0.0), Just(1.0), Just(f32::MAX)],
     ) {
         let params = SamplingParams {
-            temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty: f32::MAX,
+            temperature, top_k, top_p, min_p, repetition_penalty, typical_p, xtc_probability: 0.5, xtc_threshold,
+            dry_multiplier, mirostat_tau, presence_penalty: f32::MAX,
             frequency_penalty: f32::MAX, seed, ..Default::default()
         };
         let mut sampler = Sampler::new(&params).unwrap();
@@ -141,6 +146,78 @@ proptest! {
         match sampler.sample(&logits, 3) {
             Ok(choice) => prop_assert!((0..logits.len() as i32).contains(&choice.id)),
             Err(e) => prop_assert!([Status::INVALID_ARG, Status::DEAD_END].contains(&e.status())),
+        }
+    }
+
+    #[test]
+    fn typical_equals_adding_up_by_distance_from_the_entropy(
+        logits in prop::collection::vec(-8.0f32..8.0, 1..80), p in 0.01f32..0.99,
+    ) {
+        let got = filtered("typical", SamplingParams { typical_p: p, ..Default::default() }, &[], &logits);
+        let prob = softmax(&logits, 1.0);
+        let entropy: f64 = prob.iter().map(|p| -p * p.ln()).sum();
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        let distance = |i: &usize| (-prob[*i].ln() - entropy).abs();
+        order.sort_by(|a, b| distance(a).total_cmp(&distance(b)));
+        // The set is a beginning of that order (ties may fall either way), just large enough.
+        let worst = got.iter().map(|&(id, _)| distance(&(id as usize))).fold(0.0, f64::max);
+        let certain = order.iter().filter(|i| distance(i) < worst - 1e-4);
+        for i in certain { prop_assert!(got.iter().any(|&(id, _)| id as usize == *i), "token {} left out", i); }
+        let mass: f64 = got.iter().map(|&(id, _)| prob[id as usize]).sum();
+        let without: f64 = got.iter().map(|&(id, _)| id as usize).filter(|i| distance(i) < worst).map(|i| prob[i]).sum();
+        prop_assert!(mass >= f64::from(p) - 1e-5);
+        prop_assert!(without <= f64::from(p) + 1e-5);
+    }
+
+    #[test]
+    fn xtc_takes_all_but_the_least_of_the_top_away(
+        logits in prop::collection::vec(-3.0f32..3.0, 1..30), threshold in 0.01f32..0.5, seed: u64,
+    ) {
+        let params = SamplingParams { xtc_probability: 1.0, xtc_threshold: threshold, seed, ..Default::default() };
+        let got = filtered("xtc", params, &[], &logits);
+        let prob = softmax(&logits, 1.0);
+        let border = |p: f64| (p - f64::from(threshold)).abs() < 1e-6;
+        prop_assume!(!prob.iter().any(|&p| border(p)));
+        let top: Vec<usize> = (0..logits.len()).filter(|&i| prob[i] > f64::from(threshold)).collect();
+        let spared = top.iter().copied().min_by(|&a, &b| prob[a].total_cmp(&prob[b]).then(b.cmp(&a)));
+        let want: Vec<u32> =
+            (0..logits.len()).filter(|i| !top.contains(i) || Some(*i) == spared).map(|i| i as u32).collect();
+        prop_assert_eq!(got.iter().map(|&(id, _)| id).collect::<Vec<_>>(), want);
+    }
+
+    #[test]
+    fn dry_equals_looking_at_every_place(
+        accepted in prop::collection::vec(0i32..9, 0..60), allowed in 0u32..4, window in 0u32..70,
+    ) {
+        let params = SamplingParams {
+            dry_multiplier: 0.5, dry_base: 2.0, dry_allowed_length: allowed, dry_window: window, ..Default::default()
+        };
+        let got = filtered("dry", params, &accepted, &[1.0; 9]);
+        let skip = if window == 0 { 0 } else { accepted.len().saturating_sub(window as usize) };
+        let ids = &accepted[skip..];
+        for (id, logit) in got {
+            // Token 7 is a breaker.
+            let length = |at: usize| {
+                (1..=at).take_while(|&n| ids[at - n] == ids[ids.len() - n] && ids[ids.len() - n] != 7).count()
+            };
+            let longest =
+                (0..ids.len()).filter(|&at| ids[at] == id as i32).map(length).max().unwrap_or(0) as u32;
+            let want =
+                if longest > 0 && longest >= allowed { 1.0 - 0.5 * 2f64.powi((longest - allowed) as i32) } else { 1.0 };
+            prop_assert_eq!(f64::from(logit), want.max(f64::from(f32::MIN)), "token {} length {}", id, longest);
+        }
+    }
+
+    #[test]
+    fn the_likeliest_tokens_equal_sorting(logits in row(), n in 0usize..30) {
+        let got = top(&logits, n);
+        let want: Vec<i32> = ranked(&logits).iter().take(n).map(|&(id, _)| id as i32).collect();
+        let got = got.unwrap();
+        prop_assert_eq!(got.iter().map(|a| a.id).collect::<Vec<_>>(), want);
+        let sum = logits.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
+        for a in got {
+            let want = f64::from(logits[a.id as usize]) - sum;
+            prop_assert!(!want.is_finite() || (f64::from(a.log_probability) - want).abs() < 1e-4);
         }
     }
 }
@@ -315,6 +392,13 @@ fn parameters_out_of_range_are_refused_by_name() {
         ("temperature", SamplingParams { temperature: f32::NAN, ..d() }),
         ("top_p", SamplingParams { top_p: 1.5, ..d() }),
         ("min_p", SamplingParams { min_p: -0.1, ..d() }),
+        ("typical_p", SamplingParams { typical_p: 2.0, ..d() }),
+        ("xtc_probability", SamplingParams { xtc_probability: -1.0, ..d() }),
+        ("xtc_threshold", SamplingParams { xtc_threshold: f32::NAN, ..d() }),
+        ("dry_multiplier", SamplingParams { dry_multiplier: -1.0, ..d() }),
+        ("dry_base", SamplingParams { dry_base: 0.5, ..d() }),
+        ("mirostat_tau", SamplingParams { mirostat_tau: f32::INFINITY, ..d() }),
+        ("mirostat_eta", SamplingParams { mirostat_eta: -0.1, ..d() }),
         ("repetition_penalty", SamplingParams { repetition_penalty: 0.0, ..d() }),
         ("presence_penalty", SamplingParams { presence_penalty: f32::INFINITY, ..d() }),
         ("frequency_penalty", SamplingParams { frequency_penalty: f32::NAN, ..d() }),
@@ -331,11 +415,147 @@ fn parameters_out_of_range_are_refused_by_name() {
 }
 
 #[test]
-fn a_chain_is_made_by_name() {
+fn xtc_acts_as_often_as_asked_for_and_apart_from_the_tokens_noise() {
+    let params = SamplingParams { xtc_probability: 0.3, xtc_threshold: 0.1, seed: 5, ..Default::default() };
+    let mut sampler = Sampler::with_chain(&params, "xtc").unwrap();
+    let acted = (0..20_000).filter(|&p| sampler.apply(&[1.0, 0.5, 0.0], p).unwrap().len() < 3).count();
+    // Standard deviation 65.
+    assert!((acted as f64 - 6_000.0).abs() < 260.0, "{acted}");
+}
+
+#[test]
+fn mirostat_steers_surprise_to_its_target() {
+    // Zipf's law over 500 tokens: entropy about 6.6 bits.
+    let logits: Vec<f32> = (1..=500).map(|i| -(i as f32).ln()).collect();
+    let bits: Vec<f64> = softmax(&logits, 1.0).iter().map(|p| -p.log2()).collect();
+    for tau in [1.5f32, 3.0, 5.0] {
+        let params = SamplingParams { temperature: 1.0, seed: 2, ..Default::default() };
+        let mut sampler = Sampler::with_chain(&params, &format!("mirostat={tau},0.1")).unwrap();
+        let mut sum = 0.0;
+        for position in 0..3_000 {
+            let id = sampler.sample(&logits, position).unwrap().id;
+            // A second look does not teach anything.
+            assert_eq!(sampler.sample(&logits, position).unwrap().id, id);
+            let kept = sampler.apply(&logits, position).unwrap().to_vec();
+            sampler.accept(id).unwrap();
+            let mass: f64 = kept.iter().map(|c| (-bits[c.id as usize]).exp2()).sum();
+            sum += bits[id as usize] + mass.log2();
+        }
+        let mean = sum / 3_000.0;
+        assert!((mean - f64::from(tau)).abs() < 0.2, "target {tau} bits, got {mean}");
+    }
+}
+
+#[test]
+fn a_reset_sampler_chooses_as_a_new_one() {
+    let params =
+        SamplingParams { temperature: 1.0, dry_multiplier: 0.8, mirostat_tau: 2.0, ..Default::default() };
+    let (mut used, mut new) = (Sampler::new(&params).unwrap(), Sampler::new(&params).unwrap());
+    let logits: Vec<f32> = (0..50).map(|i| (i % 7) as f32 * 0.5).collect();
+    for position in 0..30 {
+        let id = used.sample(&logits, position).unwrap().id;
+        used.accept(id).unwrap();
+    }
+    used.reset();
+    for position in 0..30 {
+        let (a, b) = (used.sample(&logits, position).unwrap(), new.sample(&logits, position).unwrap());
+        assert_eq!(a, b);
+        used.accept(a.id).unwrap();
+        new.accept(b.id).unwrap();
+    }
+}
+
+#[test]
+fn a_chain_is_made_from_its_text_and_gives_it_back() {
     let params = SamplingParams { temperature: 2.0, top_p: 0.5, ..Default::default() };
-    let sampler = Sampler::with_chain(&params, "temperature, top_p").unwrap();
-    assert_eq!(sampler.chain(), "temperature,top_p");
-    assert_eq!(Sampler::new(&params).unwrap().chain(), "bias,penalties,top_k,top_p,min_p,temperature");
-    let e = Sampler::with_chain(&params, "top_q").err().unwrap();
-    assert!(e.message().contains("top_q") && e.message().contains("top_p"));
+    let sampler = Sampler::with_chain(&params, "temperature; top_p").unwrap();
+    assert_eq!(sampler.chain(), "temperature=2;top_p=0.5");
+    let text = "penalties=1.1,0,0,32;dry=0.8,1.75,2,0;top_k=40;typical=0.95;top_p=0.9;min_p=0.05;xtc=0.5,0.1;\
+                temperature=0.8;mirostat=5,0.1";
+    let sampler = Sampler::with_chain(&SamplingParams::default(), text).unwrap();
+    assert_eq!(sampler.chain(), text);
+    assert_eq!(sampler.params().temperature, 0.8);
+    let new = Sampler::new(&params).unwrap();
+    assert_eq!(Sampler::with_chain(&params, &new.chain()).unwrap().chain(), new.chain());
+    let names: Vec<_> = SAMPLERS.iter().map(|filter| filter.name).collect();
+    let chain = new.chain();
+    assert_eq!(chain.split(';').map(|s| s.split('=').next().unwrap()).collect::<Vec<_>>(), names);
+}
+
+#[test]
+fn wrong_chains_are_refused_by_what_is_wrong() {
+    for (text, words) in [
+        ("top_q", ["top_q", "top_p"]),
+        ("top_p=1.5", ["top_p", "1.5"]),
+        ("top_k=-1", ["top_k", "-1"]),
+        ("top_k=4,5", ["top_k", "2"]),
+        ("mirostat=x", ["mirostat_tau", "x"]),
+        ("penalties=1,0,0,8;penalties=1,0,0,9", ["penalties", "penalty_window"]),
+        ("top_p,min_p", ["top_p,min_p", "expected one of"]),
+    ] {
+        let e = Sampler::with_chain(&SamplingParams::default(), text).err().unwrap();
+        assert_eq!(e.status(), Status::INVALID_ARG);
+        assert!(words.iter().all(|word| e.message().contains(word)), "{text}: {e}");
+    }
+}
+
+#[test]
+fn a_filter_acts_at_its_place_and_as_often_as_it_is_named() {
+    let logits = [0.0, 1.0, 2.0, 3.0, 4.0];
+    let ids = |chain: &str| {
+        let params = SamplingParams { temperature: 1.0, ..Default::default() };
+        let mut sampler = Sampler::with_chain(&params, chain).unwrap();
+        sampler.apply(&logits, 0).unwrap().iter().map(|c| c.id).collect::<Vec<_>>()
+    };
+    assert_eq!(ids("top_k=2"), [3, 4]);
+    assert_eq!(ids("top_k=3;top_k=2;top_k=4"), [3, 4]);
+    // At temperature 1 the first two reach 0.85; at 4 it takes four.
+    assert_eq!(ids("top_p=0.85;temperature=4"), [3, 4]);
+    assert_eq!(ids("temperature=4;top_p=0.85"), [1, 2, 3, 4]);
+}
+
+#[test]
+fn processors_see_whole_rows_at_their_stage() {
+    use std::sync::Mutex;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let params = SamplingParams { presence_penalty: 1.0, ..Default::default() };
+    let mut sampler = Sampler::with_chain(&params, "top_k=3;penalties;bias").unwrap();
+    for (stage, pure) in [(Stage::AfterPenalties, true), (Stage::BeforePenalties, false)] {
+        assert!(sampler.is_pure());
+        let seen = Arc::clone(&seen);
+        let look = move |input: &processor::Input, row: &mut [f32]| {
+            seen.lock().unwrap().push((stage, input.position, input.ids.to_vec(), row.to_vec()));
+            row[3] = if stage == Stage::AfterPenalties { f32::NEG_INFINITY } else { row[3] };
+            Ok(())
+        };
+        sampler.add_processor(stage, pure, Arc::new(look));
+    }
+    assert!(!sampler.is_pure());
+    sampler.accept(2).unwrap();
+    assert_eq!(sampler.sample(&[0.0, 1.0, 2.0, 3.0], 9).unwrap().id, 1);
+    let low = f32::NEG_INFINITY;
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen[0], (Stage::BeforePenalties, 9, vec![2], vec![0.0, 1.0, 2.0, 3.0]));
+    assert_eq!(seen[1], (Stage::AfterPenalties, 9, vec![2], vec![low, 1.0, 1.0, 3.0]));
+}
+
+#[test]
+fn processors_that_fail_or_spoil_the_row_end_the_call() {
+    let mut sampler = Sampler::new(&SamplingParams::default()).unwrap();
+    sampler.add_processor(
+        Stage::BeforePenalties,
+        true,
+        Arc::new(|input, row| match input.position {
+            0 => Err(Error::new(Status::CALLBACK, "no")),
+            1 => {
+                row[1] = f32::NAN;
+                Ok(())
+            }
+            _ => Ok(()),
+        }),
+    );
+    assert_eq!(sampler.sample(&[0.0, 1.0], 0).unwrap_err().status(), Status::CALLBACK);
+    let e = sampler.sample(&[0.0, 1.0], 1).unwrap_err();
+    assert_eq!((e.status(), e.detail("token_index")), (Status::CALLBACK, Some(1)));
+    assert_eq!(sampler.sample(&[0.0, 1.0], 2).unwrap().id, 1);
 }

@@ -1,12 +1,19 @@
 //! Top-k (Fan et al. 2018): the k likeliest tokens stay, the lower id first among equals.
 
-use super::{Candidate, Candidates, Filter, State};
+use super::chain::{Context, value};
+use super::{Candidate, Candidates, Filter};
 
-pub(super) const FILTER: Filter =
-    Filter { name: "top_k", about: "keeps the top_k likeliest tokens", check: |_| Ok(()), apply };
+pub(super) const FILTER: Filter = Filter {
+    name: "top_k",
+    about: "keeps the top_k likeliest tokens",
+    values: &[value!(top_k)],
+    check: |_| Ok(()),
+    apply,
+    learn: None,
+};
 
-fn apply(state: &State, candidates: &mut Candidates) {
-    let k = state.params.top_k as usize;
+fn apply(context: &Context, candidates: &mut Candidates) {
+    let k = context.params.top_k as usize;
     if k == 0 || k >= candidates.as_slice().len() {
         return;
     }

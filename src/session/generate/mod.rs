@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
-use crate::sampler::Sampler;
+use crate::sampler::{self, Alternative, Sampler};
 use crate::tokenizer::{TextStream, Tokenizer};
 use stop::StopTexts;
 
@@ -77,6 +77,8 @@ pub struct GenerationOptions {
     pub ignore_end: bool,
     /// Begin with an event that tells the tokens the session already holds.
     pub echo: bool,
+    /// How many of the likeliest tokens [`Event::top`] tells of each choice; 0: none.
+    pub top_logprobs: usize,
 }
 
 impl Default for GenerationOptions {
@@ -87,6 +89,7 @@ impl Default for GenerationOptions {
             stop_tokens: Vec::new(),
             ignore_end: false,
             echo: false,
+            top_logprobs: 0,
         }
     }
 }
@@ -130,6 +133,8 @@ pub struct Event {
     pub text: String,
     /// Of the token chosen, as [`crate::sampler::Choice::log_probability`]; 0 without one.
     pub log_probability: f32,
+    /// The likeliest tokens at that place, as the model alone sees them, likeliest first.
+    pub top: Vec<Alternative>,
     /// Why it ended, with [`Kind::Done`].
     pub reason: Option<Reason>,
 }
@@ -251,14 +256,14 @@ impl Generation {
         cancel: Option<&Cancel>,
     ) -> Result<Event> {
         if let Some(reason) = self.reason {
-            return Ok(Event::done(reason, Vec::new(), String::new(), 0.0));
+            return Ok(Event::done(reason, String::new()));
         }
         if !self.started {
             let context = self.begin(session.tokens())?;
             self.started = true;
             if let Some(text) = context {
                 let ids = session.tokens().to_vec();
-                return Ok(Event { kind: Kind::Text, ids, text, log_probability: 0.0, reason: None });
+                return Ok(Event { ids, ..Event::of(Kind::Text, text) });
             }
         }
         if let Some(reason) = self.advance(session, cancel)? {
@@ -270,9 +275,14 @@ impl Generation {
 
         let clock = Instant::now();
         let position = session.tokens().len() as u64;
-        let choice = match sampler.sample(session.logits()?, position) {
+        let logits = session.logits()?;
+        let choice = match sampler.sample(logits, position) {
             Err(e) if e.status() == Status::DEAD_END => return Ok(self.end(Reason::DeadEnd)),
             choice => choice?,
+        };
+        let top = match self.options.top_logprobs {
+            0 => Vec::new(),
+            n => sampler::top(logits, n)?,
         };
         // Before accepting: an id without text must leave the sampler as it was.
         let ends = self.ends(choice.id);
@@ -284,23 +294,26 @@ impl Generation {
         self.perf.sample += clock.elapsed();
         self.perf.tokens += 1;
 
-        let ids = vec![choice.id];
-        if let Some(reason) = ends {
+        let mut event = if let Some(reason) = ends {
             self.last = Some(choice.id);
-            let mut event = self.end(reason);
-            (event.ids, event.log_probability) = (ids, choice.log_probability);
-            return Ok(event);
-        }
-        self.pending = Some(choice.id);
-        let (text, stopped) = self.stop.push(&text);
-        if stopped {
-            // The session gets the token that completed the stop text, like those before it. Where it cannot take
-            // it, for whatever reason, the token stays among the unheld ones: the text is complete all the same.
-            self.advance(session, cancel).ok();
-            self.reason = Some(Reason::StopText);
-            return Ok(Event::done(Reason::StopText, ids, text, choice.log_probability));
-        }
-        Ok(Event { kind: Kind::Text, ids, text, log_probability: choice.log_probability, reason: None })
+            self.end(reason)
+        } else {
+            self.pending = Some(choice.id);
+            let (text, stopped) = self.stop.push(&text);
+            if stopped {
+                // The session gets the token that completed the stop text, like those before it. Where it cannot take
+                // it, for whatever reason, the token stays among the unheld ones: the text is complete all the same.
+                self.advance(session, cancel).ok();
+                self.reason = Some(Reason::StopText);
+                Event::done(Reason::StopText, text)
+            } else {
+                Event::of(Kind::Text, text)
+            }
+        };
+        event.ids.push(choice.id);
+        event.log_probability = choice.log_probability;
+        event.top = top;
+        Ok(event)
     }
 
     /// Shows the text stream what the session holds; its text if the host wants it.
@@ -363,12 +376,16 @@ impl Generation {
             text.push_str(&self.stop.flush());
         }
         self.reason = Some(reason);
-        Event::done(reason, Vec::new(), text, 0.0)
+        Event::done(reason, text)
     }
 }
 
 impl Event {
-    fn done(reason: Reason, ids: Vec<i32>, text: String, log_probability: f32) -> Self {
-        Self { kind: Kind::Done, ids, text, log_probability, reason: Some(reason) }
+    fn of(kind: Kind, text: String) -> Self {
+        Self { kind, ids: Vec::new(), text, log_probability: 0.0, top: Vec::new(), reason: None }
+    }
+
+    fn done(reason: Reason, text: String) -> Self {
+        Self { reason: Some(reason), ..Self::of(Kind::Done, text) }
     }
 }

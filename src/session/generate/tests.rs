@@ -298,3 +298,20 @@ fn an_empty_session_is_an_error() {
     let mut generation = Generation::with_text(None, &GenerationOptions::default()).unwrap();
     assert_eq!(generation.next(&mut session, &mut sampler, None).unwrap_err().status(), Status::BAD_STATE);
 }
+
+#[test]
+fn events_tell_the_likeliest_tokens_of_their_place() {
+    let mut session = Script::new(&[1], &[5, 6]);
+    let options = GenerationOptions { max_tokens: 2, top_logprobs: 3, ..Default::default() };
+    let mut generation = Generation::new(None, options).unwrap();
+    let mut sampler = Sampler::new(&SamplingParams::default()).unwrap();
+    for want in [5, 6] {
+        let event = generation.next(&mut session, &mut sampler, None).unwrap();
+        assert_eq!(event.ids, [want]);
+        assert_eq!(event.top.len(), 3);
+        assert_eq!((event.top[0].id, event.top[0].log_probability), (want, event.log_probability));
+        assert!(event.top[0].log_probability > event.top[1].log_probability);
+    }
+    let event = generation.next(&mut session, &mut sampler, None).unwrap();
+    assert_eq!((event.kind, event.top.len()), (Kind::Done, 0));
+}
