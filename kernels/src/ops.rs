@@ -14,7 +14,11 @@ use crate::kv::KeyType;
 #[derive(Clone, Copy)]
 pub struct Ops {
     pub q8: unsafe fn(&IntBlock),
+    pub q6: unsafe fn(&IntBlock),
+    pub q5: unsafe fn(&IntBlock),
     pub q4: unsafe fn(&IntBlock),
+    pub q3: unsafe fn(&IntBlock),
+    pub q2: unsafe fn(&IntBlock),
     pub float: unsafe fn(&FloatBlock),
     /// (x, n ≤ 256, `[256]` integers, their scale, their sum)
     pub quantize: unsafe fn(*const f32, usize, *mut i8, *mut f32, *mut i32),
@@ -51,14 +55,18 @@ macro_rules! table {
         mod kernels {
             use super::*;
             use crate::cpu::{Activation, Map, Pairs};
-            use crate::generic::{attention, elementwise, float, norm, quantize, rows};
+            use crate::generic::{attention, codes, elementwise, float, norm, quantize, rows};
             use crate::simd::Simd;
             use crate::kv::KeyType;
 
             use crate::ops::entry;
 
-            entry!([$($feature)?] q8(a: &rows::IntBlock) = rows::product::<$s, { rows::Q8 }>(a));
-            entry!([$($feature)?] q4(a: &rows::IntBlock) = rows::product::<$s, { rows::Q4 }>(a));
+            entry!([$($feature)?] q8(a: &rows::IntBlock) = rows::product::<$s, { codes::Q8 }>(a));
+            entry!([$($feature)?] q6(a: &rows::IntBlock) = rows::product::<$s, { codes::Q6 }>(a));
+            entry!([$($feature)?] q5(a: &rows::IntBlock) = rows::product::<$s, { codes::Q5 }>(a));
+            entry!([$($feature)?] q4(a: &rows::IntBlock) = rows::product::<$s, { codes::Q4 }>(a));
+            entry!([$($feature)?] q3(a: &rows::IntBlock) = rows::product::<$s, { codes::Q3 }>(a));
+            entry!([$($feature)?] q2(a: &rows::IntBlock) = rows::product::<$s, { codes::Q2 }>(a));
             entry!([$($feature)?] float(a: &float::FloatBlock) = <$s>::float_tiles(a));
             entry!([$($feature)?] quantize(x: *const f32, n: usize, out: *mut i8, scale: *mut f32, sum: *mut i32)
                 = (*scale, *sum) = quantize::quantize::<$s, true>(x, n, out));
@@ -82,7 +90,11 @@ macro_rules! table {
         /// The algorithms of `generic/`, for this instruction set.
         pub static OPS: crate::ops::Ops = crate::ops::Ops {
             q8: kernels::q8,
+            q6: kernels::q6,
+            q5: kernels::q5,
             q4: kernels::q4,
+            q3: kernels::q3,
+            q2: kernels::q2,
             float: kernels::float,
             quantize: kernels::quantize,
             quantize_two: kernels::quantize_two,

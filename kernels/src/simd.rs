@@ -107,10 +107,82 @@ pub unsafe trait Simd: Copy + 'static {
     unsafe fn biased(w: Self::B) -> Self::B;
     /// Reads the 16 signed bytes of a tensor's table.
     unsafe fn table(p: *const i8) -> Self::T;
-    /// Four tables, one per 16-byte lane: (t · m + 64) >> 7 with the four multipliers at `m`, in `dot`'s form.
+    /// Four tables, one per 16-byte lane: (t · m + 64) >> 7 with the four multipliers at `m`.
     unsafe fn scaled(table: Self::T, m: *const i8) -> Self::B;
+    /// Lane j has the table's first eight entries twice, scaled as above with multipliers 2j and 2j + 1 of eight.
+    #[inline(always)]
+    unsafe fn scaled8(table: Self::T, m: *const i8) -> Self::B {
+        // SAFETY: the trait's promises; eight multipliers lie at `m`
+        unsafe { two_tables::<Self>(table, m, 8) }
+    }
+    /// Lane j has the table's first four entries scaled with multiplier 2j, then its next four with 2j + 1; the
+    /// other eight places hold anything.
+    #[inline(always)]
+    unsafe fn scaled4(table: Self::T, m: *const i8) -> Self::B {
+        // SAFETY: the trait's promises; eight multipliers lie at `m`
+        unsafe { two_tables::<Self>(table, m, 4) }
+    }
     /// Looks up the low and the high nibbles of 64 bytes, each in its 16-byte lane's table.
     unsafe fn lookup(line: Self::B, tables: Self::B) -> (Self::B, Self::B);
+    /// Looks up 64 bytes below 16, each in its 16-byte lane's table.
+    #[inline(always)]
+    unsafe fn pick(tables: Self::B, codes: Self::B) -> Self::B {
+        // SAFETY: the trait's promises
+        unsafe {
+            let (t, c) = (bytes::<Self>(tables), bytes::<Self>(codes));
+            of_bytes::<Self>(core::array::from_fn(|i| t[i / 16 * 16 + usize::from(c[i] & 15)]))
+        }
+    }
+    #[inline(always)]
+    unsafe fn b_splat(x: i8) -> Self::B {
+        // SAFETY: the trait's promises
+        unsafe { of_bytes::<Self>([x as u8; 64]) }
+    }
+    #[inline(always)]
+    unsafe fn b_or(a: Self::B, b: Self::B) -> Self::B {
+        // SAFETY: the trait's promises
+        unsafe {
+            let (a, b) = (bytes::<Self>(a), bytes::<Self>(b));
+            of_bytes::<Self>(core::array::from_fn(|i| a[i] | b[i]))
+        }
+    }
+    /// Adds `x` to every byte, modulo 256.
+    #[inline(always)]
+    unsafe fn b_add(a: Self::B, x: i8) -> Self::B {
+        // SAFETY: the trait's promises
+        unsafe { of_bytes::<Self>(bytes::<Self>(a).map(|a| a.wrapping_add(x as u8))) }
+    }
+    /// Every byte shifted right (left where `shift` is negative), and what `mask` leaves of it.
+    #[inline(always)]
+    unsafe fn b_field(a: Self::B, shift: i32, mask: u8) -> Self::B {
+        // SAFETY: the trait's promises
+        unsafe {
+            let moved = |a: u8| if shift < 0 { a << -shift } else { a >> shift };
+            of_bytes::<Self>(bytes::<Self>(a).map(|a| moved(a) & mask))
+        }
+    }
+    /// 32 bytes, then the same shifted right by four; bits 4 to 7 of those may be anything.
+    #[inline(always)]
+    unsafe fn b_ones(p: *const u8) -> Self::B {
+        // SAFETY: the trait's promises; 32 bytes lie at `p`
+        unsafe {
+            let ones = p.cast::<[u8; 32]>().read_unaligned();
+            of_bytes::<Self>(core::array::from_fn(|i| ones[i % 32] >> (i / 32 * 4)))
+        }
+    }
+    /// (w · m + half) >> shift, rounded so, with the multiplier `2j + odd` of eight for 16-byte lane j; |w| < 64.
+    #[inline(always)]
+    unsafe fn times(w: Self::B, m: *const i8, odd: usize, shift: u32) -> Self::B {
+        // SAFETY: the trait's promises; eight multipliers lie at `m`
+        unsafe {
+            let m = m.cast::<[i8; 8]>().read_unaligned();
+            let w = bytes::<Self>(w);
+            of_bytes::<Self>(core::array::from_fn(|i| {
+                let product = i32::from(w[i] as i8) * i32::from(m[i / 16 * 2 + odd]);
+                ((product + (1 << (shift - 1))) >> shift) as u8
+            }))
+        }
+    }
     unsafe fn p_zero() -> Self::P;
     unsafe fn dot(acc: Self::P, w: Self::B, x: Self::B) -> Self::P;
     /// First step of the transposing sum over sixteen rows.
@@ -138,6 +210,36 @@ pub unsafe trait Simd: Copy + 'static {
     unsafe fn tiles(a: &crate::generic::panel::Tiles);
     /// Runs [`crate::generic::float::tile`] over 32 rows and the tokens with this machine's tile sizes.
     unsafe fn float_tiles(a: &crate::generic::float::FloatBlock);
+}
+
+/// The bytes of a vector.
+#[inline(always)]
+unsafe fn bytes<S: Simd>(x: S::B) -> [u8; 64] {
+    let mut to = [0; 64];
+    // SAFETY: the array holds 64 bytes
+    unsafe { S::b_store(to.as_mut_ptr(), x) };
+    to
+}
+
+/// A vector of bytes.
+#[inline(always)]
+unsafe fn of_bytes<S: Simd>(x: [u8; 64]) -> S::B {
+    // SAFETY: the array holds 64 bytes
+    unsafe { S::b_load(x.as_ptr()) }
+}
+
+/// In every 16-byte lane, `n` entries of the lane's table scaled with the even multipliers, then the first `n` (or,
+/// where the table holds them twice, the next) with the odd ones.
+#[inline(always)]
+unsafe fn two_tables<S: Simd>(table: S::T, m: *const i8, n: usize) -> S::B {
+    // SAFETY: eight multipliers lie at `m`
+    unsafe {
+        let m = m.cast::<[i8; 8]>().read_unaligned();
+        let (even, odd) = ([m[0], m[2], m[4], m[6]], [m[1], m[3], m[5], m[7]]);
+        let (a, b) =
+            (bytes::<S>(S::scaled(table, even.as_ptr())), bytes::<S>(S::scaled(table, odd.as_ptr())));
+        of_bytes::<S>(core::array::from_fn(|i| if i % 16 < n { a[i] } else { b[i / 16 * 16 + i % n] }))
+    }
 }
 
 /// Loads `n` ≤ 16 values, the other lanes `fill`.

@@ -5,7 +5,6 @@
 //! not depend on the number of threads, the instruction set, or what else is in the batch.
 
 mod attention;
-mod decoded;
 mod product;
 mod route;
 mod vector;

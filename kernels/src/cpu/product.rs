@@ -1,9 +1,9 @@
 //! Matrix products: cuts them into chunks of row blocks and tokens and runs them in one fork-join.
 
-use super::{Cpu, Shared, decoded};
+use super::{Cpu, Shared};
 use crate::generic::float::{FloatBlock, FloatKind};
-use crate::generic::panel;
-use crate::generic::rows::{self, IntBlock, STREAMS};
+use crate::generic::rows::{IntBlock, STREAMS};
+use crate::generic::{codes, panel};
 use crate::input::Input;
 use crate::matrix::{Experts, Matrix};
 use llm_format::quant::{Type, decode_row};
@@ -182,8 +182,11 @@ impl Cpu {
                 };
                 let product = match w.ty() {
                     Type::Q8 => self.ops.q8,
+                    Type::Q6 => self.ops.q6,
+                    Type::Q5 => self.ops.q5,
                     Type::Q4 => self.ops.q4,
-                    _ => return decoded::product(w, first, &a),
+                    Type::Q3 => self.ops.q3,
+                    _ => self.ops.q2,
                 };
                 // SAFETY: `data` holds `count` whole blocks of x.width inputs; the int8 input holds x.m() tokens
                 // of that width and from..to lie inside; out rows from..to and bias hold `rows` values from here;
@@ -234,10 +237,10 @@ impl Cpu {
 }
 
 /// Int8 terms of the activations that multiply with `ty`; 1 of a float type.
-pub(super) fn terms(ty: Type) -> usize {
+fn terms(ty: Type) -> usize {
     match ty {
-        Type::Q8 => rows::terms(rows::Q8),
-        Type::Q6 => 2,
+        Type::Q8 => codes::terms(codes::Q8),
+        Type::Q6 => codes::terms(codes::Q6),
         _ => 1,
     }
 }

@@ -4,6 +4,7 @@
 //! `#[target_feature]` functions of each instruction set's table.
 
 pub mod attention;
+pub mod codes;
 pub mod elementwise;
 pub mod float;
 pub mod math;

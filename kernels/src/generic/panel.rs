@@ -7,7 +7,8 @@
 //! One load of a panel line holds 4 inputs of 16 rows; 4 activations broadcast against it add to sixteen i32
 //! sums, one per row, so nothing is summed across lanes. Decoding pays from about eight vectors on.
 
-use super::rows::{DEPTH, IntBlock, Q4, exponent, finish, lines_at, record_bytes, terms};
+use super::codes::{self, record_bytes, terms};
+use super::rows::{DEPTH, IntBlock, exponent, finish};
 use crate::simd::Simd;
 use core::mem::MaybeUninit;
 
@@ -83,24 +84,12 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock) {
 unsafe fn decode<S: Simd, const BITS: u8>(head: *const u8, record: *const u8, halves: usize, panel: *mut u8) {
     // SAFETY: a record holds what its layout says; a panel holds 8192 bytes, a half of a tile 2048 of them
     unsafe {
-        let base = S::table(head.cast());
-        let lines = record.add(lines_at(BITS));
+        let table = codes::table::<S, BITS>(head);
         let mut sets = Aligned(MaybeUninit::<[u8; 2048]>::uninit());
         let sets = sets.0.as_mut_ptr().cast::<u8>();
         for tile in 0..2 {
             for h in 0..halves {
-                for row in 0..16 {
-                    let (low, high) = if BITS == Q4 {
-                        let m = record.add(64 + (tile * 16 + row) * 8 + 4 * h).cast::<i8>();
-                        let line = S::b_load(lines.add(((tile * halves + h) * 16 + row) * 64));
-                        S::lookup(line, S::scaled(base, m))
-                    } else {
-                        let line = lines.add(((tile * 2 * halves + 2 * h) * 16 + row) * 64);
-                        (S::biased(S::b_load(line)), S::biased(S::b_load(line.add(1024))))
-                    };
-                    S::b_store(sets.add(row * 64), low);
-                    S::b_store(sets.add(1024 + row * 64), high);
-                }
+                codes::tile::<S, BITS, true>(table, record, halves, tile, h, [sets, sets.add(1024)], 64);
                 let to = panel.add(tile * 4096 + h * 2048);
                 S::transpose(sets, to);
                 S::transpose(sets.add(1024), to.add(1024));

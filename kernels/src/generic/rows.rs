@@ -10,6 +10,7 @@
 //! were a token: isum exact over 256 inputs, then fma(f32(isum), scale of the weights · scale of the vector, sum),
 //! records ascending. The end adds a token's sums, then the bias.
 
+use super::codes::{self, record_bytes, terms};
 use super::panel;
 use crate::simd::Simd;
 
@@ -50,26 +51,6 @@ pub struct IntBlock {
     pub out: *mut f32,
     /// Between tokens.
     pub stride: usize,
-}
-
-/// Which integer record.
-pub const Q8: u8 = 8;
-/// 4-bit codes with a multiplier per 32 inputs.
-pub const Q4: u8 = 4;
-
-/// Int8 terms that an activation has in products with these records.
-pub const fn terms(bits: u8) -> usize {
-    if bits == Q8 { 2 } else { 1 }
-}
-
-/// Bytes before a record's lines.
-pub const fn lines_at(bits: u8) -> usize {
-    if bits == Q4 { 320 } else { 64 }
-}
-
-/// Bytes of a record of `halves` halves.
-pub const fn record_bytes(bits: u8, halves: usize) -> usize {
-    lines_at(bits) + halves * 32 * if bits == Q4 { 64 } else { 128 }
 }
 
 /// 2^e of a tensor's head.
@@ -158,17 +139,18 @@ unsafe fn few_record<S: Simd, const BITS: u8, const T: usize, const HALVES: usiz
 ) {
     // SAFETY: as `few`
     unsafe {
-        let base = S::table(a.head.cast());
-        let lines = record.add(lines_at(BITS));
+        let table = codes::table::<S, BITS>(a.head);
         let first = r * a.vectors + vector;
         let x = a.x.add(first * DEPTH).cast::<u8>();
-        // This record's share of the coming ones is a quarter of each stream: a line here, a line there, spread
-        // evenly over the work; what the steps below do not reach goes first.
+        // This record's share of the coming ones is a quarter of each stream: lines of one, then of the next, spread
+        // evenly over the work; what eight quads do not reach goes first.
         let share = record_bytes(BITS, 2).div_ceil(64).div_ceil(STREAMS);
-        let per_quad = if BITS == Q4 { 2 } else { 4 };
+        let per_quad = share / 8;
+        let quarters = STREAMS / a.count;
         let mut hints = [ahead; STREAMS];
         for s in 0..STREAMS {
-            hints[s] = ahead.wrapping_add(s % a.count * a.block_bytes + stream * share * 64);
+            let quarter = stream * quarters + s / a.count;
+            hints[s] = ahead.wrapping_add(s % a.count * a.block_bytes + quarter * share * 64);
             for line in 8 * per_quad..share {
                 S::prefetch(hints[s].wrapping_add(line * 64));
             }
@@ -179,20 +161,12 @@ unsafe fn few_record<S: Simd, const BITS: u8, const T: usize, const HALVES: usiz
                 let mut p = [[S::p_zero(); 4]; T];
                 for l in 0..4 {
                     let row = quad * 4 + l;
+                    for line in 0..per_quad {
+                        let line = (tile * 4 + quad) * per_quad + line;
+                        S::prefetch(hints[l].wrapping_add(line * 64));
+                    }
                     for h in 0..HALVES {
-                        let hint = hints[(2 * l + h) % STREAMS];
-                        for i in 0..per_quad / 2 {
-                            let line = (tile * 4 + quad) * per_quad + l / 2 * (per_quad / 2) + i;
-                            S::prefetch(hint.wrapping_add(line * 64));
-                        }
-                        let (low, high) = if BITS == Q4 {
-                            let m = record.add(64 + (tile * 16 + row) * 8 + 4 * h).cast::<i8>();
-                            let line = S::b_load(lines.add(((tile * HALVES + h) * 16 + row) * 64));
-                            S::lookup(line, S::scaled(base, m))
-                        } else {
-                            let line = lines.add(((tile * 2 * HALVES + 2 * h) * 16 + row) * 64);
-                            (S::biased(S::b_load(line)), S::biased(S::b_load(line.add(1024))))
-                        };
+                        let (low, high) = codes::line::<S, BITS, true>(table, record, HALVES, tile, row, h);
                         for t in 0..T {
                             let x = x.add(t * DEPTH + h * 128);
                             p[t][l] = S::dot(p[t][l], low, S::b_load(x));

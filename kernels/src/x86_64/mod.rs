@@ -27,3 +27,15 @@ const fn high_bytes() -> [u8; 64] {
     }
     place
 }
+
+/// The same for eight bytes, two per lane: in each lane, `n` words have its even byte and `n` more its odd one, so on
+/// from byte `first` of the two; with `n` = 8 all words of a lane have that byte.
+const fn high_of_pairs(n: usize, first: usize) -> [u8; 64] {
+    let mut place = [0x80; 64];
+    let mut i = 0;
+    while i < 32 {
+        place[2 * i + 1] = (i / 8 * 2 + (first + i % 8 / n) % 2) as u8;
+        i += 1;
+    }
+    place
+}

@@ -178,6 +178,56 @@ unsafe impl Simd for Avx2 {
                 _mm256_packs_epi16(_mm256_mulhrs_epi16(table.0, b), _mm256_mulhrs_epi16(table.1, b)),
             )
         }
+        fn scaled8(table: Self::T, m: *const i8) -> Self::B {
+            const EVEN: [u8; 64] = super::high_of_pairs(8, 0);
+            const ODD: [u8; 64] = super::high_of_pairs(8, 1);
+            let m = _mm256_set1_epi64x(m.cast::<i64>().read_unaligned());
+            let (even, odd) = (Self::b_load(EVEN.as_ptr()), Self::b_load(ODD.as_ptr()));
+            let (m, t) = ((m, m), (table.0, table.0));
+            let (even, odd) = (both!(_mm256_shuffle_epi8(m, even)), both!(_mm256_shuffle_epi8(m, odd)));
+            let (even, odd) = (both!(_mm256_mulhrs_epi16(t, even)), both!(_mm256_mulhrs_epi16(t, odd)));
+            both!(_mm256_packs_epi16(even, odd))
+        }
+        fn scaled4(table: Self::T, m: *const i8) -> Self::B {
+            const PLACE: [u8; 64] = super::high_of_pairs(4, 0);
+            let m = _mm256_set1_epi64x(m.cast::<i64>().read_unaligned());
+            let (m, t, place) = ((m, m), (table.0, table.0), Self::b_load(PLACE.as_ptr()));
+            let m = both!(_mm256_shuffle_epi8(m, place));
+            let t = both!(_mm256_mulhrs_epi16(t, m));
+            both!(_mm256_packs_epi16(t, t))
+        }
+        fn pick(tables: Self::B, codes: Self::B) -> Self::B { both!(_mm256_shuffle_epi8(tables, codes)) }
+        fn b_splat(x: i8) -> Self::B { (_mm256_set1_epi8(x), _mm256_set1_epi8(x)) }
+        fn b_or(a: Self::B, b: Self::B) -> Self::B { both!(_mm256_or_si256(a, b)) }
+        fn b_add(a: Self::B, x: i8) -> Self::B {
+            let x = Self::b_splat(x);
+            both!(_mm256_add_epi8(a, x))
+        }
+        fn b_field(a: Self::B, shift: i32, mask: u8) -> Self::B {
+            let (count, mask) = (_mm_cvtsi32_si128(shift.abs()), Self::b_splat(mask as i8));
+            let count = (count, count);
+            let a = if shift < 0 { both!(_mm256_sll_epi16(a, count)) } else { both!(_mm256_srl_epi16(a, count)) };
+            both!(_mm256_and_si256(a, mask))
+        }
+        fn b_ones(p: *const u8) -> Self::B {
+            let ones = _mm256_loadu_si256(p.cast());
+            (ones, _mm256_srli_epi16::<4>(ones))
+        }
+        fn times(w: Self::B, m: *const i8, odd: usize, shift: u32) -> Self::B {
+            // words 256 w and 2^(7 - shift) m: mulhrs gives (2^(15 - shift) w m + 2¹⁴) >> 15
+            const EVEN: [u8; 64] = super::high_of_pairs(8, 0);
+            const ODD: [u8; 64] = super::high_of_pairs(8, 1);
+            let place = Self::b_load(if odd == 0 { EVEN.as_ptr() } else { ODD.as_ptr() });
+            let m = _mm256_set1_epi64x(m.cast::<i64>().read_unaligned());
+            let count = _mm_cvtsi32_si128(shift as i32 + 1);
+            let (m, count) = ((m, m), (count, count));
+            let m = both!(_mm256_shuffle_epi8(m, place));
+            let m = both!(_mm256_sra_epi16(m, count));
+            let zero = Self::b_splat(0);
+            let (low, high) = (both!(_mm256_unpacklo_epi8(zero, w)), both!(_mm256_unpackhi_epi8(zero, w)));
+            let (low, high) = (both!(_mm256_mulhrs_epi16(low, m)), both!(_mm256_mulhrs_epi16(high, m)));
+            both!(_mm256_packs_epi16(low, high))
+        }
         fn lookup(line: Self::B, tables: Self::B) -> (Self::B, Self::B) {
             let nibble = (_mm256_set1_epi8(15), _mm256_set1_epi8(15));
             let shifted = both!(_mm256_srli_epi16::<4>(line));

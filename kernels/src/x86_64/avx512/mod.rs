@@ -140,7 +140,46 @@ unsafe impl Simd for Avx512 {
             let place = _mm512_loadu_si512(PLACE.as_ptr().cast());
             let m = _mm512_shuffle_epi8(_mm512_set1_epi32(m.cast::<i32>().read_unaligned()), place);
             let (low, high) = (_mm512_mulhrs_epi16(table.0, m), _mm512_mulhrs_epi16(table.1, m));
-            Self::biased(_mm512_packs_epi16(low, high))
+            _mm512_packs_epi16(low, high)
+        }
+        fn scaled8(table: Self::T, m: *const i8) -> Self::B {
+            const EVEN: [u8; 64] = super::high_of_pairs(8, 0);
+            const ODD: [u8; 64] = super::high_of_pairs(8, 1);
+            let m = _mm512_set1_epi64(m.cast::<i64>().read_unaligned());
+            let even = _mm512_shuffle_epi8(m, Self::b_load(EVEN.as_ptr()));
+            let odd = _mm512_shuffle_epi8(m, Self::b_load(ODD.as_ptr()));
+            _mm512_packs_epi16(_mm512_mulhrs_epi16(table.0, even), _mm512_mulhrs_epi16(table.0, odd))
+        }
+        fn scaled4(table: Self::T, m: *const i8) -> Self::B {
+            const PLACE: [u8; 64] = super::high_of_pairs(4, 0);
+            let m = _mm512_set1_epi64(m.cast::<i64>().read_unaligned());
+            let t = _mm512_mulhrs_epi16(table.0, _mm512_shuffle_epi8(m, Self::b_load(PLACE.as_ptr())));
+            _mm512_packs_epi16(t, t)
+        }
+        fn pick(tables: Self::B, codes: Self::B) -> Self::B { _mm512_shuffle_epi8(tables, codes) }
+        fn b_splat(x: i8) -> Self::B { _mm512_set1_epi8(x) }
+        fn b_or(a: Self::B, b: Self::B) -> Self::B { _mm512_or_si512(a, b) }
+        fn b_add(a: Self::B, x: i8) -> Self::B { _mm512_add_epi8(a, _mm512_set1_epi8(x)) }
+        fn b_field(a: Self::B, shift: i32, mask: u8) -> Self::B {
+            let count = _mm_cvtsi32_si128(shift.abs());
+            let a = if shift < 0 { _mm512_sll_epi16(a, count) } else { _mm512_srl_epi16(a, count) };
+            _mm512_and_si512(a, _mm512_set1_epi8(mask as i8))
+        }
+        fn b_ones(p: *const u8) -> Self::B {
+            const BY: [u16; 32] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4];
+            let ones = _mm512_broadcast_i64x4(_mm256_loadu_si256(p.cast()));
+            _mm512_srlv_epi16(ones, Self::b_load(BY.as_ptr().cast()))
+        }
+        fn times(w: Self::B, m: *const i8, odd: usize, shift: u32) -> Self::B {
+            // words 256 w and 2^(7 - shift) m: mulhrs gives (2^(15 - shift) w m + 2¹⁴) >> 15
+            const EVEN: [u8; 64] = super::high_of_pairs(8, 0);
+            const ODD: [u8; 64] = super::high_of_pairs(8, 1);
+            let place = Self::b_load(if odd == 0 { EVEN.as_ptr() } else { ODD.as_ptr() });
+            let m = _mm512_shuffle_epi8(_mm512_set1_epi64(m.cast::<i64>().read_unaligned()), place);
+            let m = _mm512_sra_epi16(m, _mm_cvtsi32_si128(shift as i32 + 1));
+            let zero = _mm512_setzero_si512();
+            let (low, high) = (_mm512_unpacklo_epi8(zero, w), _mm512_unpackhi_epi8(zero, w));
+            _mm512_packs_epi16(_mm512_mulhrs_epi16(low, m), _mm512_mulhrs_epi16(high, m))
         }
         fn lookup(line: Self::B, tables: Self::B) -> (Self::B, Self::B) {
             let nibble = _mm512_set1_epi8(15);
