@@ -27,12 +27,12 @@ fn bound(ty: Type) -> f64 {
         Type::F32 => 0.0,
         Type::F16 => 3e-4,
         Type::Bf16 => 2e-3,
-        Type::Q8 => 0.0071,
-        Type::Q6 => 0.0182,
-        Type::Q5 => 0.0355,
-        Type::Q4 => 0.0745,
-        Type::Q3 => 0.15,
-        Type::Q2 => 0.31,
+        Type::Q8 => 0.0070,
+        Type::Q6 => 0.0171,
+        Type::Q5 => 0.0325,
+        Type::Q4 => 0.0727,
+        Type::Q3 => 0.1330,
+        Type::Q2 => 0.2840,
     }
 }
 

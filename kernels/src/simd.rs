@@ -170,7 +170,7 @@ pub unsafe trait Simd: Copy + 'static {
             of_bytes::<Self>(core::array::from_fn(|i| ones[i % 32] >> (i / 32 * 4)))
         }
     }
-    /// (w · m + half) >> shift, rounded so, with the multiplier `2j + odd` of eight for 16-byte lane j; |w| < 64.
+    /// (w · m + half) >> shift, rounded so, with the multiplier `2j + odd` of eight for 16-byte lane j. Results fit int8.
     #[inline(always)]
     unsafe fn times(w: Self::B, m: *const i8, odd: usize, shift: u32) -> Self::B {
         // SAFETY: the trait's promises; eight multipliers lie at `m`

@@ -24,7 +24,7 @@ pub(super) struct Packed {
     pub bits: usize,
     /// Inputs that share a multiplier.
     pub group: usize,
-    /// The int8 of a code under a multiplier; `table` is the first 16 bytes of the head.
+    /// The int8 of a code under a multiplier; `table` is the head.
     pub weight: fn(table: &[u8], code: u8, m: i8) -> i8,
 }
 

@@ -11,7 +11,7 @@
 //! is int8 like every other type. Lines: see [`super::packed`].
 
 use super::packed::{Packed, table_weight};
-use super::search::{Effort, Search};
+use super::search::Search;
 use super::{HEAD, Quant, Type, integer_row, record_block_bytes};
 use std::sync::LazyLock;
 
@@ -35,10 +35,9 @@ pub const Q3: Quant = Quant {
 const LAYOUT: Packed = Packed { bits: 3, group: 16, weight: table_weight };
 
 /// The table written with every q3 matrix: odd, ascending, denser around zero.
-pub const TABLE: [i8; 8] = [-127, -83, -49, -21, 5, 33, 63, 99];
+pub const TABLE: [i8; 8] = [-127, -79, -47, -19, 7, 35, 67, 115];
 
 static SEARCH: LazyLock<Search> = LazyLock::new(|| {
     let ties = |m: i8| m.unsigned_abs() == 64;
-    let effort = Effort { places: &[1.0, 0.95, 1.05, 0.9], scales: &[1.0, 1.03, 0.97, 0.94] };
-    Search::new(16, 8, ties, |code, m| table_weight(&TABLE.map(|t| t as u8), code, m), effort)
+    Search::new(16, 8, ties, |code, m| i32::from(table_weight(&TABLE.map(|t| t as u8), code, m)))
 });

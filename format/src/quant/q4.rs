@@ -11,7 +11,7 @@
 //! is int8 like every other type. The steps of the table grow outwards as the density of weights falls. Lines: see [`super::packed`].
 
 use super::packed::{Packed, table_weight};
-use super::search::{Effort, Search};
+use super::search::Search;
 use super::{HEAD, Quant, Type, integer_row, record_block_bytes};
 use std::sync::LazyLock;
 
@@ -35,10 +35,9 @@ pub const Q4: Quant = Quant {
 const LAYOUT: Packed = Packed { bits: 4, group: 32, weight: table_weight };
 
 /// The table written with every q4 matrix: odd, ascending, denser around zero.
-pub const TABLE: [i8; 16] = [-127, -105, -83, -65, -49, -35, -21, -9, 1, 13, 25, 37, 53, 69, 89, 113];
+pub const TABLE: [i8; 16] = [-127, -101, -81, -63, -47, -33, -21, -9, 3, 15, 27, 39, 53, 69, 91, 123];
 
 static SEARCH: LazyLock<Search> = LazyLock::new(|| {
     let ties = |m: i8| m.unsigned_abs() == 64;
-    let effort = Effort { places: &[1.0, 0.95, 1.05, 0.9], scales: &[1.0, 1.03, 0.97, 0.94] };
-    Search::new(32, 16, ties, |code, m| table_weight(&TABLE.map(|t| t as u8), code, m), effort)
+    Search::new(32, 16, ties, |code, m| i32::from(table_weight(&TABLE.map(|t| t as u8), code, m)))
 });

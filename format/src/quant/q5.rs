@@ -5,12 +5,12 @@
 //!   0   .. 63   f16 scale[row 0..31]
 //!   64  .. 575  s8 m[row][group 0..15], group g = inputs 16g .. 16g + 15
 //!   576 ..      nibble lines (low 4 bits of the code), then one-bit lines (bit 4)
-//! int8 weight = ((2 * code - 31) * m + 16) >> 5
+//! int8 weight = ((4 * code - 69) * m + 32) >> 6
 //! ```
-//! A product is a tie only where m = 16 (mod 32); the writer leaves those multipliers out. Lines: see [`super::packed`].
+//! A product is a tie only where m = 32 (mod 64); the writer leaves those multipliers out. Lines: see [`super::packed`].
 
 use super::packed::Packed;
-use super::search::{Effort, Search};
+use super::search::Search;
 use super::{HEAD, Quant, Type, integer_row, record_block_bytes};
 use std::sync::LazyLock;
 
@@ -31,15 +31,14 @@ pub const Q5: Quant = Quant {
     decode_int8: Some(|h, b, c, r, i, out| LAYOUT.decode_int8(h, b, c, r, i, out)),
 };
 
-const LAYOUT: Packed = Packed { bits: 5, group: 16, weight: |_, code, m| weight(code, m) };
+const LAYOUT: Packed = Packed { bits: 5, group: 16, weight: |_, code, m| weight(code, m) as i8 };
 
-/// The decoded weight.
-fn weight(code: u8, m: i8) -> i8 {
-    (((2 * i32::from(code) - 31) * i32::from(m) + 16) >> 5) as i8
+/// The decoded weight; an int8 for the multipliers that a writer writes.
+fn weight(code: u8, m: i8) -> i32 {
+    ((4 * i32::from(code) - 69) * i32::from(m) + 32) >> 6
 }
 
 static SEARCH: LazyLock<Search> = LazyLock::new(|| {
-    let ties = |m: i8| m.unsigned_abs() % 32 == 16;
-    let effort = Effort { places: &[1.0, 0.95, 1.05, 0.9], scales: &[1.0, 1.03, 0.97, 0.94] };
-    Search::new(16, 32, ties, weight, effort)
+    let ties = |m: i8| m.unsigned_abs() % 64 == 32;
+    Search::new(16, 32, ties, weight)
 });

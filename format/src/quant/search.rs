@@ -18,7 +18,13 @@ const CELLS: usize = 512;
 /// The most multipliers that 256 inputs have.
 const GROUPS: usize = INPUTS / 16;
 /// How often a better scale is looked for in the integers found.
-const REFINEMENTS: usize = 2;
+const REFINEMENTS: usize = 1;
+/// Factors on the outermost level, of either end, that a group's largest value is tried at.
+const PLACES: [f32; 12] = [1.2, 1.15, 1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65];
+/// Factors that are tried on the scale that gives the group of the largest step the greatest multiplier.
+const SCALES: [f32; 6] = [1.06, 1.03, 1.0, 0.97, 0.94, 0.91];
+/// The multiplier whose levels stand for those of a multiplier that is not rounded.
+const REFERENCE: i8 = 113;
 
 /// What was found for 256 inputs of a row.
 pub(super) struct Found {
@@ -31,7 +37,7 @@ pub(super) struct Found {
 /// The levels of one multiplier.
 struct Levels {
     /// From a half step to the nearest level.
-    nearest: [i8; CELLS],
+    nearest: [f32; CELLS],
     /// From a level + 128 to its code.
     code: [u8; 256],
 }
@@ -43,18 +49,12 @@ pub(super) struct Search {
     levels: Vec<Option<Box<Levels>>>,
     /// The greatest magnitude of a level.
     top: f32,
-    /// Where a group's largest value is tried: at these values per multiplier.
+    /// The greatest multiplier.
+    most: i32,
+    /// The levels of [`REFERENCE`].
+    reference: [f32; CELLS],
+    /// Where among them a group's largest value is tried.
     places: Vec<f32>,
-    /// Factors that are tried on the scale which puts the largest value on the greatest magnitude.
-    scales: &'static [f32],
-}
-
-/// What a type tries.
-pub(super) struct Effort {
-    /// Factors on the outermost level that a group's largest value is put at.
-    pub places: &'static [f32],
-    /// Factors on the scale that puts the record's largest value on the outermost level of all.
-    pub scales: &'static [f32],
 }
 
 /// A scale and multipliers for 256 inputs, and their squared error in units that do not depend on the scale.
@@ -63,6 +63,13 @@ struct Choice {
     error: f32,
     scale: f32,
     multipliers: [i8; GROUPS],
+}
+
+/// The half step that `y` lies in: the low bits of a number just above 2^23 are its integer part. Half less than y
+/// is rounded, so that it is rounded down.
+fn cell(y: f32) -> usize {
+    let moved = (2.0 * y + (CELLS / 2) as f32 - 0.5).clamp(0.0, (CELLS - 1) as f32);
+    (moved + 8_388_608.0).to_bits() as usize % CELLS
 }
 
 /// Inputs over a scale.
@@ -80,9 +87,8 @@ impl Scaled {
         for (y, &x) in y.iter_mut().zip(x) {
             *y = x * inverse;
         }
-        for (cell, y) in cells.iter_mut().zip(&y) {
-            // Moved by 256 so that cutting off rounds down.
-            *cell = (y * 2.0 + (CELLS / 2) as f32).clamp(0.0, (CELLS - 1) as f32) as i32 as u16;
+        for (to, y) in cells.iter_mut().zip(&y) {
+            *to = cell(*y) as u16;
         }
         Scaled { y, cells }
     }
@@ -96,39 +102,38 @@ struct Group<'a> {
 }
 
 impl Search {
-    /// Of a type with `codes` codes, of which code c under multiplier m is `weight(c, m)`.
-    pub fn new(
-        group: usize,
-        codes: u8,
-        ties: fn(i8) -> bool,
-        weight: impl Fn(u8, i8) -> i8,
-        effort: Effort,
-    ) -> Search {
-        let mut top = 0i8;
+    /// Of a type with `codes` codes, of which code c under multiplier m is `weight(c, m)`. Multipliers that would
+    /// leave an int8 without −128 are not used.
+    pub fn new(group: usize, codes: u8, ties: fn(i8) -> bool, weight: impl Fn(u8, i8) -> i32) -> Search {
+        let mut top = 0;
         let mut of = |m: i8| {
             if ties(m) {
                 return None;
             }
-            let levels: Vec<i8> = (0..codes).map(|c| weight(c, m)).collect();
-            top = levels.iter().fold(top, |t, w| t.max(w.saturating_abs()));
-            let mut out = Box::new(Levels { nearest: [0; CELLS], code: [0; 256] });
+            let levels: Vec<i32> = (0..codes).map(|c| weight(c, m)).collect();
+            let most = levels.iter().fold(0, |most, w| most.max(w.abs()));
+            if most > 127 {
+                return None;
+            }
+            top = most.max(top);
+            let mut out = Box::new(Levels { nearest: [0.0; CELLS], code: [0; 256] });
             for (cell, to) in out.nearest.iter_mut().enumerate() {
                 // the middle of the half step, in quarters
                 let y = 2 * cell as i32 + 1 - CELLS as i32;
-                let far = |w: &i8| (4 * i32::from(*w) - y).abs();
-                *to = levels.iter().copied().min_by_key(far).unwrap_or(0);
+                let far = |w: &i32| (4 * w - y).abs();
+                *to = levels.iter().copied().min_by_key(far).unwrap_or(0) as f32;
             }
             for (code, &w) in levels.iter().enumerate() {
-                out.code[(i32::from(w) + 128) as usize] = code as u8;
+                out.code[(w + 128) as usize] = code as u8;
             }
             Some(out)
         };
-        let levels = (0..=127).map(&mut of).collect();
-        let ends = [weight(0, 127), weight(codes - 1, 127)].map(|w| f32::from(w) / 127.0);
-        // A symmetric type gains nothing by a multiplier's sign.
-        let ends = if ends[0] == -ends[1] { &ends[1..] } else { &ends[..] };
-        let places = ends.iter().flat_map(|end| effort.places.iter().map(move |place| end * place)).collect();
-        Search { group, levels, top: f32::from(top), places, scales: effort.scales }
+        let levels: Vec<Option<Box<Levels>>> = (0..=127).map(&mut of).collect();
+        let most = levels.iter().rposition(Option::is_some).unwrap_or(0) as i32;
+        let reference = levels[REFERENCE as usize].as_ref().map_or([0.0; CELLS], |l| l.nearest);
+        let ends = [weight(0, REFERENCE), weight(codes - 1, REFERENCE)].map(|w| w as f32);
+        let places = ends.iter().flat_map(|end| PLACES.iter().map(move |place| end * place)).collect();
+        Search { group, levels, top: top as f32, most, reference, places }
     }
 
     /// Scale, multipliers and codes for up to 256 inputs of a row; `None` where all are stored as zero or one is not
@@ -139,22 +144,36 @@ impl Search {
         importance: Option<&[f32]>,
         mut store: impl FnMut(f32) -> f32,
     ) -> Option<Found> {
-        let start = store(absmax(x) / self.top);
+        let largest = absmax(x);
+        let start = store(largest / self.top);
         if start.is_nan() || start == 0.0 {
             return None;
         }
         let weights = weights(importance);
+        let mut unit = [0.0; INPUTS];
+        for (to, x) in unit.iter_mut().zip(x) {
+            *to = x / largest;
+        }
+        let mut steps = [0.0; GROUPS];
+        let groups = unit.chunks_exact(self.group).zip(weights.chunks_exact(self.group));
+        for ((unit, weights), step) in groups.zip(&mut steps) {
+            *step = self.step(unit, weights) * largest;
+        }
+        // The scale that gives the largest step the largest multiplier, and some around it.
+        let widest = steps.iter().fold(0.0f32, |w, s| w.max(s.abs())) / self.most as f32;
         let mut best = Choice { error: f32::INFINITY, scale: start, multipliers: [0; GROUPS] };
-        for factor in self.scales {
-            let scale = store(start * factor);
-            let choice = self.choose(x, &weights, scale, start, None);
+        for factor in SCALES {
+            let scale = store(widest * factor);
+            let near = steps.map(|step| self.allowed((step / scale).round()));
+            let choice = self.choose(x, &weights, scale, start, &near, false);
             if choice.error < best.error {
                 best = choice;
             }
         }
-        for _ in 0..REFINEMENTS {
-            let scale = store(best.scale * self.fit(x, &weights, &best));
-            let choice = self.choose(x, &weights, scale, start, Some(&best.multipliers));
+        for refinement in 0..=REFINEMENTS {
+            let factor = if refinement == 0 { 1.0 } else { self.fit(x, &weights, &best) };
+            let scale = store(best.scale * factor);
+            let choice = self.choose(x, &weights, scale, start, &best.multipliers, true);
             if choice.error >= best.error {
                 break;
             }
@@ -164,16 +183,53 @@ impl Search {
         Some(Found { multipliers: best.multipliers, codes: self.codes(x, scale, &best.multipliers) })
     }
 
-    /// The best multipliers under `scale`: from all places, or near those of `from`. Errors are in units of `unit`.
+    /// The signed step for which the levels, were multipliers not rounded, lie closest to `x`; 0 for zeros.
+    fn step(&self, x: &[f32], weights: &[f32]) -> f32 {
+        let peak = x.iter().fold(0.0f32, |b, &v| if v.abs() > b.abs() { v } else { b });
+        if peak == 0.0 {
+            return 0.0;
+        }
+        let mut best = (-1.0, 0.0);
+        for place in &self.places {
+            // Scaled so that the peak lies at this place of the reference levels.
+            let factor = place / peak;
+            let (mut cross, mut square) = ([0.0f32; 4], [0.0f32; 4]);
+            for (x, weights) in x.chunks_exact(4).zip(weights.chunks_exact(4)) {
+                for j in 0..4 {
+                    let level = self.reference[cell(x[j] * factor)];
+                    let weighted = weights[j] * level;
+                    cross[j] += weighted * x[j];
+                    square[j] += weighted * level;
+                }
+            }
+            let cross = (cross[0] + cross[1]) + (cross[2] + cross[3]);
+            let square = (square[0] + square[1]) + (square[2] + square[3]);
+            // At the best step, cross / square, the error is |x|^2 - cross^2 / square.
+            let gain = cross * cross / square;
+            if gain > best.0 {
+                best = (gain, cross / square);
+            }
+        }
+        best.1 * REFERENCE as f32
+    }
+
+    /// The nearest multiplier that makes no ties.
+    fn allowed(&self, m: f32) -> i8 {
+        let m = m.clamp(-self.most as f32, self.most as f32) as i8;
+        if self.levels[usize::from(m.unsigned_abs())].is_some() { m } else { m - m.signum() }
+    }
+
+    /// Multipliers `near` under `scale`, or the best around them where `walk`. Errors are in units of `unit`.
     fn choose(
         &self,
         x: &[f32],
         weights: &[f32; INPUTS],
         scale: f32,
         unit: f32,
-        from: Option<&[i8; GROUPS]>,
+        near: &[i8; GROUPS],
+        walk: bool,
     ) -> Choice {
-        let mut choice = Choice { error: 0.0, scale, multipliers: [0; GROUPS] };
+        let mut choice = Choice { error: 0.0, scale, multipliers: *near };
         let scaled = Scaled::new(x, scale);
         for g in 0..x.len().div_ceil(self.group) {
             let range = g * self.group..(g + 1) * self.group;
@@ -182,22 +238,8 @@ impl Search {
                 cells: &scaled.cells[range.clone()],
                 weights: &weights[range],
             };
-            let peak = group.y.iter().fold(0.0f32, |b, &v| if v.abs() > b.abs() { v } else { b });
-            if peak == 0.0 {
-                continue;
-            }
-            let (error, m) = match from {
-                Some(from) => self.walk(i32::from(from[g]), &group),
-                None => {
-                    let places = self.places.iter().map(|place| (peak / place).clamp(-127.0, 127.0));
-                    let tried = places.map(|m| {
-                        let m = m.round() as i32;
-                        (self.error(m, &group), m)
-                    });
-                    let first = tried.fold((f32::INFINITY, 0), |b, t| if t.0 < b.0 { t } else { b });
-                    self.walk(first.1, &group)
-                }
-            };
+            let m = i32::from(near[g]);
+            let (error, m) = if walk { self.walk(m, &group) } else { (self.error(m, &group), m) };
             choice.error += error;
             choice.multipliers[g] = m as i8;
         }
@@ -233,7 +275,7 @@ impl Search {
         for ((y, cells), weights) in parts {
             for j in 0..4 {
                 let level = levels.nearest[(usize::from(cells[j]) ^ mirror) % CELLS];
-                let off = sign * y[j] - f32::from(level);
+                let off = sign * y[j] - level;
                 sums[j] += weights[j] * off * off;
             }
         }
@@ -241,8 +283,8 @@ impl Search {
     }
 
     /// The nearest level to each input, and the multiplier's index and sign.
-    fn level(&self, cell: u16, m: i8) -> (Option<&Levels>, i8) {
-        let Some(levels) = &self.levels[usize::from(m.unsigned_abs()) % 128] else { return (None, 0) };
+    fn level(&self, cell: u16, m: i8) -> (Option<&Levels>, f32) {
+        let Some(levels) = &self.levels[usize::from(m.unsigned_abs()) % 128] else { return (None, 0.0) };
         let mirror = if m < 0 { CELLS - 1 } else { 0 };
         (Some(levels), levels.nearest[(usize::from(cell) ^ mirror) % CELLS])
     }
@@ -264,7 +306,7 @@ impl Search {
     fn codes(&self, x: &[f32], scale: f32, multipliers: &[i8; GROUPS]) -> [u8; INPUTS] {
         let scaled = Scaled::new(x, scale);
         std::array::from_fn(|k| match self.level(scaled.cells[k], multipliers[k / self.group]) {
-            (Some(levels), level) => levels.code[(i32::from(level) + 128) as usize],
+            (Some(levels), level) => levels.code[(level as i32 + 128) as usize],
             (None, _) => 0,
         })
     }

@@ -121,20 +121,21 @@ unsafe fn half<S: Simd, const BITS: u8, const BIASED: bool>(
             Q6 => {
                 let line = S::b_load(nibbles);
                 let twos = S::b_load(lines.add(halves * 2048 + r * 64));
-                // twice the code, less 63: odd numbers around zero
+                // twice the code, less 71: odd numbers
                 let a = S::b_or(S::b_field(line, -1, 0x1e), S::b_field(twos, 2 * low - 5, 0x60));
                 let b = S::b_or(S::b_field(line, 3, 0x1e), S::b_field(twos, 2 * high - 5, 0x60));
-                let a = S::times(S::b_add(a, -63), m, 0, 6);
-                let b = S::times(S::b_add(b, -63), m, 1, 6);
+                let a = S::times(S::b_add(a, -71), m, 0, 6);
+                let b = S::times(S::b_add(b, -71), m, 1, 6);
                 (form::<S, BIASED>(a), form::<S, BIASED>(b))
             }
             Q5 => {
                 let line = S::b_load(nibbles);
                 let ones = S::b_ones(lines.add(halves * 2048 + r * 32));
-                let a = S::b_or(S::b_field(line, -1, 0x1e), S::b_field(ones, low - 5, 0x20));
-                let b = S::b_or(S::b_field(line, 3, 0x1e), S::b_field(ones, high - 5, 0x20));
-                let a = S::times(S::b_add(a, -31), m, 0, 5);
-                let b = S::times(S::b_add(b, -31), m, 1, 5);
+                // four times the code, less 69
+                let a = S::b_or(S::b_field(line, -2, 0x3c), S::b_field(ones, low - 6, 0x40));
+                let b = S::b_or(S::b_field(line, 2, 0x3c), S::b_field(ones, high - 6, 0x40));
+                let a = S::times(S::b_add(a, -69), m, 0, 6);
+                let b = S::times(S::b_add(b, -69), m, 1, 6);
                 (form::<S, BIASED>(a), form::<S, BIASED>(b))
             }
             Q3 => {
