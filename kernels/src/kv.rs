@@ -2,12 +2,15 @@
 //!
 //! ```text
 //! layer's part of a page, for each kv head:
-//!   keys        [page][key_dim padded to 16]
+//!   keys        [page][key_dim padded to 16]; int8: [page/16][key_dim padded to 16 / 4][16 tokens][4 dimensions]
 //!   key scales  [page] f16            (int8 keys)
 //!   values      [page][value_dim padded to 16]      (none when latent)
 //!   value scales [page] f16           (int8 values)
 //! each section at a multiple of 64 bytes
 //! ```
+//! So a line of int8 keys is four dimensions of sixteen tokens, which is what the integer dot products of every
+//! machine take, without transposing.
+//!
 //! In the latent form (multi-head latent attention) a token is one vector: all of it is the key, and its first
 //! `value_dim` values are the value. This file does not know which page belongs to whom.
 
@@ -100,6 +103,11 @@ impl KvLayout {
 
     fn scales(&self) -> usize {
         (self.page_tokens * 2).next_multiple_of(64)
+    }
+
+    /// Where the int8 key in `slot` has its dimensions 4d..4d + 4.
+    pub(crate) fn key_four_at(&self, slot: usize, d: usize) -> usize {
+        slot / 16 * 16 * self.key_width() + d * 64 + slot % 16 * 4
     }
 
     pub(crate) fn key_scales_at(&self) -> usize {

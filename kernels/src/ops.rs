@@ -4,7 +4,7 @@
 //! An entry that an instruction set wants to do its own way is written after it (`Ops { q4: .., ..TABLE }`).
 
 use crate::cpu::{Activation, Map, Pairs};
-use crate::generic::attention::Tile;
+use crate::generic::attention::{Join, Tile};
 use crate::generic::float::FloatBlock;
 use crate::generic::norm::Norm;
 use crate::generic::rows::IntBlock;
@@ -33,7 +33,8 @@ pub struct Ops {
     /// (x, half, pairs, cos, sin)
     pub rope: unsafe fn(*mut f32, usize, Pairs, *const f32, *const f32),
     pub attend: unsafe fn(&Tile<'_>),
-    /// (type, x, dim, vector in the page, its scale)
+    pub join: unsafe fn(&Join),
+    /// (type, x, dim, vector padded to 16, its scale)
     pub store: unsafe fn(KeyType, *const f32, usize, *mut u8, *mut u16),
 }
 
@@ -83,6 +84,7 @@ macro_rules! table {
             entry!([$($feature)?] rope(x: *mut f32, half: usize, pairs: Pairs, cos: *const f32, sin: *const f32)
                 = elementwise::rope::<$s>(x, half, pairs, cos, sin));
             entry!([$($feature)?] attend(a: &attention::Tile<'_>) = attention::attend::<$s>(a));
+            entry!([$($feature)?] join(a: &attention::Join) = attention::join::<$s>(a));
             entry!([$($feature)?] store(kind: KeyType, x: *const f32, dim: usize, to: *mut u8, scale: *mut u16)
                 = attention::store::<$s>(kind, x, dim, to, scale));
         }
@@ -106,6 +108,7 @@ macro_rules! table {
             add: kernels::add,
             rope: kernels::rope,
             attend: kernels::attend,
+            join: kernels::join,
             store: kernels::store,
         };
     };

@@ -32,6 +32,8 @@ pub unsafe trait Simd: Copy + 'static {
     type T: Copy;
     /// What is added to weights in the form `dot` and `dot4` take.
     const BIAS: i32;
+    /// Accumulators of sixteen lanes that fit the registers beside their operands: 16, 4 or 1.
+    const ACCUMULATORS: usize = 4;
 
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(p: *const f32) -> Self::F;
@@ -58,6 +60,16 @@ pub unsafe trait Simd: Copy + 'static {
     unsafe fn from_int(a: Self::I) -> Self::F;
     /// 2^a for a in −126..=127.
     unsafe fn pow2(a: Self::I) -> Self::F;
+    /// x · 2^n for integer-valued n in −160..=160, rounded once where x is in ½..2.
+    #[inline(always)]
+    unsafe fn scale2(x: Self::F, n: Self::F) -> Self::F {
+        // SAFETY: the trait's promises
+        unsafe {
+            let n = Self::to_int(n);
+            let half = Self::i_half(n);
+            Self::mul(Self::mul(x, Self::pow2(half)), Self::pow2(Self::i_sub(n, half)))
+        }
+    }
     unsafe fn i_splat(x: i32) -> Self::I;
     unsafe fn i_add(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn i_sub(a: Self::I, b: Self::I) -> Self::I;
@@ -96,6 +108,18 @@ pub unsafe trait Simd: Copy + 'static {
         unsafe {
             for (o, r) in out.iter_mut().zip(rows) {
                 *o = Self::tree(*r);
+            }
+            Self::load(out.as_ptr())
+        }
+    }
+    /// Lane i of the result is `top(rows[i])`.
+    #[inline(always)]
+    unsafe fn top16(rows: &[Self::F; 16]) -> Self::F {
+        let mut out = [0f32; 16];
+        // SAFETY: the trait's promises; the array holds 16 values
+        unsafe {
+            for (o, r) in out.iter_mut().zip(rows) {
+                *o = Self::top(*r);
             }
             Self::load(out.as_ptr())
         }
@@ -200,6 +224,19 @@ pub unsafe trait Simd: Copy + 'static {
                 unsafe {
                     let v = from.add(row * 64 + group * 4).cast::<u32>().read_unaligned();
                     to.add(group * 64 + row * 4).cast::<u32>().write_unaligned(v);
+                }
+            }
+        }
+    }
+    /// 4 groups of [16 rows][4 bytes] (consecutive) to 16 rows of 16 bytes.
+    #[inline(always)]
+    unsafe fn gather4(from: *const u8, to: *mut u8) {
+        for row in 0..16 {
+            for group in 0..4 {
+                // SAFETY: both hold 256 bytes
+                unsafe {
+                    let v = from.add(group * 64 + row * 4).cast::<u32>().read_unaligned();
+                    to.add(row * 16 + group * 4).cast::<u32>().write_unaligned(v);
                 }
             }
         }

@@ -1,8 +1,11 @@
 //! Writing keys and values into pages, and attention over them.
 
 use super::{Cpu, Shared};
-use crate::generic::attention::{QUERIES, Query, Tile};
+use crate::generic::attention::{Join, PART, Query, Scratch, Tile, record};
 use crate::kv::{KeyType, KvLayout, ValueType};
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
+use std::ops::Range;
 
 /// A token of a batch: its sequence's page table and its place in it.
 #[derive(Clone, Copy, Debug)]
@@ -90,13 +93,17 @@ impl Cpu {
                     unsafe {
                         let part = pool.slice(at, layout.head_bytes()).as_mut_ptr();
                         let scale = part.add(layout.key_scales_at() + slot * 2).cast();
-                        (self.ops.store)(
-                            layout.key,
-                            key.as_ptr(),
-                            kd,
-                            part.add(slot * layout.key_bytes()),
-                            scale,
-                        );
+                        if layout.key == KeyType::I8 {
+                            let mut line = [0u8; KvLayout::MAX_DIM];
+                            (self.ops.store)(KeyType::I8, key.as_ptr(), kd, line.as_mut_ptr(), scale);
+                            let fours = line[..layout.key_width()].as_chunks::<4>().0;
+                            for (d, four) in fours.iter().enumerate() {
+                                part.add(layout.key_four_at(slot, d)).cast::<[u8; 4]>().write(*four);
+                            }
+                        } else {
+                            let to = part.add(slot * layout.key_bytes());
+                            (self.ops.store)(layout.key, key.as_ptr(), kd, to, scale);
+                        }
                         if !layout.latent {
                             let value = &v[(i * heads + head) * vd..][..vd];
                             let to = part.add(layout.values_at() + slot * layout.value_bytes());
@@ -134,84 +141,208 @@ impl Cpu {
         assert!(a.alibi.is_empty() || a.alibi.len() == a.heads, "slopes of {} heads", a.heads);
         assert!(a.sinks.is_empty() || a.sinks.len() == a.heads, "sinks of {} heads", a.heads);
         assert!(a.window != Some(0), "a window of nothing");
-        let group = a.heads / l.kv_heads;
-        // a tile: some heads of a group, or all heads of a group in some neighbouring rows
-        let (tile_rows, tile_heads) = ((QUERIES / group).max(1), group.min(QUERIES));
-        let cuts = group.div_ceil(tile_heads);
-        let tiles = rows.div_ceil(tile_rows);
+        if rows == 0 {
+            return;
+        }
+        let plan = Plan::new(a, self.pool.threads());
         let out = Shared::of(out);
-        self.pool.run(tiles * l.kv_heads * cuts, |chunk| {
+        // who finds the room taken by another caller splits nothing; the bits are the same
+        let mut room = if plan.splits > 1 { self.parts.try_lock().ok() } else { None };
+        let Some(room) = room.as_deref_mut() else {
+            self.tiles(a, &Plan { splits: 1, ..plan }, &out, None);
+            return;
+        };
+        let each = plan.parts * record(l);
+        let queries = rows * a.heads;
+        if room.len() < queries * each {
+            room.resize((queries * each).next_power_of_two(), 0.0);
+        }
+        let records = Shared::of(&mut room[..queries * each]);
+        self.tiles(a, &plan, &out, Some(&records));
+        self.split(queries, queries * each, |range| {
+            let mut total = [0f32; KvLayout::MAX_DIM];
+            for i in range {
+                let (low, high) = visible(a.rows[i / a.heads].position, a.window);
+                // SAFETY: this query's records and output are this thread's alone
+                let (records, out) =
+                    unsafe { (records.slice(i * each, each), out.slice(i * l.value_dim, l.value_dim)) };
+                let join = Join {
+                    records: records.as_ptr(),
+                    count: (high - 1) / PART + 1 - low / PART,
+                    record: record(l),
+                    value_dim: l.value_dim,
+                    sink: a.sinks.get(i % a.heads).copied().unwrap_or(f32::NEG_INFINITY),
+                    out: out.as_mut_ptr(),
+                    scratch: total.as_mut_ptr(),
+                };
+                // SAFETY: every part that the query sees has its record; the machine has the table's instruction set
+                unsafe { (self.ops.join)(&join) };
+            }
+        });
+    }
+
+    /// Computes all tiles, into `records` where there are any.
+    fn tiles(&self, a: &Attention, plan: &Plan, out: &Shared<f32>, records: Option<&Shared<f32>>) {
+        let rows = a.rows.len();
+        let group = a.heads / a.layout.kv_heads;
+        let tiles = rows.div_ceil(plan.rows);
+        let cuts = group.div_ceil(plan.heads);
+        self.pool.run(tiles * a.layout.kv_heads * cuts * plan.splits, |chunk| {
             // heads outermost: neighbouring chunks read the same keys; later rows first, they cost most
+            let (chunk, split) = (chunk / plan.splits, chunk % plan.splits);
             let (head, rest) = (chunk / (tiles * cuts), chunk % (tiles * cuts));
             let (tile, cut) = (tiles - 1 - rest / cuts, rest % cuts);
-            let first = tile * tile_rows;
-            let heads = cut * tile_heads..((cut + 1) * tile_heads).min(group);
-            let mut i = first;
-            let end = (first + tile_rows).min(rows);
+            let heads = cut * plan.heads..((cut + 1) * plan.heads).min(group);
+            let mut i = tile * plan.rows;
+            let end = (i + plan.rows).min(rows);
             while i < end {
                 let table = a.rows[i].table;
-                let same = |r: &Row| std::ptr::eq(r.table, table);
-                let n = a.rows[i..end].iter().take_while(|r| same(r)).count();
-                self.attend(a, head, i..i + n, heads.clone(), &out);
+                let n = a.rows[i..end].iter().take_while(|r| std::ptr::eq(r.table, table)).count();
+                self.tile(a, plan, head, i..i + n, heads.clone(), split, out, records);
                 i += n;
             }
         });
     }
 
-    /// Rows `rows` of one sequence, heads `heads` of kv head `kv`'s group.
-    fn attend(
+    /// Rows `rows` of one sequence, heads `heads` of kv head `kv`'s group, one of the plan's splits.
+    #[allow(clippy::too_many_arguments)] // the place of a tile
+    fn tile(
         &self,
         a: &Attention,
+        plan: &Plan,
         kv: usize,
-        rows: std::ops::Range<usize>,
-        heads: std::ops::Range<usize>,
+        rows: Range<usize>,
+        heads: Range<usize>,
+        split: usize,
         out: &Shared<f32>,
+        records: Option<&Shared<f32>>,
     ) {
         let l = &a.layout;
         let group = a.heads / l.kv_heads;
-        let nothing = Query {
-            q: std::ptr::null(),
-            out: std::ptr::null_mut(),
-            low: 0,
-            high: 0,
-            slope: 0.0,
-            sink: f32::NEG_INFINITY,
-        };
-        let mut queries = [nothing; QUERIES];
-        let mut count = 0;
+        let (mut first, mut last) = (usize::MAX, 0);
+        for row in &a.rows[rows.clone()] {
+            let (low, high) = visible(row.position, a.window);
+            first = first.min(low / PART);
+            last = last.max((high - 1) / PART + 1);
+        }
+        let parts = last - first;
+        (first, last) = (first + parts * split / plan.splits, first + parts * (split + 1) / plan.splits);
+        if first == last {
+            return;
+        }
         let table = a.rows[rows.start].table;
+        let mut queries = [const { MaybeUninit::<Query>::uninit() }; HEADS];
+        let mut count = 0;
         for i in rows {
             let (low, high) = visible(a.rows[i].position, a.window);
             for h in heads.clone() {
                 let head = kv * group + h;
                 let at = i * a.heads + head;
-                // SAFETY: this (row, head)'s output is this thread's alone
-                let out = unsafe { out.slice(at * l.value_dim, l.value_dim) }.as_mut_ptr();
-                queries[count] = Query {
+                // SAFETY: this (row, head)'s output, or the records of these parts of it, are this thread's alone
+                let out = unsafe {
+                    match records {
+                        Some(records) => {
+                            // beyond the row's last part there are none, and then nothing is written
+                            let each = plan.parts * record(l);
+                            records.pointer().add(at * each)
+                        }
+                        None => out.slice(at * l.value_dim, l.value_dim).as_mut_ptr(),
+                    }
+                };
+                queries[count].write(Query {
                     q: a.q[at * l.key_dim..][..l.key_dim].as_ptr(),
                     out,
                     low,
                     high,
                     slope: a.alibi.get(head).copied().unwrap_or(0.0),
                     sink: a.sinks.get(head).copied().unwrap_or(f32::NEG_INFINITY),
-                };
+                });
                 count += 1;
             }
         }
-        let tile = Tile {
-            layout: *l,
-            pool: a.pool[a.offset + kv * l.head_bytes()..].as_ptr(),
-            stride: a.stride,
-            table: table.as_ptr(),
-            queries: &queries[..count],
-            scale: a.scale,
-            softcap: a.softcap.unwrap_or(0.0),
-            alibi: !a.alibi.is_empty(),
-        };
-        // SAFETY: every page that holds a visible position lies in the pool and in the table (`check_pages`);
-        // queries and outputs hold key_dim and value_dim values; dimensions are within the scratch's
-        // (`KvLayout::is_valid`); the machine has the table's instruction set
-        unsafe { (self.ops.attend)(&tile) };
+        // SAFETY: the first `count` have been written
+        let queries = unsafe { std::slice::from_raw_parts(queries.as_ptr().cast::<Query>(), count) };
+        SCRATCH.with_borrow_mut(|scratch| {
+            let lines = Scratch::bytes(l, count).div_ceil(size_of::<Line>());
+            if scratch.len() < lines {
+                scratch.resize(lines, Line([0; 64]));
+            }
+            let tile = Tile {
+                layout: *l,
+                pool: a.pool[a.offset + kv * l.head_bytes()..].as_ptr(),
+                stride: a.stride,
+                table: table.as_ptr(),
+                queries,
+                scale: a.scale,
+                softcap: a.softcap.unwrap_or(0.0),
+                alibi: !a.alibi.is_empty(),
+                first,
+                last,
+                whole: records.is_none(),
+                scratch: scratch.as_mut_ptr().cast(),
+            };
+            // SAFETY: every page that holds a visible position lies in the pool and in the table (`check_pages`);
+            // queries and outputs hold key_dim and value_dim values, records as many as the row sees parts; the
+            // scratch is as large as it says; the machine has the table's instruction set
+            unsafe { (self.ops.attend)(&tile) };
+        });
+    }
+}
+
+/// Queries of a tile where there are many rows.
+const QUERIES: usize = 64;
+/// Heads of a tile, at most.
+const HEADS: usize = 128;
+/// A tile's working memory should stay in the second cache.
+const SCRATCH_BYTES: usize = 768 << 10;
+/// Pieces of work for each thread, where the rows alone do not make as many.
+const PIECES: usize = 8;
+/// Values of records, at most.
+const RECORDS: usize = 16 << 20;
+
+/// 64 bytes at a multiple of 64.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+thread_local! {
+    /// A tile's working memory: every thread's own, as large as its largest tile.
+    static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+}
+
+/// How a batch is cut into tiles, and these into ranges of parts. It changes no bits.
+struct Plan {
+    /// Rows and heads of a tile.
+    rows: usize,
+    heads: usize,
+    /// Ranges into which a tile's parts are cut, for different threads.
+    splits: usize,
+    /// The most parts that a row sees.
+    parts: usize,
+}
+
+impl Plan {
+    fn new(a: &Attention, threads: usize) -> Plan {
+        let l = &a.layout;
+        let group = a.heads / l.kv_heads;
+        let fit = (SCRATCH_BYTES / (Scratch::bytes(l, 16) / 16)).clamp(8, HEADS);
+        let heads = group.div_ceil(group.div_ceil(fit));
+        // rows of different sequences share nothing
+        let sequences = 1 + a.rows.windows(2).filter(|r| !std::ptr::eq(r[0].table, r[1].table)).count();
+        let rows = (QUERIES.min(fit) / group).clamp(1, a.rows.len().div_ceil(sequences));
+        let (mut parts, mut most, mut all) = (1, 1, 0);
+        for row in a.rows {
+            let (low, high) = visible(row.position, a.window);
+            parts = parts.max((high - 1) / PART + 1 - low / PART);
+            most = most.max(high - low);
+            all += high - low;
+        }
+        let all = (all * l.kv_heads * group.div_ceil(heads)).div_ceil(rows);
+        let mut splits = (most * threads * PIECES).div_ceil(all.max(1)).min(parts);
+        if threads == 1 || a.rows.len() * a.heads * parts * record(l) > RECORDS {
+            splits = 1;
+        }
+        Plan { rows, heads, splits, parts }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::ops::Ops;
 use crate::threads::Pool;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::Mutex;
 
 /// Activations of feed-forward blocks.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,18 +70,25 @@ pub struct Cpu {
     isa: Isa,
     pub(crate) ops: &'static Ops,
     pool: Pool,
+    /// Records of attention's parts, as many as were ever needed at once.
+    parts: Mutex<Vec<f32>>,
 }
 
 impl Cpu {
     /// `threads` in all (0: what the process may use) with the instruction set that [`detect`] chooses.
     pub fn new(threads: usize) -> Cpu {
         let isa = detect();
-        Cpu { isa, ops: isa.ops(), pool: Pool::new(threads) }
+        Cpu { isa, ops: isa.ops(), pool: Pool::new(threads), parts: Mutex::default() }
     }
 
     /// The same with a given instruction set; `None` if the machine lacks it.
     pub fn with_isa(threads: usize, isa: Isa) -> Option<Cpu> {
-        isa.is_available().then(|| Cpu { isa, ops: isa.ops(), pool: Pool::new(threads) })
+        isa.is_available().then(|| Cpu {
+            isa,
+            ops: isa.ops(),
+            pool: Pool::new(threads),
+            parts: Mutex::default(),
+        })
     }
 
     /// The instruction set in use.

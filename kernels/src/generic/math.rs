@@ -45,9 +45,7 @@ pub unsafe fn exps<S: Simd, const N: usize>(x: [S::F; N]) -> [S::F; N] {
             }
         }
         for i in 0..N {
-            let n = S::to_int(n[i]);
-            let half = S::i_half(n);
-            p[i] = S::mul(S::mul(p[i], S::pow2(half)), S::pow2(S::i_sub(n, half)));
+            p[i] = S::scale2(p[i], n[i]);
         }
         p
     }
@@ -57,13 +55,27 @@ pub unsafe fn exps<S: Simd, const N: usize>(x: [S::F; N]) -> [S::F; N] {
 #[inline(always)]
 pub unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
     // SAFETY: arithmetic only; the machine has S
+    unsafe { tanhs::<S, 1>([x])[0] }
+}
+
+/// tanh of several registers, side by side.
+#[inline(always)]
+pub unsafe fn tanhs<S: Simd, const N: usize>(x: [S::F; N]) -> [S::F; N] {
+    // SAFETY: arithmetic only; the machine has S
     unsafe {
-        let a = S::abs(x);
-        let s = S::mul(x, x);
-        let small = S::fma(S::mul(x, s), horner::<S, _>(&TANH, s), x);
-        let e = exp::<S>(S::add(a, a));
-        let big = S::sub(S::splat(1.0), S::div(S::splat(2.0), S::add(e, S::splat(1.0))));
-        S::if_less(a, S::splat(0.625), small, S::copysign(big, x))
+        let mut e = x;
+        for i in 0..N {
+            let a = S::abs(x[i]);
+            e[i] = S::add(a, a);
+        }
+        let mut e = exps::<S, N>(e);
+        for i in 0..N {
+            let (a, s) = (S::abs(x[i]), S::mul(x[i], x[i]));
+            let small = S::fma(S::mul(x[i], s), horner::<S, _>(&TANH, s), x[i]);
+            let big = S::sub(S::splat(1.0), S::div(S::splat(2.0), S::add(e[i], S::splat(1.0))));
+            e[i] = S::if_less(a, S::splat(0.625), small, S::copysign(big, x[i]));
+        }
+        e
     }
 }
 

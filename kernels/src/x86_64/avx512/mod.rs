@@ -68,6 +68,7 @@ unsafe impl Simd for Avx512 {
     /// The table's low and high eight entries as words, in every 128-bit lane.
     type T = (__m512i, __m512i);
     const BIAS: i32 = 128;
+    const ACCUMULATORS: usize = 16;
 
     lanes! {
         fn splat(x: f32) -> Self::F { _mm512_set1_ps(x) }
@@ -94,6 +95,7 @@ unsafe impl Simd for Avx512 {
         fn pow2(a: Self::I) -> Self::F {
             _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(a, _mm512_set1_epi32(127))))
         }
+        fn scale2(x: Self::F, n: Self::F) -> Self::F { _mm512_scalef_ps(x, n) }
         fn i_splat(x: i32) -> Self::I { _mm512_set1_epi32(x) }
         fn i_add(a: Self::I, b: Self::I) -> Self::I { _mm512_add_epi32(a, b) }
         fn i_sub(a: Self::I, b: Self::I) -> Self::I { _mm512_sub_epi32(a, b) }
@@ -125,6 +127,22 @@ unsafe impl Simd for Avx512 {
             let x = two(four(r[0], r[4], r[8], r[12]), four(r[1], r[5], r[9], r[13]));
             let y = two(four(r[2], r[6], r[10], r[14]), four(r[3], r[7], r[11], r[15]));
             _mm512_add_ps(_mm512_shuffle_ps::<0x88>(x, y), _mm512_shuffle_ps::<0xdd>(x, y))
+        }
+        fn top16(rows: &[Self::F; 16]) -> Self::F {
+            // as `tree16`, the greater in place of the sum
+            let mut quads = [_mm512_setzero_ps(); 4];
+            for i in 0..4 {
+                let (a, b, c, d) = (rows[i], rows[i + 4], rows[i + 8], rows[i + 12]);
+                let x = _mm512_max_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+                let y = _mm512_max_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
+                let (low, high) = (_mm512_shuffle_f32x4::<0x88>(x, y), _mm512_shuffle_f32x4::<0xdd>(x, y));
+                quads[i] = _mm512_max_ps(low, high);
+            }
+            let x = _mm512_max_ps(_mm512_unpacklo_ps(quads[0], quads[1]), _mm512_unpackhi_ps(quads[0], quads[1]));
+            let y = _mm512_max_ps(_mm512_unpacklo_ps(quads[2], quads[3]), _mm512_unpackhi_ps(quads[2], quads[3]));
+            let (x, y) = (_mm512_castps_pd(x), _mm512_castps_pd(y));
+            let (low, high) = (_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
+            _mm512_max_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
         }
         fn b_load(p: *const u8) -> Self::B { _mm512_loadu_si512(p.cast()) }
         fn b_store(p: *mut u8, x: Self::B) { _mm512_storeu_si512(p.cast(), x) }
@@ -222,6 +240,28 @@ unsafe impl Simd for Avx512 {
                 _mm512_storeu_si512(to.add(4), _mm512_shuffle_i32x4::<0x88>(d, e));
                 _mm512_storeu_si512(to.add(8), _mm512_shuffle_i32x4::<0xdd>(a, b));
                 _mm512_storeu_si512(to.add(12), _mm512_shuffle_i32x4::<0xdd>(d, e));
+            }
+        }
+        fn gather4(from: *const u8, to: *mut u8) {
+            let mut g = [_mm512_setzero_si512(); 4];
+            for i in 0..4 {
+                g[i] = _mm512_loadu_si512(from.add(i * 64).cast());
+            }
+            let (a, b) = (_mm512_unpacklo_epi32(g[0], g[1]), _mm512_unpackhi_epi32(g[0], g[1]));
+            let (c, d) = (_mm512_unpacklo_epi32(g[2], g[3]), _mm512_unpackhi_epi32(g[2], g[3]));
+            // lane L of the i-th: row 4L + i
+            let rows = [
+                _mm512_unpacklo_epi64(a, c),
+                _mm512_unpackhi_epi64(a, c),
+                _mm512_unpacklo_epi64(b, d),
+                _mm512_unpackhi_epi64(b, d),
+            ];
+            for i in 0..4 {
+                let to = to.add(i * 16);
+                _mm_storeu_si128(to.cast(), _mm512_castsi512_si128(rows[i]));
+                _mm_storeu_si128(to.add(64).cast(), _mm512_extracti32x4_epi32::<1>(rows[i]));
+                _mm_storeu_si128(to.add(128).cast(), _mm512_extracti32x4_epi32::<2>(rows[i]));
+                _mm_storeu_si128(to.add(192).cast(), _mm512_extracti32x4_epi32::<3>(rows[i]));
             }
         }
         fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }

@@ -1,0 +1,224 @@
+//! Attention over pages: queries of one kv head against their sequence, 64 absolute positions at a time.
+//!
+//! ```text
+//! part p: positions 512p ..      from max = −∞, sum = 0, o = 0, blocks of 64 in ascending order:
+//!   scores    q · k, scaled, capped, sloped                                    scores.rs, softmax.rs
+//!   softmax   the greater maximum, one rescale of sum and o, weights e^(s − max)
+//!   values    o = fma(weight, value, o) in ascending position                   values.rs
+//! parts join in ascending order: max, sum and o of both are scaled to the greater maximum     join.rs
+//! ```
+//! Parts are cut by absolute position and always joined, so that it does not matter which thread computed which.
+//! Many queries (the heads of a group, neighbouring rows) go together: keys and values are read, and values
+//! converted, once for all; what a query computes does not depend on its company. While a block is computed the
+//! next one's keys and values are fetched through the page table. Online softmax: arXiv:1805.02867; blocks:
+//! arXiv:2205.14135; parts: arXiv:2311.01282.
+
+mod join;
+mod scores;
+mod scratch;
+mod softmax;
+mod spans;
+mod store;
+mod values;
+
+pub use join::{Join, join};
+pub use scratch::Scratch;
+pub use store::store;
+
+use super::norm::{fetch, put};
+use super::quantize::quantize;
+use crate::kv::{KeyType, KvLayout};
+use crate::simd::{Simd, runs};
+
+/// Positions of a softmax block.
+pub const BLOCK: usize = 64;
+/// Positions of a part: enough for the joining not to cost, few enough that a long sequence over one kv head gives
+/// every thread something to do.
+pub const PART: usize = 512;
+
+/// One query: a (row, head).
+#[derive(Clone, Copy)]
+pub struct Query {
+    pub q: *const f32,
+    pub out: *mut f32,
+    /// Sees positions low..high.
+    pub low: usize,
+    pub high: usize,
+    pub slope: f32,
+    /// A logit that takes part in the sum, or −∞.
+    pub sink: f32,
+}
+
+/// Queries of one kv head over one page table.
+pub struct Tile<'a> {
+    pub layout: KvLayout,
+    /// The pool, at this layer's and kv head's part of page 0.
+    pub pool: *const u8,
+    /// Bytes between pages.
+    pub stride: usize,
+    pub table: *const u32,
+    pub queries: &'a [Query],
+    pub scale: f32,
+    /// 0: none.
+    pub softcap: f32,
+    pub alibi: bool,
+    /// Parts to compute: first..last.
+    pub first: usize,
+    pub last: usize,
+    /// Whether those are all that the queries see: `out` takes the result. Otherwise it takes, for every part
+    /// from that of `low` on, a record of [`record`] values.
+    pub whole: bool,
+    /// Aligned to 64, of [`Scratch::bytes`].
+    pub scratch: *mut u8,
+}
+
+/// Values of a part's record: the maximum, the sum, and from the sixteenth on the output before division.
+pub fn record(layout: &KvLayout) -> usize {
+    16 + layout.value_width()
+}
+
+/// A stretch of a block's positions that lies in one page.
+#[derive(Clone, Copy)]
+struct Run {
+    /// The head's part of the page; null where no query sees any of it.
+    page: *const u8,
+    /// The same of the position a block later, to be fetched; null where that is not to be read.
+    next: *const u8,
+    /// The first position's slot in the page.
+    slot: usize,
+}
+
+/// Sixty-four positions: a run for every sixteen, since pages hold sixteen tokens or a multiple.
+struct Block {
+    start: usize,
+    runs: [Run; BLOCK / 16],
+}
+
+impl Tile<'_> {
+    /// Start of the head's part of the page that holds `position`.
+    #[inline(always)]
+    fn page(&self, position: usize) -> *const u8 {
+        // SAFETY: positions below the highest visible one have an entry in the table, proved by the caller
+        let page = unsafe { *self.table.add(position / self.layout.page_tokens) };
+        // the entry of a page that nobody sees may be anything: such an address is only fetched, never read
+        self.pool.wrapping_add((page as usize).wrapping_mul(self.stride))
+    }
+
+    /// Whether some query sees a position of from..to.
+    #[inline(always)]
+    fn seen(&self, from: usize, to: usize) -> bool {
+        self.queries.iter().any(|q| q.low.max(from) < q.high.min(to))
+    }
+
+    /// The block at `start`; positions from `end` on are not fetched ahead.
+    #[inline(always)]
+    fn block(&self, start: usize, end: usize) -> Block {
+        let mut runs = [Run { page: core::ptr::null(), next: core::ptr::null(), slot: 0 }; BLOCK / 16];
+        for (g, run) in runs.iter_mut().enumerate() {
+            let at = start + g * 16;
+            run.slot = at % self.layout.page_tokens;
+            if self.seen(at, at + 16) {
+                run.page = self.page(at);
+            }
+            if at + BLOCK < end {
+                run.next = self.page(at + BLOCK);
+            }
+        }
+        Block { start, runs }
+    }
+}
+
+/// Attends over the tile's parts: fills every query's output, or its records.
+#[inline(always)]
+pub unsafe fn attend<S: Simd>(a: &Tile) {
+    // SAFETY: `Tile`'s pointers cover what the layout and the visible ranges say
+    unsafe {
+        let s = &Scratch::new(a.scratch, &a.layout, a.queries.len());
+        let vw = a.layout.value_width();
+        let (mut low, mut high) = (usize::MAX, 0);
+        for (i, q) in a.queries.iter().enumerate() {
+            load::<S>(a, s, i, q);
+            low = low.min(q.low);
+            high = high.max(q.high);
+            if a.whole {
+                s.total_max.add(i).write(q.sink);
+                s.total_sum.add(i).write(if q.sink == f32::NEG_INFINITY { 0.0 } else { 1.0 });
+                core::ptr::write_bytes(s.total.add(i * vw), 0, vw);
+            }
+        }
+        let end = high.min(a.last * PART);
+        let mut part = a.first.max(low / PART);
+        while part * PART < end {
+            let (from, to) = (part * PART, end.min((part + 1) * PART));
+            let count = a.queries.len();
+            for i in 0..count.next_multiple_of(16) {
+                s.max.add(i).write(f32::NEG_INFINITY);
+                s.sum.add(i).write(0.0);
+            }
+            core::ptr::write_bytes(s.o, 0, count * vw);
+            let mut start = low.max(from) / BLOCK * BLOCK;
+            while start < to {
+                if a.seen(start, start + BLOCK) {
+                    let block = a.block(start, end);
+                    spans::fill::<S>(a, s, start);
+                    scores::products::<S>(a, s, &block);
+                    softmax::weights::<S>(a, s, &block);
+                    values::add::<S>(a, s, &block);
+                }
+                start += BLOCK;
+            }
+            for (i, q) in a.queries.iter().enumerate() {
+                if q.low.max(from) >= q.high.min(to) {
+                    continue;
+                }
+                let (max, sum, o) = (*s.max.add(i), *s.sum.add(i), s.o.add(i * vw));
+                if a.whole {
+                    let (total_max, total_sum) = (&mut *s.total_max.add(i), &mut *s.total_sum.add(i));
+                    join::fold::<S>(total_max, total_sum, s.total.add(i * vw), max, sum, o, vw);
+                } else {
+                    let to = q.out.add((part - q.low / PART) * record(&a.layout));
+                    to.write(max);
+                    to.add(1).write(sum);
+                    core::ptr::copy_nonoverlapping(o, to.add(16), vw);
+                }
+            }
+            part += 1;
+        }
+        if a.whole {
+            for (i, q) in a.queries.iter().enumerate() {
+                finish::<S>(s.total.add(i * vw), *s.total_sum.add(i), q.out, a.layout.value_dim);
+            }
+        }
+    }
+}
+
+/// A query in the form in which keys take it: padded floats, or int8 by 256 dimensions.
+#[inline(always)]
+unsafe fn load<S: Simd>(a: &Tile, s: &Scratch, i: usize, q: &Query) {
+    // SAFETY: as `attend`
+    unsafe {
+        let kw = a.layout.key_width();
+        if a.layout.key == KeyType::I8 {
+            let mut b = 0;
+            while b * 256 < a.layout.key_dim {
+                let n = (a.layout.key_dim - b * 256).min(256);
+                let (scale, sum) = quantize::<S, false>(q.q.add(b * 256), n, s.q8.add(i * kw + b * 256));
+                s.q_scale.add(i * 4 + b).write(scale);
+                s.q_sum.add(i * 4 + b).write(sum);
+                b += 1;
+            }
+        } else {
+            runs!(a.layout.key_dim, |k, n| S::store(s.q.add(i * kw + k), fetch::<S>(q.q.add(k), n, 0.0)));
+        }
+    }
+}
+
+/// out = o / sum
+#[inline(always)]
+unsafe fn finish<S: Simd>(o: *const f32, sum: f32, out: *mut f32, dim: usize) {
+    // SAFETY: o holds dim values rounded up to 16, out dim
+    unsafe {
+        let sum = S::splat(sum);
+        runs!(dim, |k, n| put::<S>(out.add(k), n, S::div(S::load(o.add(k)), sum)));
+    }
+}
