@@ -1,34 +1,60 @@
 //! Our own pool: a fork-join costs a fraction of a microsecond while the threads are awake.
 //!
 //! ```text
-//! caller:  write job, open, bump epoch ─ take chunks ─ close ─ wait until nobody is inside ─ return
-//! worker:  spin on epoch, then park ─ enter; if open: take chunks; leave ─ spin again
+//! caller:  write job, open, bump epoch ─ take units ─ close ─ wait until nobody is inside ─ return
+//! worker:  spin on epoch, then park ─ enter; if open: take units; leave ─ spin again
 //! ```
-//! Chunks are taken from a shared counter, so a thread that lost its core delays one chunk and not its share. A
-//! worker that arrives late finds the job closed and is not waited for. A second caller, or a job that starts
-//! another, runs its chunks alone. The pool does not know what a chunk is.
+//! Units of work are taken from a shared counter, several at once while many are left and fewer towards the end, so
+//! that threads finish together whatever each of them was held up by. A worker that arrives late finds the job
+//! closed and is not waited for; one that keeps losing its core inside of jobs is left out for a while (`rest.rs`).
+//! A second caller, or a job that starts another, does its units alone. The pool does not know what a unit is.
+
+mod rest;
 
 use std::any::Any;
 use std::cell::UnsafeCell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-/// How long an idle worker spins before it parks.
+use rest::{Clock, Rests};
+
+/// How long an idle worker spins before it begins to offer its core to others.
 const SPIN: Duration = Duration::from_micros(200);
+/// How long it is idle before it parks. Longer than what a host does between two tokens: waking costs tens of
+/// microseconds, on a virtual machine more.
+const AWAKE: Duration = Duration::from_millis(1);
+/// Turns of waiting for others before the core is offered: some 50 to 100 microseconds.
+const TURNS: u32 = 2000;
 
 /// A job's function, its lifetime forgotten: callers outlive it because `run` waits.
 #[derive(Clone, Copy)]
 struct Job {
-    f: *const (dyn Fn(usize) + Sync),
-    chunks: usize,
+    f: *const (dyn Fn(Range<usize>) + Sync),
+    units: usize,
+    /// Units taken at once, at most.
+    most: usize,
+    /// Threads among which what is left is divided.
+    threads: usize,
 }
 
 /// One cache line each, so that spinning on one does not slow the other down.
 #[repr(align(128))]
 struct Line<T>(T);
+
+/// What caller and one worker tell each other.
+#[repr(align(128))]
+struct Worker {
+    asleep: AtomicBool,
+    /// Set by the caller: leave jobs alone and park.
+    resting: AtomicBool,
+    /// Whether it takes part in the job, for the caller that waits and wants to know for whom.
+    inside: AtomicBool,
+    clock: Clock,
+}
 
 struct Shared {
     /// Counts jobs; workers spin on it.
@@ -37,26 +63,29 @@ struct Shared {
     open: Line<AtomicBool>,
     /// Workers inside or looking.
     inside: Line<AtomicUsize>,
-    /// Next chunk.
+    /// Next unit.
     next: Line<AtomicUsize>,
     job: UnsafeCell<Option<Job>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     panicked: AtomicBool,
     stop: AtomicBool,
-    asleep: Vec<AtomicBool>,
+    workers: Vec<Worker>,
 }
 
 // SAFETY: `job` is written by the one caller that holds the pool's lock, while `open` is false and `inside` was
-// seen zero after closing; it is read only by workers that counted themselves inside and then saw `open`. The
-// function it points to is `Sync`.
+// seen zero after closing; it is read only by workers that counted themselves inside and then saw `open`. A worker
+// that counts itself inside after the caller saw zero finds `open` false: all four accesses are sequentially
+// consistent. What workers wrote is seen by the caller that reads their leaving, what the caller wrote by workers
+// that read `open`. The function the job points to is `Sync`.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer is used only while its owner waits in `run`.
 unsafe impl Send for Shared {}
 
-/// Threads that run jobs in chunks together with the caller.
+/// Threads that run jobs together with the caller.
 pub struct Pool {
     shared: Arc<Shared>,
-    busy: Mutex<()>,
+    /// Held by the caller whose job runs.
+    busy: Mutex<Rests>,
     threads: Vec<JoinHandle<()>>,
     handles: Vec<Thread>,
 }
@@ -65,8 +94,20 @@ impl Pool {
     /// A pool of `threads` in all, the caller's included; 0: as many as the process may use (its affinity and its
     /// cgroup's quota). Where the system refuses a thread, the pool is smaller.
     pub fn new(threads: usize) -> Pool {
+        Pool::pinned(threads, &[])
+    }
+
+    /// The same, with thread i bound to core `cores[i mod length]`. Thread 0 is the caller's, which belongs to the
+    /// host and is left where it is. No cores: nobody is bound. A core that the system refuses binds nobody.
+    pub fn pinned(threads: usize, cores: &[usize]) -> Pool {
         let threads = if threads == 0 { default_threads() } else { threads };
         let workers = threads - 1;
+        let worker = || Worker {
+            asleep: AtomicBool::new(false),
+            resting: AtomicBool::new(false),
+            inside: AtomicBool::new(false),
+            clock: Clock::default(),
+        };
         let shared = Arc::new(Shared {
             epoch: Line(AtomicU32::new(0)),
             open: Line(AtomicBool::new(false)),
@@ -76,19 +117,26 @@ impl Pool {
             panic: Mutex::new(None),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
-            asleep: (0..workers).map(|_| AtomicBool::new(false)).collect(),
+            workers: (0..workers).map(|_| worker()).collect(),
         });
         let threads: Vec<_> = (0..workers)
             .map_while(|i| {
                 let shared = shared.clone();
+                let core = (!cores.is_empty()).then(|| cores[(i + 1) % cores.len()]);
                 std::thread::Builder::new()
                     .name(format!("llm-{}", i + 1))
-                    .spawn(move || work(&shared, i))
+                    .spawn(move || {
+                        if let Some(core) = core {
+                            bind(core);
+                        }
+                        work(&shared, &shared.workers[i]);
+                    })
                     .ok()
             })
             .collect();
-        let handles = threads.iter().map(|t| t.thread().clone()).collect();
-        Pool { shared, busy: Mutex::new(()), threads, handles }
+        let handles: Vec<_> = threads.iter().map(|t| t.thread().clone()).collect();
+        let rests = Rests::new(handles.len());
+        Pool { shared, busy: Mutex::new(rests), threads, handles }
     }
 
     /// Threads that take part, the caller's included.
@@ -99,39 +147,61 @@ impl Pool {
     /// Calls `f(0)` .. `f(chunks - 1)`, each once, on whichever thread comes first, and returns when all are done.
     /// Floating-point control is at its default during the job. A panic in `f` ends the job and comes out here.
     pub fn run(&self, chunks: usize, f: impl Fn(usize) + Sync) {
+        self.run_ranges(chunks, 1, |range| range.for_each(&f));
+    }
+
+    /// [`Pool::run`] for units that are cheaper together: calls `f` with ranges of up to `most` units that cover
+    /// `0..units`, each unit once; single units at the end.
+    pub fn run_ranges(&self, units: usize, most: usize, f: impl Fn(Range<usize>) + Sync) {
         let _control = FloatControl::default_for_now();
-        if chunks == 0 {
+        if units == 0 {
             return;
         }
-        let lock = if chunks == 1 || self.threads.is_empty() { None } else { self.busy.try_lock().ok() };
-        let Some(_lock) = lock else {
-            (0..chunks).for_each(f);
+        let most = most.max(1);
+        let lock = if units == 1 || self.threads.is_empty() { None } else { self.busy.try_lock().ok() };
+        let awake = lock.map(|mut rests| (rests.awake(&self.shared.workers[..self.threads.len()]), rests));
+        let Some((awake @ 1.., mut rests)) = awake else {
+            for start in (0..units).step_by(most) {
+                f(start..(start + most).min(units));
+            }
             return;
         };
         let s = &*self.shared;
-        let f: &(dyn Fn(usize) + Sync) = &f;
+        let f: &(dyn Fn(Range<usize>) + Sync) = &f;
         // SAFETY: only the lifetime changes, and nobody holds the pointer once this function returns
-        let f: *const (dyn Fn(usize) + Sync) = unsafe { core::mem::transmute(f) };
-        let job = Job { f, chunks };
+        let f: *const (dyn Fn(Range<usize>) + Sync) = unsafe { core::mem::transmute(f) };
+        let job = Job { f, units, most, threads: awake + 1 };
         // SAFETY: the lock is held, the job is closed and nobody is inside (see `Shared`)
         unsafe { *s.job.get() = Some(job) };
         s.next.0.store(0, Ordering::Relaxed);
         s.open.0.store(true, Ordering::SeqCst);
         s.epoch.0.fetch_add(1, Ordering::SeqCst);
-        for (asleep, thread) in s.asleep.iter().zip(&self.handles) {
-            if asleep.load(Ordering::SeqCst) {
+        for (worker, thread) in s.workers.iter().zip(&self.handles) {
+            if worker.asleep.load(Ordering::SeqCst) && !worker.resting.load(Ordering::Relaxed) {
                 thread.unpark();
             }
         }
         take(s, job);
         s.open.0.store(false, Ordering::SeqCst);
-        let mut turns = 0u32;
+        let mut turns = 0;
         while s.inside.0.load(Ordering::SeqCst) != 0 {
-            pause(&mut turns);
+            // Spins a while, then gives the core away: on a busy machine, or under valgrind, whom we wait for needs it.
+            turns += 1;
+            if turns < TURNS {
+                core::hint::spin_loop();
+                continue;
+            }
+            if turns == TURNS {
+                rests.watch(&s.workers);
+            }
+            std::thread::yield_now();
+        }
+        if turns >= TURNS {
+            rests.judge(&s.workers);
         }
         if s.panicked.swap(false, Ordering::Relaxed) {
             let payload = s.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-            drop(_lock);
+            drop(rests);
             if let Some(payload) = payload {
                 resume_unwind(payload);
             }
@@ -152,26 +222,31 @@ impl Drop for Pool {
     }
 }
 
-/// Spins a while, then gives the core away: on a busy machine, or under valgrind, whom we wait for needs it.
-fn pause(turns: &mut u32) {
-    *turns += 1;
-    if *turns < 2000 {
-        core::hint::spin_loop();
-    } else {
-        std::thread::yield_now();
+impl Job {
+    /// Takes units: an equal share of what is left, within 1..=most.
+    fn take(&self, next: &AtomicUsize) -> Option<Range<usize>> {
+        if self.most == 1 {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            return (at < self.units).then(|| at..at + 1);
+        }
+        let mut at = next.load(Ordering::Relaxed);
+        loop {
+            let left = self.units.checked_sub(at).filter(|&left| left > 0)?;
+            let end = at + (left / self.threads).clamp(1, self.most);
+            match next.compare_exchange_weak(at, end, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(at..end),
+                Err(now) => at = now,
+            }
+        }
     }
 }
 
 fn take(s: &Shared, job: Job) {
-    loop {
-        let i = s.next.0.fetch_add(1, Ordering::Relaxed);
-        if i >= job.chunks {
-            return;
-        }
-        // SAFETY: the caller of `run` waits until everyone left, so the function is alive
+    while let Some(range) = job.take(&s.next.0) {
+        // SAFETY: the caller of `run_ranges` waits until everyone left, so the function is alive
         let f = unsafe { &*job.f };
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| f(i))) {
-            s.next.0.store(job.chunks, Ordering::Relaxed);
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| f(range))) {
+            s.next.0.store(job.units, Ordering::Relaxed);
             let mut first = s.panic.lock().unwrap_or_else(PoisonError::into_inner);
             first.get_or_insert(payload);
             s.panicked.store(true, Ordering::Relaxed);
@@ -180,28 +255,32 @@ fn take(s: &Shared, job: Job) {
     }
 }
 
-fn work(s: &Shared, me: usize) {
+fn work(s: &Shared, me: &Worker) {
     let control = FloatControl::default_for_now();
+    me.clock.set();
     let mut seen = 0;
     while let Some(epoch) = wait(s, me, seen) {
         seen = epoch;
         s.inside.0.fetch_add(1, Ordering::SeqCst);
         if s.open.0.load(Ordering::SeqCst) {
+            me.inside.store(true, Ordering::Relaxed);
             // SAFETY: inside and open, see `Shared`
             if let Some(job) = unsafe { *s.job.get() } {
                 take(s, job);
             }
+            me.inside.store(false, Ordering::Relaxed);
         }
         s.inside.0.fetch_sub(1, Ordering::SeqCst);
     }
     drop(control);
 }
 
-/// Waits for another epoch; `None` when the pool ends.
-fn wait(s: &Shared, me: usize, seen: u32) -> Option<u32> {
+/// Waits for another epoch, and the end of a rest; `None` when the pool ends.
+fn wait(s: &Shared, me: &Worker, seen: u32) -> Option<u32> {
+    let stop = || s.stop.load(Ordering::SeqCst);
     let news = || {
         let epoch = s.epoch.0.load(Ordering::SeqCst);
-        (epoch != seen).then_some(epoch)
+        (epoch != seen && (!me.resting.load(Ordering::SeqCst) || stop())).then_some(epoch)
     };
     let mut since = None;
     let mut turns = 0u32;
@@ -209,21 +288,45 @@ fn wait(s: &Shared, me: usize, seen: u32) -> Option<u32> {
         if let Some(epoch) = news() {
             break epoch;
         }
-        turns += 1;
+        turns = turns.wrapping_add(1);
         core::hint::spin_loop();
-        if turns.is_multiple_of(64) {
-            if since.get_or_insert_with(Instant::now).elapsed() < SPIN {
+        if !turns.is_multiple_of(64) {
+            continue;
+        }
+        if !me.resting.load(Ordering::Relaxed) {
+            let idle = since.get_or_insert_with(Instant::now).elapsed();
+            if idle < SPIN {
                 continue;
             }
-            // A caller that bumps the epoch after this store sees it and wakes us; one that did so before is seen.
-            s.asleep[me].store(true, Ordering::SeqCst);
-            while news().is_none() {
-                std::thread::park();
+            if idle < AWAKE {
+                std::thread::yield_now();
+                continue;
             }
-            s.asleep[me].store(false, Ordering::SeqCst);
         }
+        // A caller that bumps the epoch after this store sees it and wakes us; one that did so before is seen. The
+        // end of a rest is always followed by a bump.
+        me.asleep.store(true, Ordering::SeqCst);
+        while news().is_none() {
+            std::thread::park();
+        }
+        me.asleep.store(false, Ordering::SeqCst);
     };
-    (!s.stop.load(Ordering::SeqCst)).then_some(epoch)
+    (!stop()).then_some(epoch)
+}
+
+/// Binds the calling thread to a core, where the system knows how and allows it.
+fn bind(core: usize) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: a set of cores is plain memory, for which zeros are the empty set; the index is inside it
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        if core < libc::CPU_SETSIZE as usize {
+            libc::CPU_SET(core, &mut set);
+            libc::sched_setaffinity(0, size_of_val(&set), &set);
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = core;
 }
 
 /// Cores this process may use: its affinity mask and its cgroup's quota.

@@ -20,6 +20,35 @@ fn every_chunk_runs_once_whatever_the_numbers() {
 }
 
 #[test]
+fn ranges_cover_every_unit_once_and_are_single_at_the_end() {
+    for (threads, most) in [(1, 4), (2, 1), (2, 4), (3, 7)] {
+        let pool = Pool::new(threads);
+        for units in (0..40).chain([777]) {
+            let hits: Vec<AtomicUsize> = (0..units).map(|_| AtomicUsize::new(0)).collect();
+            pool.run_ranges(units, most, |range| {
+                assert!(!range.is_empty() && range.len() <= most);
+                assert!(threads == 1 || range.end < units || range.len() == 1, "{range:?} of {units}");
+                range.for_each(|i| {
+                    hits[i].fetch_add(1, Ordering::Relaxed);
+                });
+            });
+            assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1));
+        }
+    }
+}
+
+#[test]
+fn a_pool_bound_to_cores_runs_every_chunk() {
+    for cores in [&[0][..], &[0, 100_000], &[usize::MAX]] {
+        let n = AtomicUsize::new(0);
+        Pool::pinned(3, cores).run(40, |_| {
+            n.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(n.into_inner(), 40);
+    }
+}
+
+#[test]
 fn many_small_jobs_and_pauses_in_between() {
     let pool = Pool::new(2);
     let sum = AtomicUsize::new(0);

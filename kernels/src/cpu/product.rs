@@ -1,4 +1,4 @@
-//! Matrix products: cuts them into chunks of row blocks and tokens and runs them in one fork-join.
+//! Matrix products: cuts them into units of row blocks and tokens and runs them in one fork-join.
 
 use super::{Cpu, Shared};
 use crate::generic::float::{FloatBlock, FloatKind};
@@ -29,26 +29,30 @@ struct Part<'a> {
     to: usize,
 }
 
-// SAFETY: `out` is written in disjoint parts (see `chunk`).
+// SAFETY: `out` is written in disjoint parts (see `product_units`).
 unsafe impl Sync for Part<'_> {}
 
 impl Part<'_> {
-    /// Row blocks and tokens of one chunk.
-    fn grain(&self, threads: usize) -> (usize, usize) {
-        let blocks = self.matrix.rows().div_ceil(32);
-        let tokens = self.to - self.from;
-        let vectors = tokens * terms(self.matrix.ty());
-        if self.matrix.ty().is_integer() && vectors < panel::FROM {
-            return (STREAMS.min(blocks.div_ceil(threads * 2)).max(1), tokens.max(1));
-        }
-        // long inputs with few blocks are cut along the tokens too, so that every thread finds work
-        let cuts = (threads * 4).div_ceil(blocks).clamp(1, vectors.div_ceil(panel::SLAB).max(1));
-        (1, tokens.div_ceil(cuts).max(1))
+    /// Whether blocks are walked side by side, all tokens at once.
+    fn few(&self) -> bool {
+        self.matrix.ty().is_integer() && (self.to - self.from) * terms(self.matrix.ty()) < panel::FROM
     }
 
-    fn chunks(&self, threads: usize) -> usize {
-        let (blocks, tokens) = self.grain(threads);
-        self.matrix.rows().div_ceil(32).div_ceil(blocks) * (self.to - self.from).div_ceil(tokens)
+    /// Tokens of one unit; a unit is one row block.
+    fn tokens(&self, threads: usize) -> usize {
+        let tokens = self.to - self.from;
+        if self.few() {
+            return tokens.max(1);
+        }
+        // long inputs with few blocks are cut along the tokens too, so that every thread finds work
+        let vectors = tokens * terms(self.matrix.ty());
+        let blocks = self.matrix.rows().div_ceil(32);
+        let cuts = (threads * 4).div_ceil(blocks).clamp(1, vectors.div_ceil(panel::SLAB).max(1));
+        tokens.div_ceil(cuts).max(1)
+    }
+
+    fn units(&self, threads: usize) -> usize {
+        self.matrix.rows().div_ceil(32) * (self.to - self.from).div_ceil(self.tokens(threads))
     }
 }
 
@@ -130,25 +134,37 @@ impl Cpu {
 
     fn products<'p>(&self, count: usize, x: &Input, part: impl Fn(usize) -> Part<'p> + Sync) {
         let threads = self.pool.threads();
-        let total = (0..count).map(|i| part(i).chunks(threads)).sum();
-        self.pool.run(total, |mut chunk| {
+        let total = (0..count).map(|i| part(i).units(threads)).sum();
+        let most = if (0..count).any(|i| part(i).few()) { STREAMS } else { 1 };
+        self.pool.run_ranges(total, most, |range| {
+            let mut start = 0;
             for i in 0..count {
                 let part = part(i);
-                let n = part.chunks(threads);
-                if chunk < n {
-                    return self.product_chunk(&part, x, chunk, threads);
+                let end = start + part.units(threads);
+                let mine = range.start.max(start)..range.end.min(end);
+                if !mine.is_empty() {
+                    let (mut from, to) = (mine.start - start, mine.end - start);
+                    let step = if part.few() { STREAMS } else { 1 };
+                    while from < to {
+                        self.product_units(&part, x, from..to.min(from + step), threads);
+                        from += step;
+                    }
                 }
-                chunk -= n;
+                start = end;
+                if start >= range.end {
+                    return;
+                }
             }
         });
     }
 
-    /// One chunk: some row blocks and tokens. Chunks of a part write disjoint rectangles of its output.
-    fn product_chunk(&self, part: &Part, x: &Input, chunk: usize, threads: usize) {
+    /// Some units: row blocks side by side with all tokens, or one row block with some of the tokens. Units of a
+    /// part write disjoint rectangles of its output.
+    fn product_units(&self, part: &Part, x: &Input, units: Range<usize>, threads: usize) {
         let w = &part.matrix;
-        let (blocks, tokens) = part.grain(threads);
+        let (blocks, tokens) = (units.len(), part.tokens(threads));
         let across = (part.to - part.from).div_ceil(tokens);
-        let (first, from) = (chunk / across * blocks, part.from + chunk % across * tokens);
+        let (first, from) = (units.start / across, part.from + units.start % across * tokens);
         let to = (from + tokens).min(part.to);
         let count = blocks.min(w.rows().div_ceil(32) - first);
         let rows = (w.rows() - first * 32).min(count * 32);
