@@ -11,11 +11,13 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
+    /// AMX tiles of int8 and bf16 for products of many vectors, AVX-512 for the rest.
+    Amx,
 }
 
 impl Isa {
     /// All, slowest first.
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Amx];
 
     /// Its name in `LLM_ISA`.
     pub fn name(self) -> &'static str {
@@ -23,6 +25,7 @@ impl Isa {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         }
     }
 
@@ -39,6 +42,8 @@ impl Isa {
             Isa::Avx2 => crate::x86_64::avx2::available(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => crate::x86_64::avx512::available(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => crate::x86_64::amx::available(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -52,6 +57,8 @@ impl Isa {
             Isa::Avx2 => &crate::x86_64::avx2::OPS,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &crate::x86_64::avx512::OPS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => &crate::x86_64::amx::OPS,
             #[cfg(not(target_arch = "x86_64"))]
             _ => &crate::scalar::OPS,
         }
@@ -68,4 +75,16 @@ pub fn detect() -> Isa {
     let wanted =
         std::env::var("LLM_ISA").ok().and_then(|name| Isa::parse(&name)).filter(|isa| isa.is_available());
     wanted.or_else(|| available().pop()).unwrap_or(Isa::Scalar)
+}
+
+/// Makes [`Isa::Amx`] available on a machine without it, for tests that execute its instructions themselves.
+///
+/// # Safety
+/// From now on every thread can execute the tile instructions that the kernels use: something catches the fault
+/// that the processor raises for them and does what they say.
+#[cfg(target_arch = "x86_64")]
+#[doc(hidden)]
+pub unsafe fn assume_tiles() {
+    // SAFETY: passed on
+    unsafe { crate::x86_64::amx::tile::assume() }
 }

@@ -81,7 +81,7 @@ struct Shape<'a> {
 }
 
 fn micro_shape(isa: Isa) -> (usize, usize) {
-    if isa == Isa::Avx512 { (12, 32) } else { (6, 16) }
+    if matches!(isa, Isa::Avx512 | Isa::Amx) { (12, 32) } else { (6, 16) }
 }
 
 impl Dense {
@@ -341,7 +341,7 @@ unsafe fn micro(
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller's promises are those of the kernel.
-        Isa::Avx512 => unsafe { super::micro::avx512(kc, a, row_step, k_step, b, c, stride, add) },
+        Isa::Avx512 | Isa::Amx => unsafe { super::micro::avx512(kc, a, row_step, k_step, b, c, stride, add) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller's promises are those of the kernel.
         Isa::Avx2 => unsafe { super::micro::avx2(kc, a, row_step, k_step, b, c, stride, add) },

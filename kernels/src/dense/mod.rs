@@ -105,7 +105,7 @@ macro_rules! versions {
                 fn half($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
                 match isa {
                     // SAFETY: a `Dense` holds a isa only after `Isa::is_available` said yes.
-                    $crate::detect::Isa::Avx512 => return unsafe { wide($($arg),*) },
+                    $crate::detect::Isa::Avx512 | $crate::detect::Isa::Amx => return unsafe { wide($($arg),*) },
                     // SAFETY: as above.
                     $crate::detect::Isa::Avx2 => return unsafe { half($($arg),*) },
                     $crate::detect::Isa::Scalar => {}

@@ -1,5 +1,6 @@
 //! x86-64 instruction sets.
 
+pub mod amx;
 pub mod avx2;
 pub mod avx512;
 
