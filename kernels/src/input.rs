@@ -11,6 +11,7 @@
 
 use crate::cpu::{Cpu, Shared};
 use crate::generic::rows::DEPTH;
+use crate::ops::TileOps;
 
 /// Activations `[m, k]` for any number of products. Reuse one: its memory grows to the largest use and stays.
 #[derive(Default)]
@@ -25,6 +26,21 @@ pub struct Input {
     two: Int8,
 }
 
+/// Lines of 64 bytes that sixteen vectors of one record take for matrix tiles: four sets of
+/// `[16 groups of four inputs][16 vectors][4]`, then the vectors' scales.
+pub(crate) const PACKED: usize = 65;
+
+/// A cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Line([u8; 64]);
+
+impl Default for Line {
+    fn default() -> Line {
+        Line([0; 64])
+    }
+}
+
 /// Activations as int8 rows, `rows` = m · terms.
 #[derive(Default)]
 pub(crate) struct Int8 {
@@ -35,6 +51,9 @@ pub(crate) struct Int8 {
     /// `[width/256 rounded up][rows]`.
     pub(crate) scale: Vec<f32>,
     pub(crate) sum: Vec<i32>,
+    packed: bool,
+    /// `[width/256 rounded up][rows/16 rounded up][PACKED]`, the same for matrix tiles.
+    pub(crate) tiles: Vec<Line>,
 }
 
 /// Grows, never shrinks, so that a smaller call after a larger one allocates nothing.
@@ -101,6 +120,7 @@ impl Input {
         if core::mem::replace(&mut to.made, true) {
             return;
         }
+        to.packed = false;
         let (records, rows) = (width.div_ceil(DEPTH), m * terms);
         room(&mut to.q, records * rows * DEPTH);
         room(&mut to.scale, records * rows);
@@ -121,6 +141,31 @@ impl Input {
                         let x = &x[i * width + r * DEPTH..][..n];
                         quantize(x.as_ptr(), n, q.as_mut_ptr(), scale.as_mut_ptr(), sum.as_mut_ptr());
                     }
+                }
+            }
+        });
+    }
+
+    /// Packs what [`Input::quantize`] made for matrix tiles, unless that is done.
+    pub(crate) fn pack(&mut self, cpu: &Cpu, tiles: &TileOps, terms: usize) {
+        let (rows, records) = (self.m * terms, self.width.div_ceil(DEPTH));
+        let int8 = if terms == 2 { &mut self.two } else { &mut self.one };
+        if core::mem::replace(&mut int8.packed, true) {
+            return;
+        }
+        let across = rows.div_ceil(16);
+        room(&mut int8.tiles, records * across * PACKED);
+        let (q, scale, to) = (&int8.q, &int8.scale, Shared::of(&mut int8.tiles[..]));
+        cpu.split(records * across, records * across * 16 * DEPTH, |range| {
+            for i in range {
+                let row = i / across * rows + i % across * 16;
+                let n = (rows - i % across * 16).min(16);
+                // SAFETY: piece i is written by the thread that has i, alone; `n` vectors and scales lie at the
+                // sources, and the machine has the table's instruction set
+                unsafe {
+                    let to = to.slice(i * PACKED, PACKED);
+                    let (q, scale) = (&q[row * DEPTH..][..n * DEPTH], &scale[row..][..n]);
+                    (tiles.pack)(q.as_ptr(), scale.as_ptr(), n, to.as_mut_ptr().cast());
                 }
             }
         });

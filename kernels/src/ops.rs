@@ -36,6 +36,22 @@ pub struct Ops {
     pub join: unsafe fn(&Join),
     /// (type, x, dim, vector padded to 16, its scale)
     pub store: unsafe fn(KeyType, *const f32, usize, *mut u8, *mut u16),
+    /// Where the machine multiplies matrix tiles.
+    pub tiles: Option<&'static TileOps>,
+}
+
+/// Products on matrix tiles, in place of the others where there are vectors enough. They read activations packed.
+pub struct TileOps {
+    /// Int8 vectors from which on they are used.
+    pub from: usize,
+    /// (up to 16 vectors of 256 integers, their scales, how many, [`crate::input::PACKED`] lines)
+    pub pack: unsafe fn(*const i8, *const f32, usize, *mut u8),
+    pub q8: unsafe fn(&IntBlock),
+    pub q6: unsafe fn(&IntBlock),
+    pub q5: unsafe fn(&IntBlock),
+    pub q4: unsafe fn(&IntBlock),
+    pub q3: unsafe fn(&IntBlock),
+    pub q2: unsafe fn(&IntBlock),
 }
 
 /// One function of a table, with the instruction set's features.
@@ -110,6 +126,7 @@ macro_rules! table {
             attend: kernels::attend,
             join: kernels::join,
             store: kernels::store,
+            tiles: None,
         };
     };
 }

@@ -43,3 +43,28 @@ pub fn install() -> Option<Unit> {
     }
     None
 }
+
+/// Tile instructions executed here so far, by all threads; none where the machine executes them.
+pub fn executed() -> u64 {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    return signal::EXECUTED.load(std::sync::atomic::Ordering::Relaxed);
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    0
+}
+
+/// The calling thread's tile configuration, as `sttilecfg` stores it; zeros after a release.
+///
+/// # Panics
+/// Unless [`install`] returned a unit.
+pub fn configuration() -> [u8; 64] {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    {
+        assert!(install().is_some(), "no tiles");
+        let mut c = [0u8; 64];
+        // SAFETY: the instruction is executed, by the machine or the handler, and writes 64 bytes
+        unsafe { core::arch::asm!("sttilecfg [{}]", in(reg) &mut c, options(nostack, preserves_flags)) };
+        c
+    }
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    panic!("no tiles");
+}

@@ -5,11 +5,15 @@ use crate::tiles::{Fault, Tiles};
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 thread_local! {
     /// Made at compile time and never dropped, so that a handler can use it at any moment.
     static TILES: UnsafeCell<Tiles> = const { UnsafeCell::new(Tiles::RELEASED) };
 }
+
+/// Instructions executed by all threads.
+pub static EXECUTED: AtomicU64 = AtomicU64::new(0);
 
 static INSTALLED: OnceLock<bool> = OnceLock::new();
 
@@ -66,7 +70,10 @@ extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc
         unsafe { execute(instruction) }.ok().map(|()| length)
     });
     match done {
-        Some(length) => registers[libc::REG_RIP as usize] += length as i64,
+        Some(length) => {
+            registers[libc::REG_RIP as usize] += length as i64;
+            EXECUTED.fetch_add(1, Ordering::Relaxed);
+        }
         // SAFETY: returning to the instruction with the default action ends the process as it would without us
         None => unsafe {
             libc::signal(libc::SIGILL, libc::SIG_DFL);

@@ -6,6 +6,7 @@ use crate::generic::rows::{IntBlock, STREAMS};
 use crate::generic::{codes, panel};
 use crate::input::Input;
 use crate::matrix::{Experts, Matrix};
+use crate::ops::TileOps;
 use llm_format::quant::{Type, decode_row};
 use std::ops::Range;
 
@@ -33,26 +34,49 @@ struct Part<'a> {
 unsafe impl Sync for Part<'_> {}
 
 impl Part<'_> {
-    /// Whether blocks are walked side by side, all tokens at once.
+    /// Whether blocks are walked side by side to read well.
     fn few(&self) -> bool {
-        self.matrix.ty().is_integer() && (self.to - self.from) * terms(self.matrix.ty()) < panel::FROM
+        self.matrix.ty().is_integer() && self.vectors() < panel::FROM
+    }
+
+    /// Int8 vectors, or tokens of a float type.
+    fn vectors(&self) -> usize {
+        (self.to - self.from) * terms(self.matrix.ty())
     }
 
     /// Tokens of one unit; a unit is one row block.
-    fn tokens(&self, threads: usize) -> usize {
+    fn tokens(&self, cpu: &Cpu) -> usize {
         let tokens = self.to - self.from;
         if self.few() {
             return tokens.max(1);
         }
         // long inputs with few blocks are cut along the tokens too, so that every thread finds work
-        let vectors = tokens * terms(self.matrix.ty());
+        let slabs = self.vectors().div_ceil(panel::SLAB).max(1);
         let blocks = self.matrix.rows().div_ceil(32);
-        let cuts = (threads * 4).div_ceil(blocks).clamp(1, vectors.div_ceil(panel::SLAB).max(1));
-        tokens.div_ceil(cuts).max(1)
+        let cuts = (cpu.pool.threads() * 4).div_ceil(blocks).clamp(1, slabs);
+        let each = tokens.div_ceil(cuts).max(1);
+        if cpu.tiles(self.matrix.ty(), self.vectors()).is_none() {
+            return each;
+        }
+        // two tiles of sixteen vectors
+        each.next_multiple_of(32 / terms(self.matrix.ty())).min(tokens)
     }
 
-    fn units(&self, threads: usize) -> usize {
-        self.matrix.rows().div_ceil(32) * (self.to - self.from).div_ceil(self.tokens(threads))
+    /// Units that are computed side by side, where they come together and have all tokens.
+    fn together(&self, cpu: &Cpu) -> usize {
+        if self.few() {
+            return STREAMS;
+        }
+        if cpu.tiles(self.matrix.ty(), self.vectors()).is_none() || self.tokens(cpu) < self.to - self.from {
+            return 1;
+        }
+        // with few vectors reading limits, and more blocks are more streams; with many, two blocks share the loads of
+        // activations
+        if self.vectors() <= 64 { STREAMS } else { 2 }
+    }
+
+    fn units(&self, cpu: &Cpu) -> usize {
+        self.matrix.rows().div_ceil(32) * (self.to - self.from).div_ceil(self.tokens(cpu))
     }
 }
 
@@ -77,8 +101,8 @@ impl Cpu {
             assert!(job.bias.is_none_or(|b| b.len() == rows), "bias of {rows} outputs");
             assert_eq!(job.out.len(), m * rows, "outputs [{m}, {rows}]");
         }
-        for job in jobs.iter().filter(|j| j.matrix.ty().is_integer()) {
-            x.quantize(self, terms(job.matrix.ty()));
+        for job in jobs.iter() {
+            self.prepare(job.matrix.ty(), x, m);
         }
         let count = jobs.len();
         let jobs = Shared::of(jobs);
@@ -116,9 +140,8 @@ impl Cpu {
             end = tokens.end;
         }
         check(&w.matrix(0), x);
-        if w.matrix(0).ty().is_integer() {
-            x.quantize(self, terms(w.matrix(0).ty()));
-        }
+        let most = groups.iter().map(|(_, tokens)| tokens.len()).max().unwrap_or(0);
+        self.prepare(w.matrix(0).ty(), x, most);
         let out = Shared::of(out);
         self.products(groups.len(), x, |i| {
             let (e, tokens) = &groups[i];
@@ -132,21 +155,35 @@ impl Cpu {
         });
     }
 
+    /// Makes the forms of `x` that products of `ty` with at most `tokens` tokens at a time read.
+    fn prepare(&self, ty: Type, x: &mut Input, tokens: usize) {
+        if ty.is_integer() {
+            x.quantize(self, terms(ty));
+            if let Some(tiles) = self.tiles(ty, tokens * terms(ty)) {
+                x.pack(self, tiles, terms(ty));
+            }
+        }
+    }
+
+    /// The tile kernels, where the machine has them and `vectors` are enough.
+    fn tiles(&self, ty: Type, vectors: usize) -> Option<&'static TileOps> {
+        self.ops.tiles.filter(|t| ty.is_integer() && vectors >= t.from)
+    }
+
     fn products<'p>(&self, count: usize, x: &Input, part: impl Fn(usize) -> Part<'p> + Sync) {
-        let threads = self.pool.threads();
-        let total = (0..count).map(|i| part(i).units(threads)).sum();
-        let most = if (0..count).any(|i| part(i).few()) { STREAMS } else { 1 };
+        let total = (0..count).map(|i| part(i).units(self)).sum();
+        let most = (0..count).map(|i| part(i).together(self)).max().unwrap_or(1);
         self.pool.run_ranges(total, most, |range| {
             let mut start = 0;
             for i in 0..count {
                 let part = part(i);
-                let end = start + part.units(threads);
+                let end = start + part.units(self);
                 let mine = range.start.max(start)..range.end.min(end);
                 if !mine.is_empty() {
                     let (mut from, to) = (mine.start - start, mine.end - start);
-                    let step = if part.few() { STREAMS } else { 1 };
+                    let step = part.together(self);
                     while from < to {
-                        self.product_units(&part, x, from..to.min(from + step), threads);
+                        self.product_units(&part, x, from..to.min(from + step));
                         from += step;
                     }
                 }
@@ -160,9 +197,9 @@ impl Cpu {
 
     /// Some units: row blocks side by side with all tokens, or one row block with some of the tokens. Units of a
     /// part write disjoint rectangles of its output.
-    fn product_units(&self, part: &Part, x: &Input, units: Range<usize>, threads: usize) {
+    fn product_units(&self, part: &Part, x: &Input, units: Range<usize>) {
         let w = &part.matrix;
-        let (blocks, tokens) = (units.len(), part.tokens(threads));
+        let (blocks, tokens) = (units.len(), part.tokens(self));
         let across = (part.to - part.from).div_ceil(tokens);
         let (first, from) = (units.start / across, part.from + units.start % across * tokens);
         let to = (from + tokens).min(part.to);
@@ -179,6 +216,8 @@ impl Cpu {
             _ => {
                 let terms = terms(w.ty());
                 let int8 = x.int8(terms);
+                // by the part and not the chunk, so that the cut above was made for the same kernel
+                let tiles = self.tiles(w.ty(), part.vectors());
                 let a = IntBlock {
                     head: w.data().as_ptr(),
                     blocks: data.as_ptr(),
@@ -188,6 +227,7 @@ impl Cpu {
                     x: int8.q.as_ptr(),
                     scale: int8.scale.as_ptr(),
                     sum: int8.sum.as_ptr(),
+                    tiles: if tiles.is_some() { int8.tiles.as_ptr().cast() } else { std::ptr::null() },
                     vectors: x.m() * terms,
                     from: from * terms,
                     to: to * terms,
@@ -196,13 +236,14 @@ impl Cpu {
                     out,
                     stride: w.rows(),
                 };
+                let ops = &self.ops;
                 let product = match w.ty() {
-                    Type::Q8 => self.ops.q8,
-                    Type::Q6 => self.ops.q6,
-                    Type::Q5 => self.ops.q5,
-                    Type::Q4 => self.ops.q4,
-                    Type::Q3 => self.ops.q3,
-                    _ => self.ops.q2,
+                    Type::Q8 => tiles.map_or(ops.q8, |t| t.q8),
+                    Type::Q6 => tiles.map_or(ops.q6, |t| t.q6),
+                    Type::Q5 => tiles.map_or(ops.q5, |t| t.q5),
+                    Type::Q4 => tiles.map_or(ops.q4, |t| t.q4),
+                    Type::Q3 => tiles.map_or(ops.q3, |t| t.q3),
+                    _ => tiles.map_or(ops.q2, |t| t.q2),
                 };
                 // SAFETY: `data` holds `count` whole blocks of x.width inputs; the int8 input holds x.m() tokens
                 // of that width and from..to lie inside; out rows from..to and bias hold `rows` values from here;

@@ -37,6 +37,8 @@ pub struct IntBlock {
     pub scale: *const f32,
     /// Sums of their integers `[records][vectors]`.
     pub sum: *const i32,
+    /// Packed for matrix tiles, see [`crate::input::PACKED`]; null where they are not used.
+    pub tiles: *const u8,
     /// Vectors in `x`.
     pub vectors: usize,
     /// First vector, the first of its token.

@@ -28,8 +28,10 @@ impl Random {
     }
 }
 
-/// Every instruction set of this machine with one and with two threads; the first is scalar with one.
+/// Every instruction set of this machine, and tiles where they can be emulated, with one and with two threads; the
+/// first is scalar with one.
 pub fn cpus() -> Vec<Cpu> {
+    llm_emulator::install();
     let all = available().into_iter().flat_map(|isa| [1, 2].map(|threads| Cpu::with_isa(threads, isa)));
     all.map(|cpu| cpu.expect("available")).collect()
 }

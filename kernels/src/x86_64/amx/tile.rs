@@ -115,3 +115,38 @@ impl Drop for Tiles {
         }
     }
 }
+/// `load!("tmm4", p, stride)`: 16 rows of 64 bytes from `p`, `stride` bytes apart.
+macro_rules! load {
+    ($t:tt, $p:expr, $stride:expr) => {
+        core::arch::asm!(concat!("tileloadd ", $t, ", [{p} + {s}*1]"), p = in(reg) $p, s = in(reg) $stride as usize,
+            out($t) _, options(nostack, preserves_flags, readonly))
+    };
+}
+pub(super) use load;
+
+/// The same for an operand that is used once: a hint not to keep it in the nearest cache.
+macro_rules! load_once {
+    ($t:tt, $p:expr, $stride:expr) => {
+        core::arch::asm!(concat!("tileloaddt1 ", $t, ", [{p} + {s}*1]"), p = in(reg) $p, s = in(reg) $stride as usize,
+            out($t) _, options(nostack, preserves_flags, readonly))
+    };
+}
+pub(super) use load_once;
+
+/// `store!("tmm0", p, stride)`: 16 rows of 64 bytes to `p`.
+macro_rules! store {
+    ($t:tt, $p:expr, $stride:expr) => {
+        core::arch::asm!(concat!("tilestored [{p} + {s}*1], ", $t), p = in(reg) $p, s = in(reg) $stride as usize,
+            options(nostack, preserves_flags))
+    };
+}
+pub(super) use store;
+
+/// `int8!("tmm0", "tmm4", "tmm6")`: sums += weights · activations, signed bytes, modulo 2³².
+macro_rules! int8 {
+    ($c:tt, $a:tt, $b:tt) => {
+        core::arch::asm!(concat!("tdpbssd ", $c, ", ", $a, ", ", $b), out($c) _,
+            options(nostack, preserves_flags, nomem))
+    };
+}
+pub(super) use int8;

@@ -1,0 +1,110 @@
+//! Products on matrix tiles: used where they should be, equal to the scalar ones, and the state given back.
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+mod common;
+
+use common::{Random, same, scalar};
+use llm_emulator::{Unit, executed, install};
+use llm_format::quant::encode;
+use llm_kernels::{Cpu, Input, Isa, Matrix, Type};
+use std::sync::{Mutex, PoisonError};
+
+const INTEGERS: [Type; 6] = [Type::Q8, Type::Q6, Type::Q5, Type::Q4, Type::Q3, Type::Q2];
+
+/// Tests that count instructions take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// A machine without AVX-512 has nothing to test here.
+fn ready() -> Option<Unit> {
+    let unit = install();
+    println!("tiles: {unit:?}");
+    unit
+}
+
+fn product(cpu: &Cpu, w: Matrix, x: &[f32], m: usize) -> Vec<f32> {
+    let mut input = Input::new();
+    input.load(cpu, x, m, w.cols());
+    let mut out = vec![0f32; m * w.rows()];
+    cpu.matmul(w, &mut input, None, &mut out);
+    out
+}
+
+#[test]
+fn tiles_are_used_from_eight_vectors_on() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(unit) = ready() else { return };
+    let mut r = Random(1);
+    let cpu = Cpu::with_isa(1, Isa::Amx).expect("installed");
+    for ty in INTEGERS {
+        let data = encode(ty, &r.values(64 * 256), 64, 256);
+        let w = Matrix::new(ty, 64, 256, &data).expect("whole");
+        let terms = if matches!(ty, Type::Q8 | Type::Q6) { 2 } else { 1 };
+        for m in [8 / terms - 1, 8 / terms] {
+            let before = executed();
+            product(&cpu, w, &r.values(m * 256), m);
+            let used = executed() - before;
+            // for each of two blocks: 4 · 3 loads, 4 · 2 products, 2 stores, 4 more at the end, configuration, release
+            let expected =
+                if unit == Unit::Emulated && m * terms >= 8 { 2 * (12 + 8 + 2 + 4 + 2) } else { 0 };
+            assert_eq!(expected, used, "{ty} x {m}");
+        }
+    }
+}
+
+/// Several slabs, every number of blocks in a chunk, odd numbers of vector tiles, short last records.
+#[test]
+fn large_products_equal_the_scalar_ones() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    if ready().is_none() {
+        return;
+    }
+    let mut r = Random(2);
+    for (i, ty) in INTEGERS.into_iter().enumerate() {
+        let shapes = [(32 * 8 + 7, 640, 24), (90, 384, 270 + i), (40, 1100, 130), (32, 256, 530)];
+        for (rows, cols, m) in shapes {
+            let data = encode(ty, &r.values(rows * cols), rows, cols);
+            let w = Matrix::new(ty, rows, cols, &data).expect("whole");
+            let x = r.values(m * cols);
+            let expected = product(&scalar(), w, &x, m);
+            for threads in [1, 2] {
+                let cpu = Cpu::with_isa(threads, Isa::Amx).expect("installed");
+                same(
+                    &expected,
+                    &product(&cpu, w, &x, m),
+                    &format!("{ty} [{rows}, {cols}] x {m}, {threads} threads"),
+                );
+            }
+        }
+    }
+}
+
+/// Sums that overflow the tiles' counters many times: the differences are exact all the same.
+#[test]
+fn tiles_may_count_past_their_range() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    if ready().is_none() {
+        return;
+    }
+    // 256 · 127 · 127 a record: the counter of 2³¹ overflows after 521 records
+    let (rows, cols, m) = (32, 256 * 1100, 8);
+    let row: Vec<f32> = (0..cols).map(|k| if k % 256 == 0 { 1.0 } else { 0.999 }).collect();
+    let data = encode(Type::Q8, &row.repeat(rows), rows, cols);
+    let w = Matrix::new(Type::Q8, rows, cols, &data).expect("whole");
+    let x = vec![3.0; m * cols];
+    let cpu = Cpu::with_isa(1, Isa::Amx).expect("installed");
+    same(&product(&scalar(), w, &x, m), &product(&cpu, w, &x, m), "long rows");
+}
+
+#[test]
+fn a_host_thread_has_its_tiles_released() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    if ready().is_none() {
+        return;
+    }
+    let mut r = Random(3);
+    let data = encode(Type::Q4, &r.values(64 * 256), 64, 256);
+    let w = Matrix::new(Type::Q4, 64, 256, &data).expect("whole");
+    let cpu = Cpu::with_isa(1, Isa::Amx).expect("installed");
+    product(&cpu, w, &r.values(16 * 256), 16);
+    assert_eq!([0; 64], llm_emulator::configuration());
+}
