@@ -55,7 +55,7 @@ impl Part<'_> {
         let blocks = self.matrix.rows().div_ceil(32);
         let cuts = (cpu.pool.threads() * 4).div_ceil(blocks).clamp(1, slabs);
         let each = tokens.div_ceil(cuts).max(1);
-        if cpu.tiles(self.matrix.ty(), self.vectors()).is_none() {
+        if cpu.tile_ops(self.matrix.ty(), self.vectors()).is_none() {
             return each;
         }
         // two tiles of sixteen vectors
@@ -67,7 +67,8 @@ impl Part<'_> {
         if self.few() {
             return STREAMS;
         }
-        if cpu.tiles(self.matrix.ty(), self.vectors()).is_none() || self.tokens(cpu) < self.to - self.from {
+        if cpu.tile_ops(self.matrix.ty(), self.vectors()).is_none() || self.tokens(cpu) < self.to - self.from
+        {
             return 1;
         }
         // with few vectors reading limits, and more blocks are more streams; with many, two blocks share the loads of
@@ -159,14 +160,14 @@ impl Cpu {
     fn prepare(&self, ty: Type, x: &mut Input, tokens: usize) {
         if ty.is_integer() {
             x.quantize(self, terms(ty));
-            if let Some(tiles) = self.tiles(ty, tokens * terms(ty)) {
+            if let Some(tiles) = self.tile_ops(ty, tokens * terms(ty)) {
                 x.pack(self, tiles, terms(ty));
             }
         }
     }
 
     /// The tile kernels, where the machine has them and `vectors` are enough.
-    fn tiles(&self, ty: Type, vectors: usize) -> Option<&'static TileOps> {
+    fn tile_ops(&self, ty: Type, vectors: usize) -> Option<&'static TileOps> {
         self.ops.tiles.filter(|t| ty.is_integer() && vectors >= t.from)
     }
 
@@ -216,8 +217,8 @@ impl Cpu {
             _ => {
                 let terms = terms(w.ty());
                 let int8 = x.int8(terms);
-                // by the part and not the chunk, so that the cut above was made for the same kernel
-                let tiles = self.tiles(w.ty(), part.vectors());
+                // by the part and not the unit, so that the cut above was made for the same kernel
+                let tiles = self.tile_ops(w.ty(), part.vectors());
                 let a = IntBlock {
                     head: w.data().as_ptr(),
                     blocks: data.as_ptr(),
