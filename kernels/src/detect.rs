@@ -13,11 +13,18 @@ pub enum Isa {
     Avx512,
     /// AMX tiles of int8 and bf16 for products of many vectors, AVX-512 for the rest.
     Amx,
+    /// NEON of every 64-bit ARM.
+    Neon,
+    /// NEON with `sdot` (FEAT_DotProd).
+    NeonDotprod,
+    /// NEON with `sdot` and `smmla` (FEAT_I8MM).
+    NeonI8mm,
 }
 
 impl Isa {
-    /// All, slowest first.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Amx];
+    /// All, of each machine the slowest first.
+    pub const ALL: [Isa; 7] =
+        [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Amx, Isa::Neon, Isa::NeonDotprod, Isa::NeonI8mm];
 
     /// Its name in `LLM_ISA`.
     pub fn name(self) -> &'static str {
@@ -26,6 +33,9 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Amx => "amx",
+            Isa::Neon => "neon",
+            Isa::NeonDotprod => "neon-dotprod",
+            Isa::NeonI8mm => "neon-i8mm",
         }
     }
 
@@ -36,31 +46,35 @@ impl Isa {
 
     /// Whether this machine has it.
     pub fn is_available(self) -> bool {
-        match self {
-            Isa::Scalar => true,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => crate::x86_64::avx2::available(),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => crate::x86_64::avx512::available(),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Amx => crate::x86_64::amx::available(),
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => false,
-        }
+        self.built().is_some_and(|(available, _)| available())
     }
 
     /// Its kernels. Calling them takes [`Isa::is_available`].
     pub(crate) fn ops(self) -> &'static Ops {
+        self.built().map_or(&crate::scalar::OPS, |(_, ops)| ops)
+    }
+
+    /// The question whether this machine has it, and its kernels; `None` on another architecture.
+    fn built(self) -> Option<(fn() -> bool, &'static Ops)> {
+        #[cfg(target_arch = "aarch64")]
+        use crate::aarch64::neon;
+        #[cfg(target_arch = "x86_64")]
+        use crate::x86_64::{amx, avx2, avx512};
         match self {
-            Isa::Scalar => &crate::scalar::OPS,
+            Isa::Scalar => Some((|| true, &crate::scalar::OPS)),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => &crate::x86_64::avx2::OPS,
+            Isa::Avx2 => Some((avx2::available, &avx2::OPS)),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => &crate::x86_64::avx512::OPS,
+            Isa::Avx512 => Some((avx512::available, &avx512::OPS)),
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => &crate::x86_64::amx::OPS,
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => &crate::scalar::OPS,
+            Isa::Amx => Some((amx::available, &amx::OPS)),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Some((neon::multiply::available, &neon::multiply::OPS)),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod => Some((neon::dotprod::available, &neon::dotprod::OPS)),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => Some((neon::i8mm::available, &neon::i8mm::OPS)),
+            _ => None,
         }
     }
 }

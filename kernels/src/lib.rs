@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cpu/ (safe: shapes, splitting)  →  ops (table per instruction set)  →  generic/ over simd::Simd
-//!   └ threads (pool)                   └ detect (chosen once)              └ scalar/  x86_64/{avx2,avx512}/
+//!   └ threads (pool)                   └ detect (chosen once)              └ scalar/  x86_64/  aarch64/
 //! ```
 //! Products read weights in the records of the file format, in place. Integer types multiply int8 by int8 exactly
 //! per 256 inputs and fold with one fused multiply-add; every float sum has one prescribed order; elementary
@@ -16,6 +16,8 @@
 // A kernel's loops index several arrays with one counter; iterators would hide the layout they state.
 #![allow(clippy::needless_range_loop)]
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 pub mod cpu;
 pub mod dense;
 pub mod detect;

@@ -241,6 +241,12 @@ pub unsafe trait Simd: Copy + 'static {
             }
         }
     }
+    /// 16 rows of 64 bytes into a part of a panel, in the order that [`Simd::tiles`] reads.
+    #[inline(always)]
+    unsafe fn panel_part(from: *const u8, to: *mut u8) {
+        // SAFETY: passed on
+        unsafe { Self::transpose(from, to) }
+    }
     unsafe fn prefetch(p: *const u8);
 
     /// Runs [`crate::generic::panel::tile`] over all vectors with this machine's tile sizes.

@@ -337,44 +337,85 @@ pub fn default_threads() -> usize {
 /// Sets the thread's floating-point control to the default (round to nearest even, denormals on, exceptions
 /// masked) and restores what it found when dropped. Costs one register read where nothing has to change.
 pub struct FloatControl {
-    #[cfg(target_arch = "x86_64")]
-    found: Option<u32>,
+    /// The word to put back; `None` where it was the default.
+    found: Option<control::Word>,
 }
 
 impl FloatControl {
     /// Until the value is dropped.
-    #[cfg(target_arch = "x86_64")]
     pub fn default_for_now() -> FloatControl {
-        const DEFAULT: u32 = 0x1f80;
-        const STATUS: u32 = 0x3f; // sticky flags, not control
-        let mut found = 0u32;
-        // SAFETY: stores the control word to a local
-        unsafe { core::arch::asm!("stmxcsr [{}]", in(reg) &mut found, options(nostack)) };
-        if found & !STATUS == DEFAULT {
+        let found = control::read();
+        if found & !control::STATUS == control::DEFAULT {
             return FloatControl { found: None };
         }
-        set_control(DEFAULT);
+        control::write(control::DEFAULT);
         FloatControl { found: Some(found) }
     }
-
-    /// Until the value is dropped. Nothing to do on this machine.
-    #[cfg(not(target_arch = "x86_64"))]
-    pub fn default_for_now() -> FloatControl {
-        FloatControl {}
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn set_control(word: u32) {
-    // SAFETY: loads a valid control word from a local; Rust code runs under the default or under what it found
-    unsafe { core::arch::asm!("ldmxcsr [{}]", in(reg) &word, options(nostack)) };
 }
 
 impl Drop for FloatControl {
     fn drop(&mut self) {
-        #[cfg(target_arch = "x86_64")]
         if let Some(word) = self.found {
-            set_control(word);
+            control::write(word);
         }
     }
+}
+
+/// MXCSR.
+#[cfg(target_arch = "x86_64")]
+mod control {
+    pub type Word = u32;
+    pub const DEFAULT: Word = 0x1f80;
+    /// Sticky flags, not control.
+    pub const STATUS: Word = 0x3f;
+
+    #[inline]
+    pub fn read() -> Word {
+        let mut word = 0;
+        // SAFETY: stores the control word to a local
+        unsafe { core::arch::asm!("stmxcsr [{}]", in(reg) &mut word, options(nostack)) };
+        word
+    }
+
+    #[inline]
+    pub fn write(word: Word) {
+        // SAFETY: loads a valid control word from a local; Rust code runs under the default or under what it found
+        unsafe { core::arch::asm!("ldmxcsr [{}]", in(reg) &word, options(nostack)) };
+    }
+}
+
+/// FPCR. Its flags lie in another register.
+#[cfg(target_arch = "aarch64")]
+mod control {
+    pub type Word = u64;
+    pub const DEFAULT: Word = 0;
+    pub const STATUS: Word = 0;
+
+    #[inline]
+    pub fn read() -> Word {
+        let word;
+        // SAFETY: reads a register that every program may read
+        unsafe { core::arch::asm!("mrs {}, fpcr", out(reg) word, options(nomem, nostack, preserves_flags)) };
+        word
+    }
+
+    #[inline]
+    pub fn write(word: Word) {
+        // SAFETY: the default or a word that was there; not `nomem`, so that no sum moves across it through memory
+        unsafe { core::arch::asm!("msr fpcr, {}", in(reg) word, options(nostack, preserves_flags)) };
+    }
+}
+
+/// A machine whose arithmetic has no control word that we know.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod control {
+    pub type Word = u32;
+    pub const DEFAULT: Word = 0;
+    pub const STATUS: Word = 0;
+
+    pub fn read() -> Word {
+        DEFAULT
+    }
+
+    pub fn write(_: Word) {}
 }

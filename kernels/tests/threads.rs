@@ -106,24 +106,52 @@ fn zero_threads_means_those_of_the_process() {
     assert!(Pool::new(0).threads() >= 1);
 }
 
+/// The control word, its default, and one that flushes denormals.
 #[cfg(target_arch = "x86_64")]
-#[test]
-fn a_host_with_flushed_denormals_gets_default_arithmetic_and_its_own_back() {
-    fn control() -> u32 {
+mod control {
+    pub const DEFAULT: u64 = 0x1f80;
+    pub const FLUSHING: u64 = 0x9fc0;
+
+    pub fn read() -> u64 {
         let mut word = 0u32;
         // SAFETY: stores the control word to a local
         unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &mut word, options(nostack)) };
-        word & !0x3f
+        u64::from(word & !0x3f)
     }
-    let set = |word: u32| {
-        // SAFETY: loads a valid control word; restored below
+
+    pub fn write(word: u64) {
+        let word = word as u32;
+        // SAFETY: loads a valid control word; the test restores it
         unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &word, options(nostack)) }
-    };
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod control {
+    pub const DEFAULT: u64 = 0;
+    pub const FLUSHING: u64 = 1 << 24;
+
+    pub fn read() -> u64 {
+        let word;
+        // SAFETY: reads a register that every program may read
+        unsafe { std::arch::asm!("mrs {}, fpcr", out(reg) word, options(nostack)) };
+        word
+    }
+
+    pub fn write(word: u64) {
+        // SAFETY: a valid control word; the test restores it
+        unsafe { std::arch::asm!("msr fpcr, {}", in(reg) word, options(nostack)) }
+    }
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[test]
+fn a_host_with_flushed_denormals_gets_default_arithmetic_and_its_own_back() {
     let pool = Pool::new(2);
-    let before = control();
-    set(0x9fc0); // flush to zero, denormals are zero
-    pool.run(50, |_| assert_eq!(control(), 0x1f80));
-    let after = control();
-    set(before);
-    assert_eq!(after, 0x9fc0);
+    let before = control::read();
+    control::write(control::FLUSHING);
+    pool.run(50, |_| assert_eq!(control::read(), control::DEFAULT));
+    let after = control::read();
+    control::write(before);
+    assert_eq!(after, control::FLUSHING);
 }

@@ -95,26 +95,32 @@ fn read() -> Word {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn write(_: Word) {}
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod tests {
     use super::*;
 
+    /// Flush to zero, and the flags that are not control.
+    #[cfg(target_arch = "x86_64")]
+    const BITS: (Word, Word) = (1 << 15, 0x3F);
+    #[cfg(target_arch = "aarch64")]
+    const BITS: (Word, Word) = (1 << 24, 0);
+
     #[test]
     fn the_hosts_word_is_restored_and_in_force_in_callbacks() {
-        let flush_to_zero = DEFAULT | 1 << 15;
+        let (flush_to_zero, flags) = (DEFAULT | BITS.0, BITS.1);
         let before = read();
         write(flush_to_zero);
         {
             let _float = Float::enter();
-            assert_eq!(read() & !0x3F, DEFAULT);
-            as_host(|| assert_eq!(read() & !0x3F, flush_to_zero));
+            assert_eq!(read() & !flags, DEFAULT);
+            as_host(|| assert_eq!(read() & !flags, flush_to_zero));
             {
                 let _nested = Float::enter();
-                as_host(|| assert_eq!(read() & !0x3F, DEFAULT));
+                as_host(|| assert_eq!(read() & !flags, DEFAULT));
             }
-            as_host(|| assert_eq!(read() & !0x3F, flush_to_zero));
+            as_host(|| assert_eq!(read() & !flags, flush_to_zero));
         }
-        assert_eq!(read() & !0x3F, flush_to_zero);
+        assert_eq!(read() & !flags, flush_to_zero);
         write(before);
     }
 }

@@ -108,7 +108,7 @@ macro_rules! versions {
                     $crate::detect::Isa::Avx512 | $crate::detect::Isa::Amx => return unsafe { wide($($arg),*) },
                     // SAFETY: as above.
                     $crate::detect::Isa::Avx2 => return unsafe { half($($arg),*) },
-                    $crate::detect::Isa::Scalar => {}
+                    _ => {}
                 }
             }
             #[cfg(not(target_arch = "x86_64"))]

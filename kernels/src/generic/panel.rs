@@ -4,6 +4,8 @@
 //! ```text
 //! panel, for each tile of 16 rows:  [4 inputs at a time, 64 of them][16 rows][4 bytes]
 //! ```
+//! (or in the order that an instruction set's own [`Simd::tiles`] wants).
+//!
 //! One load of a panel line holds 4 inputs of 16 rows; 4 activations broadcast against it add to sixteen i32
 //! sums, one per row, so nothing is summed across lanes. Decoding pays from about eight vectors on.
 
@@ -91,8 +93,8 @@ unsafe fn decode<S: Simd, const BITS: u8>(head: *const u8, record: *const u8, ha
             for h in 0..halves {
                 codes::tile::<S, BITS, true>(table, record, halves, tile, h, [sets, sets.add(1024)], 64);
                 let to = panel.add(tile * 4096 + h * 2048);
-                S::transpose(sets, to);
-                S::transpose(sets.add(1024), to.add(1024));
+                S::panel_part(sets, to);
+                S::panel_part(sets.add(1024), to.add(1024));
             }
         }
     }

@@ -38,6 +38,7 @@ pub struct IntBlock {
     /// Sums of their integers `[records][vectors]`.
     pub sum: *const i32,
     /// Packed for matrix tiles, see [`crate::input::PACKED`]; null where they are not used.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only matrix tiles of x86 read it
     pub tiles: *const u8,
     /// Vectors in `x`.
     pub vectors: usize,

@@ -1,0 +1,3 @@
+//! ARM's 64-bit instruction sets.
+
+pub mod neon;
