@@ -13,6 +13,7 @@
 //! next one's keys and values are fetched through the page table. Online softmax: arXiv:1805.02867; blocks:
 //! arXiv:2205.14135; parts: arXiv:2311.01282.
 
+mod ahead;
 mod join;
 mod scores;
 mod scratch;
@@ -24,6 +25,8 @@ mod values;
 pub use join::{Join, join};
 pub use scratch::Scratch;
 pub use store::store;
+
+use ahead::Ahead;
 
 use super::norm::{fetch, put};
 use super::quantize::quantize;
@@ -82,8 +85,6 @@ pub fn record(layout: &KvLayout) -> usize {
 struct Run {
     /// The head's part of the page; null where no query sees any of it.
     page: *const u8,
-    /// The same of the position a block later, to be fetched; null where that is not to be read.
-    next: *const u8,
     /// The first position's slot in the page.
     slot: usize,
 }
@@ -110,18 +111,15 @@ impl Tile<'_> {
         self.queries.iter().any(|q| q.low.max(from) < q.high.min(to))
     }
 
-    /// The block at `start`; positions from `end` on are not fetched ahead.
+    /// The block at `start`.
     #[inline(always)]
-    fn block(&self, start: usize, end: usize) -> Block {
-        let mut runs = [Run { page: core::ptr::null(), next: core::ptr::null(), slot: 0 }; BLOCK / 16];
+    fn block(&self, start: usize) -> Block {
+        let mut runs = [Run { page: core::ptr::null(), slot: 0 }; BLOCK / 16];
         for (g, run) in runs.iter_mut().enumerate() {
             let at = start + g * 16;
             run.slot = at % self.layout.page_tokens;
             if self.seen(at, at + 16) {
                 run.page = self.page(at);
-            }
-            if at + BLOCK < end {
-                run.next = self.page(at + BLOCK);
             }
         }
         Block { start, runs }
@@ -148,6 +146,10 @@ pub unsafe fn attend<S: Simd>(a: &Tile) {
         }
         let end = high.min(a.last * PART);
         let mut part = a.first.max(low / PART);
+        let fetched = ahead::blocks(a);
+        let mut ahead = Ahead::new(a, low.max(part * PART) / BLOCK * BLOCK, fetched, end, 1);
+        ahead.drain::<S>();
+        let (mut done, work) = (0, work(a) * fetched);
         while part * PART < end {
             let (from, to) = (part * PART, end.min((part + 1) * PART));
             let count = a.queries.len();
@@ -159,11 +161,15 @@ pub unsafe fn attend<S: Simd>(a: &Tile) {
             let mut start = low.max(from) / BLOCK * BLOCK;
             while start < to {
                 if a.seen(start, start + BLOCK) {
-                    let block = a.block(start, end);
+                    let block = a.block(start);
+                    if done % fetched == 0 {
+                        ahead = Ahead::new(a, start + fetched * BLOCK, fetched, end, work);
+                    }
+                    done += 1;
                     spans::fill::<S>(a, s, start);
-                    scores::products::<S>(a, s, &block);
-                    softmax::weights::<S>(a, s, &block);
-                    values::add::<S>(a, s, &block);
+                    scores::products::<S>(a, s, &block, &mut ahead);
+                    softmax::weights::<S>(a, s, &block, &mut ahead);
+                    values::add::<S>(a, s, &block, &mut ahead);
                 }
                 start += BLOCK;
             }
@@ -191,6 +197,18 @@ pub unsafe fn attend<S: Simd>(a: &Tile) {
         }
     }
 }
+
+/// About how many vector operations a block takes that pay for lines: those of the first group of queries.
+#[inline(always)]
+fn work(a: &Tile) -> usize {
+    let n = a.queries.len().min(8);
+    let (kw, vw) = (a.layout.key_width(), a.layout.value_width());
+    let products = if a.layout.key == KeyType::I8 { n * kw } else { n * kw * 4 };
+    products + n * SOFTMAX + n * vw * 4
+}
+
+/// The same of one query's softmax.
+const SOFTMAX: usize = 128;
 
 /// A query in the form in which keys take it: padded floats, or int8 by 256 dimensions.
 #[inline(always)]

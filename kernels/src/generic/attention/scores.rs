@@ -4,6 +4,7 @@
 //! any sum across lanes; exact per 256 dimensions, then one fma, as in a matrix product. Other keys: sixteen lanes
 //! by d mod 16, then the tree. Scores of positions that no query sees are left as they were.
 
+use super::ahead::Ahead;
 use super::{BLOCK, Block, Scratch, Tile};
 use crate::kv::KeyType;
 use crate::simd::Simd;
@@ -23,18 +24,18 @@ pub(super) use groups;
 
 /// Scores of all queries with the block's keys, into `s.p`.
 #[inline(always)]
-pub unsafe fn products<S: Simd>(a: &Tile, s: &Scratch, b: &Block) {
+pub unsafe fn products<S: Simd>(a: &Tile, s: &Scratch, b: &Block, ahead: &mut Ahead) {
     // SAFETY: as `attend`; a sixteen that holds a visible position lies in one page, all of it readable
     unsafe {
         if a.layout.key == KeyType::I8 {
             if S::ACCUMULATORS > 1 && b.runs.iter().all(|r| !r.page.is_null()) {
-                whole::<S>(a, s, b);
+                whole::<S>(a, s, b, ahead);
                 return;
             }
             for g in 0..BLOCK / 16 {
                 if !b.runs[g].page.is_null() {
                     for i in 0..a.queries.len() {
-                        dots::<S, 1, 1>(a, s, b, i, g);
+                        dots::<S, 1, 1>(a, s, b, i, g, ahead);
                     }
                 }
             }
@@ -42,8 +43,8 @@ pub unsafe fn products<S: Simd>(a: &Tile, s: &Scratch, b: &Block) {
             for g in 0..BLOCK / 16 {
                 if !b.runs[g].page.is_null() {
                     match a.layout.key {
-                        KeyType::F16 => floats::<S, true>(a, s, b, g),
-                        _ => floats::<S, false>(a, s, b, g),
+                        KeyType::F16 => floats::<S, true>(a, s, b, g, ahead),
+                        _ => floats::<S, false>(a, s, b, g, ahead),
                     }
                 }
             }
@@ -53,23 +54,23 @@ pub unsafe fn products<S: Simd>(a: &Tile, s: &Scratch, b: &Block) {
 
 /// A block that is seen everywhere: as many accumulators as the registers hold.
 #[inline(always)]
-unsafe fn whole<S: Simd>(a: &Tile, s: &Scratch, b: &Block) {
+unsafe fn whole<S: Simd>(a: &Tile, s: &Scratch, b: &Block, ahead: &mut Ahead) {
     // SAFETY: passed on
     unsafe {
         let n = a.queries.len();
         if S::ACCUMULATORS == 16 {
             groups!(n, i,
                 8 => for g in [0, 2] {
-                    dots::<S, 8, 2>(a, s, b, i, g);
+                    dots::<S, 8, 2>(a, s, b, i, g, ahead);
                 },
-                4 => dots::<S, 4, 4>(a, s, b, i, 0),
-                1 => dots::<S, 1, 4>(a, s, b, i, 0));
+                4 => dots::<S, 4, 4>(a, s, b, i, 0, ahead),
+                1 => dots::<S, 1, 4>(a, s, b, i, 0, ahead));
         } else {
             groups!(n, i,
                 4 => for g in 0..BLOCK / 16 {
-                    dots::<S, 4, 1>(a, s, b, i, g);
+                    dots::<S, 4, 1>(a, s, b, i, g, ahead);
                 },
-                1 => dots::<S, 1, 4>(a, s, b, i, 0));
+                1 => dots::<S, 1, 4>(a, s, b, i, 0, ahead));
         }
     }
 }
@@ -82,19 +83,16 @@ unsafe fn dots<S: Simd, const Q: usize, const G: usize>(
     b: &Block,
     first: usize,
     sixteen: usize,
+    ahead: &mut Ahead,
 ) {
     // SAFETY: the sixteens are readable, queries first..first + Q exist
     unsafe {
         let width = a.layout.key_width();
         let mut keys = [core::ptr::null::<u8>(); G];
-        let mut next = [core::ptr::null::<u8>(); G];
         let mut scales = [S::splat(0.0); G];
-        let mut ahead = first == 0;
         for g in 0..G {
             let run = &b.runs[sixteen + g];
             keys[g] = run.page.add(run.slot * width);
-            next[g] = run.next.wrapping_add(run.slot * width);
-            ahead &= !run.next.is_null();
             scales[g] = S::load_f16(run.page.add(a.layout.key_scales_at()).cast::<u16>().add(run.slot));
         }
         let queries = s.q8.add(first * width).cast_const();
@@ -115,10 +113,8 @@ unsafe fn dots<S: Simd, const Q: usize, const G: usize>(
                 for g in 0..G {
                     line[g] = S::biased(S::b_load(keys[g].add(k * 16)));
                 }
-                if ahead {
-                    for g in 0..G {
-                        S::prefetch(next[g].wrapping_add(k * 16));
-                    }
+                if first == 0 && k % 8 == 0 {
+                    ahead.pay::<S>(Q * G * 2);
                 }
                 for q in 0..Q {
                     let x = queries.add(q * width + k).cast::<i32>().read_unaligned();
@@ -144,48 +140,41 @@ unsafe fn dots<S: Simd, const Q: usize, const G: usize>(
 
 /// All queries with a sixteen of f16 or f32 keys.
 #[inline(always)]
-unsafe fn floats<S: Simd, const HALF: bool>(a: &Tile, s: &Scratch, b: &Block, g: usize) {
+unsafe fn floats<S: Simd, const HALF: bool>(a: &Tile, s: &Scratch, b: &Block, g: usize, ahead: &mut Ahead) {
     // SAFETY: the sixteen is readable
     unsafe {
-        let (width, bytes) = (a.layout.key_width(), a.layout.key_bytes());
+        let (width, n) = (a.layout.key_width(), a.queries.len());
         let run = &b.runs[g];
-        let keys = run.page.add(run.slot * bytes);
-        let next = if run.next.is_null() { run.next } else { run.next.wrapping_add(run.slot * bytes) };
-        let n = a.queries.len();
+        let keys = run.page.add(run.slot * a.layout.key_bytes());
         let out = s.p.add(g * 16);
-        if !HALF {
-            for i in 0..n {
-                let next = if i == 0 { next } else { core::ptr::null() };
-                S::store(out.add(i * BLOCK), rows::<S, false>(s.q.add(i * width), keys, width, next));
-            }
-        } else if n == 1 {
-            S::store(out, rows::<S, true>(s.q, keys, width, next));
-        } else {
+        if HALF && n == 1 {
+            S::store(out, rows::<S, true>(s.q, keys, width, ahead));
+            return;
+        }
+        let mut floats = keys.cast::<f32>();
+        if HALF {
             // converted once for all queries
             let mut d = 0;
             while d < 16 * width {
                 S::store(s.keys.add(d), S::load_f16(keys.cast::<u16>().add(d)));
-                if !next.is_null() {
-                    S::prefetch(next.wrapping_add(d * 2));
-                }
                 d += 16;
             }
-            for i in 0..n {
-                let keys = s.keys.cast::<u8>().cast_const();
-                let null = core::ptr::null();
-                S::store(out.add(i * BLOCK), rows::<S, false>(s.q.add(i * width), keys, width, null));
-            }
+            floats = s.keys;
+        }
+        for i in 0..n {
+            let v = rows::<S, false>(s.q.add(i * width), floats.cast(), width, ahead);
+            S::store(out.add(i * BLOCK), v);
         }
     }
 }
 
-/// One query with sixteen keys; fetches as many bytes at `next` as it reads.
+/// One query with sixteen keys.
 #[inline(always)]
 unsafe fn rows<S: Simd, const HALF: bool>(
     q: *const f32,
     keys: *const u8,
     width: usize,
-    next: *const u8,
+    ahead: &mut Ahead,
 ) -> S::F {
     // SAFETY: sixteen keys of `width` values
     unsafe {
@@ -199,13 +188,7 @@ unsafe fn rows<S: Simd, const HALF: bool>(
                 let k = if HALF { S::load_f16(key.cast()) } else { S::load(key.cast()) };
                 acc[l] = S::fma(x, k, acc[l]);
             }
-            if !next.is_null() {
-                let mut line = 0;
-                while line < 16 * 16 * size {
-                    S::prefetch(next.wrapping_add(d * 16 * size + line));
-                    line += 64;
-                }
-            }
+            ahead.pay::<S>(16);
             d += 16;
         }
         S::tree16(&acc)

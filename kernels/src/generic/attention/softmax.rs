@@ -2,8 +2,9 @@
 //!
 //! Sixteen queries at a time: their maxima, factors and sums are each one register.
 
+use super::ahead::Ahead;
 use super::spans::Span;
-use super::{BLOCK, Block, Scratch, Tile};
+use super::{BLOCK, Block, SOFTMAX, Scratch, Tile};
 use crate::generic::math::{exp, exps, tanhs};
 use crate::kv::{KeyType, ValueType};
 use crate::simd::Simd;
@@ -14,7 +15,7 @@ const INDEX: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12.,
 /// Fills `s.p` with weights and `s.factor` with what each output has to be multiplied by; maxima and sums are
 /// brought up to date. With int8 values the weights take in the values' scales.
 #[inline(always)]
-pub unsafe fn weights<S: Simd>(a: &Tile, s: &Scratch, b: &Block) {
+pub unsafe fn weights<S: Simd>(a: &Tile, s: &Scratch, b: &Block, ahead: &mut Ahead) {
     // SAFETY: as `attend`
     unsafe {
         let scales_at = match (a.layout.latent, a.layout.key, a.layout.value) {
@@ -32,7 +33,7 @@ pub unsafe fn weights<S: Simd>(a: &Tile, s: &Scratch, b: &Block) {
         }
         let mut i = 0;
         while i < a.queries.len() {
-            sixteen::<S>(a, s, b, i, scales_at.is_some(), &scales);
+            sixteen::<S>(a, s, b, i, scales_at.is_some().then_some(&scales), ahead);
             i += 16;
         }
     }
@@ -45,8 +46,8 @@ unsafe fn sixteen<S: Simd>(
     s: &Scratch,
     b: &Block,
     first: usize,
-    scaled: bool,
-    scales: &[S::F; STEPS],
+    scales: Option<&[S::F; STEPS]>,
+    ahead: &mut Ahead,
 ) {
     // SAFETY: as `attend`; maxima, sums and factors have room for sixteen
     unsafe {
@@ -56,6 +57,7 @@ unsafe fn sixteen<S: Simd>(
         for i in 0..count {
             if (*s.spans.add(first + i)).sees() {
                 tops[i] = logits::<S>(a, s, b, first + i);
+                ahead.pay::<S>(SOFTMAX / 2);
             }
         }
         let old = S::load(max);
@@ -78,8 +80,10 @@ unsafe fn sixteen<S: Simd>(
                 let e = exps::<S, STEPS>(v);
                 rows[i] = S::add(S::add(S::add(e[0], e[1]), e[2]), e[3]);
                 for g in 0..STEPS {
-                    S::store(p.add(g * 16), if scaled { S::mul(e[g], scales[g]) } else { e[g] });
+                    let weight = if let Some(scales) = scales { S::mul(e[g], scales[g]) } else { e[g] };
+                    S::store(p.add(g * 16), weight);
                 }
+                ahead.pay::<S>(SOFTMAX / 2);
             }
         }
         let before = S::load(sum);

@@ -3,6 +3,7 @@
 //! Few queries take values as they lie in the page; for many, a slice of sixty-four dimensions of the block is
 //! turned into floats once. Q queries by D sixteens of dimensions stay in registers over all positions.
 
+use super::ahead::Ahead;
 use super::scores::groups;
 use super::{BLOCK, Block, Scratch, Tile};
 use crate::kv::{KeyType, ValueType};
@@ -22,15 +23,13 @@ const I8: u8 = 2;
 struct Source {
     /// The value of the block's position 16g, for every sixteen g.
     at: [*const u8; BLOCK / 16],
-    /// The same of the next block, to be fetched; null where nothing is.
-    next: [*const u8; BLOCK / 16],
     /// Bytes of a value.
     bytes: usize,
 }
 
 /// Adds the block's values, weighted, to all queries' outputs.
 #[inline(always)]
-pub unsafe fn add<S: Simd>(a: &Tile, s: &Scratch, b: &Block) {
+pub unsafe fn add<S: Simd>(a: &Tile, s: &Scratch, b: &Block, ahead: &mut Ahead) {
     let l = &a.layout;
     let (kind, offset, bytes) = if l.latent {
         let kind = match l.key {
@@ -47,14 +46,10 @@ pub unsafe fn add<S: Simd>(a: &Tile, s: &Scratch, b: &Block) {
         };
         (kind, l.values_at(), l.value_bytes())
     };
-    let mut source = Source { at: [core::ptr::null(); 4], next: [core::ptr::null(); 4], bytes };
+    let mut source = Source { at: [core::ptr::null(); BLOCK / 16], bytes };
     for (g, run) in b.runs.iter().enumerate() {
         if !run.page.is_null() {
             source.at[g] = run.page.wrapping_add(offset + run.slot * bytes);
-        }
-        // a latent's values have been fetched as keys
-        if !run.next.is_null() && !l.latent {
-            source.next[g] = run.next.wrapping_add(offset + run.slot * bytes);
         }
     }
     let (n, width) = (a.queries.len(), l.value_width());
@@ -62,11 +57,11 @@ pub unsafe fn add<S: Simd>(a: &Tile, s: &Scratch, b: &Block) {
     // SAFETY: as `attend`; padded values reach the next multiple of 16
     unsafe {
         if n < MANY && kind == F16 {
-            all::<S, F16>(s, &source, n, 0, width, width);
+            all::<S, F16>(s, &source, n, 0, width, width, ahead);
             return;
         }
         if n < MANY && kind == I8 && !spread {
-            all::<S, I8>(s, &source, n, 0, width, width);
+            all::<S, I8>(s, &source, n, 0, width, width, ahead);
             return;
         }
         // floats are taken as they lie, all dimensions at once
@@ -85,18 +80,10 @@ pub unsafe fn add<S: Simd>(a: &Tile, s: &Scratch, b: &Block) {
                     _ if spread => gather::<S>(source.at[g].add(d * 16), count, to),
                     _ => convert::<S, I8>(source.at[g].add(d), bytes, count, to),
                 }
-                if !source.next[g].is_null() {
-                    let mut at = 16 * bytes * d / width;
-                    while at < 16 * bytes * (d + count) / width {
-                        S::prefetch(source.next[g].wrapping_add(at));
-                        at += 64;
-                    }
-                }
                 floats.at[g] = to.cast::<u8>();
-                floats.next[g] = core::ptr::null();
             }
             floats.bytes = if kind == F32 { bytes } else { SLICE * size_of::<f32>() };
-            all::<S, F32>(s, &floats, n, d, count, width);
+            all::<S, F32>(s, &floats, n, d, count, width, ahead);
             d += slice;
         }
     }
@@ -149,7 +136,15 @@ unsafe fn value<S: Simd, const K: u8>(at: *const u8, d: usize) -> S::F {
 /// All queries, `count` dimensions that begin at `d` in the outputs and at 0 in the source: groups of queries over
 /// what all of the group see, before and after that one by one.
 #[inline(always)]
-unsafe fn all<S: Simd, const K: u8>(s: &Scratch, v: &Source, n: usize, d: usize, count: usize, width: usize) {
+unsafe fn all<S: Simd, const K: u8>(
+    s: &Scratch,
+    v: &Source,
+    n: usize,
+    d: usize,
+    count: usize,
+    width: usize,
+    ahead: &mut Ahead,
+) {
     // SAFETY: passed on
     unsafe {
         let o = s.o.add(d);
@@ -157,12 +152,12 @@ unsafe fn all<S: Simd, const K: u8>(s: &Scratch, v: &Source, n: usize, d: usize,
             if step == COMMON {
                 match S::ACCUMULATORS {
                     16 => groups!(n, i,
-                        8 => together::<S, K, 8, 2>(s, v, i, o, count, width),
-                        4 => together::<S, K, 4, 4>(s, v, i, o, count, width),
-                        2 => together::<S, K, 2, 4>(s, v, i, o, count, width)),
+                        8 => together::<S, K, 8, 2>(s, v, i, o, count, width, ahead),
+                        4 => together::<S, K, 4, 4>(s, v, i, o, count, width, ahead),
+                        2 => together::<S, K, 2, 4>(s, v, i, o, count, width, ahead)),
                     4 => groups!(n, i,
-                        4 => together::<S, K, 4, 1>(s, v, i, o, count, width),
-                        2 => together::<S, K, 2, 2>(s, v, i, o, count, width)),
+                        4 => together::<S, K, 4, 1>(s, v, i, o, count, width, ahead),
+                        2 => together::<S, K, 2, 2>(s, v, i, o, count, width, ahead)),
                     _ => {}
                 }
                 continue;
@@ -176,9 +171,9 @@ unsafe fn all<S: Simd, const K: u8>(s: &Scratch, v: &Source, n: usize, d: usize,
                     false => (x.last < x.to, x.last, x.to),
                 };
                 if wanted && S::ACCUMULATORS == 1 {
-                    span::<S, K, 1, 1>(s, v, i, o, count, width, from, to, before);
+                    span::<S, K, 1, 1>(s, v, i, o, count, width, from, to, before, ahead);
                 } else if wanted {
-                    span::<S, K, 1, 4>(s, v, i, o, count, width, from, to, before);
+                    span::<S, K, 1, 4>(s, v, i, o, count, width, from, to, before, ahead);
                 }
             }
         }
@@ -198,12 +193,13 @@ unsafe fn together<S: Simd, const K: u8, const Q: usize, const D: usize>(
     o: *mut f32,
     count: usize,
     width: usize,
+    ahead: &mut Ahead,
 ) {
     // SAFETY: passed on
     unsafe {
         let x = *s.spans.add(first);
         if x.first < x.last {
-            span::<S, K, Q, D>(s, v, first, o, count, width, x.first, x.last, x.alike);
+            span::<S, K, Q, D>(s, v, first, o, count, width, x.first, x.last, x.alike, ahead);
         }
     }
 }
@@ -221,16 +217,17 @@ unsafe fn span<S: Simd, const K: u8, const Q: usize, const D: usize>(
     from: usize,
     to: usize,
     rescale: bool,
+    ahead: &mut Ahead,
 ) {
     // SAFETY: passed on
     unsafe {
         let mut d = 0;
         while d + D * 16 <= count {
-            chunk::<S, K, Q, D>(s, v, first, o, d, width, from, to, rescale);
+            chunk::<S, K, Q, D>(s, v, first, o, d, width, from, to, rescale, ahead);
             d += D * 16;
         }
         while d < count {
-            chunk::<S, K, Q, 1>(s, v, first, o, d, width, from, to, rescale);
+            chunk::<S, K, Q, 1>(s, v, first, o, d, width, from, to, rescale, ahead);
             d += 16;
         }
     }
@@ -249,6 +246,7 @@ unsafe fn chunk<S: Simd, const K: u8, const Q: usize, const D: usize>(
     from: usize,
     to: usize,
     rescale: bool,
+    ahead: &mut Ahead,
 ) {
     // SAFETY: as `attend`
     unsafe {
@@ -266,9 +264,6 @@ unsafe fn chunk<S: Simd, const K: u8, const Q: usize, const D: usize>(
             let end = to.min(at / 16 * 16 + 16);
             let mut from = v.at[at / 16].add(at % 16 * v.bytes);
             let mut weights = s.p.add(first * BLOCK + at).cast_const();
-            let next = v.next[at / 16];
-            let mut ahead = next.wrapping_add(at % 16 * v.bytes);
-            let fetch = first == 0 && d == 0 && !next.is_null();
             while at < end {
                 let mut x = [S::splat(0.0); D];
                 for c in 0..D {
@@ -280,15 +275,10 @@ unsafe fn chunk<S: Simd, const K: u8, const Q: usize, const D: usize>(
                         acc[q][c] = S::fma(w, x[c], acc[q][c]);
                     }
                 }
-                if fetch {
-                    let mut line = 0;
-                    while line < v.bytes {
-                        S::prefetch(ahead.wrapping_add(line));
-                        line += 64;
-                    }
+                if first == 0 {
+                    ahead.pay::<S>(Q * D);
                 }
                 from = from.add(v.bytes);
-                ahead = ahead.wrapping_add(v.bytes);
                 weights = weights.add(1);
                 at += 1;
             }
