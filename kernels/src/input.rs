@@ -10,8 +10,10 @@
 //! of a product adds a token's two sums.
 
 use crate::cpu::{Cpu, Shared};
-use crate::generic::rows::DEPTH;
+use crate::generic::panel::{LANES, Packing, Packs, lanes};
+use crate::generic::rows::{DEPTH, FEW};
 use crate::ops::TileOps;
+use std::ops::Range;
 
 /// Activations `[m, k]` for any number of products. Reuse one: its memory grows to the largest use and stays.
 #[derive(Default)]
@@ -51,9 +53,31 @@ pub(crate) struct Int8 {
     /// `[width/256 rounded up][rows]`.
     pub(crate) scale: Vec<f32>,
     pub(crate) sum: Vec<i32>,
+    side: Side,
     packed: bool,
     /// `[width/256 rounded up][rows/16 rounded up][PACKED]`, the same for matrix tiles.
     pub(crate) tiles: Vec<Line>,
+}
+
+/// The same rows as packs (`generic/panel.rs`), for each range of tokens that a product takes by itself.
+#[derive(Default)]
+struct Side {
+    ranges: Vec<Slot>,
+    /// Bytes and packs of one record.
+    bytes: usize,
+    packs: usize,
+    x: Vec<Line>,
+    scale: Vec<f32>,
+    start: Vec<i32>,
+}
+
+/// Where a range's packs begin.
+#[derive(Clone, Copy, PartialEq)]
+struct Slot {
+    from: usize,
+    to: usize,
+    byte: usize,
+    pack: usize,
 }
 
 /// Grows, never shrinks, so that a smaller call after a larger one allocates nothing.
@@ -100,7 +124,10 @@ impl Input {
         assert!(k > 0, "activations without width");
         let width = k.next_multiple_of(128);
         (self.m, self.k, self.width) = (m, k, width);
-        (self.one.made, self.two.made) = (false, false);
+        for int8 in [&mut self.one, &mut self.two] {
+            int8.made = false;
+            int8.side.ranges.clear();
+        }
         room(&mut self.x, m * width);
         let to = Shared::of(&mut self.x[..m * width]);
         cpu.split(m, m * width, |rows| {
@@ -169,6 +196,83 @@ impl Input {
                 }
             }
         });
+    }
+
+    /// Makes the packs of every range of tokens out of what [`Input::quantize`] made, unless that is done. Ranges that
+    /// the rows' form serves, and those of `tiles` vectors and more, get none.
+    pub(crate) fn lay_side_by_side(
+        &mut self,
+        cpu: &Cpu,
+        terms: usize,
+        tiles: usize,
+        ranges: impl Iterator<Item = Range<usize>> + Clone,
+    ) {
+        let (m, records) = (self.m, self.width.div_ceil(DEPTH));
+        let int8 = if terms == 2 { &mut self.two } else { &mut self.one };
+        let side = &mut int8.side;
+        if side.ranges.iter().map(|r| r.from..r.to).eq(ranges.clone()) {
+            return;
+        }
+        side.ranges.clear();
+        let (mut byte, mut pack) = (0, 0);
+        for range in ranges {
+            side.ranges.push(Slot { from: range.start, to: range.end, byte, pack });
+            let vectors = range.len() * terms;
+            if vectors > FEW && vectors < tiles {
+                let rest = vectors % LANES;
+                let rest = if rest == 0 { 0 } else { lanes(rest) };
+                byte += (vectors / LANES * LANES + rest) * DEPTH;
+                pack += vectors.div_ceil(LANES);
+            }
+        }
+        (side.bytes, side.packs) = (byte, pack);
+        room(&mut side.x, records * byte / 64);
+        room(&mut side.scale, records * pack * LANES);
+        room(&mut side.start, records * pack * LANES);
+        let (x, scale, start) =
+            (Shared::of(&mut side.x[..]), Shared::of(&mut side.scale[..]), Shared::of(&mut side.start[..]));
+        let (ranges, rows) = (&side.ranges, m * terms);
+        let (q, scales, sums) = (&int8.q, &int8.scale, &int8.sum);
+        cpu.split(records * pack, records * byte / 4, |jobs| {
+            for job in jobs {
+                let (r, p) = (job / pack, job % pack);
+                // the last range that begins at or before this pack; those without packs come before it
+                let slot = ranges[ranges.partition_point(|s| s.pack <= p) - 1];
+                let first = (p - slot.pack) * LANES;
+                let vectors = ((slot.to - slot.from) * terms - first).min(LANES);
+                let at = r * rows + slot.from * terms + first;
+                // SAFETY: pack p of record r is written by the thread that has the job, alone; the vectors exist, and
+                // the machine has the table's instruction set
+                unsafe {
+                    let to =
+                        x.slice((r * byte + slot.byte + first * DEPTH) / 64, lanes(vectors) * DEPTH / 64);
+                    let lane = (r * pack + p) * LANES;
+                    (cpu.ops.pack)(&Packing {
+                        x: q[at * DEPTH..][..vectors * DEPTH].as_ptr(),
+                        scale: scales[at..][..vectors].as_ptr(),
+                        sum: sums[at..][..vectors].as_ptr(),
+                        vectors,
+                        to: to.as_mut_ptr().cast(),
+                        to_scale: scale.slice(lane, LANES).as_mut_ptr(),
+                        to_start: start.slice(lane, LANES).as_mut_ptr(),
+                    });
+                }
+            }
+        });
+    }
+
+    /// The packs of range `i`, from its vector `first` on, a multiple of [`LANES`].
+    pub(crate) fn packs(&self, terms: usize, i: usize, first: usize) -> Packs {
+        let side = &self.int8(terms).side;
+        let slot = side.ranges[i];
+        let lane = (slot.pack + first / LANES) * LANES;
+        Packs {
+            x: side.x.as_ptr().cast::<i8>().wrapping_add(slot.byte + first * DEPTH),
+            record: side.bytes,
+            scale: side.scale.as_ptr().wrapping_add(lane),
+            start: side.start.as_ptr().wrapping_add(lane),
+            packs: side.packs,
+        }
     }
 
     /// What [`Input::quantize`] made.

@@ -7,6 +7,7 @@ use crate::cpu::{Activation, Map, Pairs};
 use crate::generic::attention::{Join, Tile};
 use crate::generic::float::FloatBlock;
 use crate::generic::norm::Norm;
+use crate::generic::panel::Packing;
 use crate::generic::rows::IntBlock;
 use crate::kv::KeyType;
 
@@ -24,6 +25,7 @@ pub struct Ops {
     pub quantize: unsafe fn(*const f32, usize, *mut i8, *mut f32, *mut i32),
     /// The same in two terms: `[2][256]`, two scales, two sums.
     pub quantize_two: unsafe fn(*const f32, usize, *mut i8, *mut f32, *mut i32),
+    pub pack: unsafe fn(&Packing),
     pub rms: unsafe fn(&Norm),
     pub layer: unsafe fn(&Norm),
     pub softmax: unsafe fn(*mut f32, usize),
@@ -72,7 +74,7 @@ macro_rules! table {
         mod kernels {
             use super::*;
             use crate::cpu::{Activation, Map, Pairs};
-            use crate::generic::{attention, codes, elementwise, float, norm, quantize, rows};
+            use crate::generic::{attention, codes, elementwise, float, norm, panel, quantize, rows};
             use crate::simd::Simd;
             use crate::kv::KeyType;
 
@@ -89,6 +91,7 @@ macro_rules! table {
                 = (*scale, *sum) = quantize::quantize::<$s, true>(x, n, out));
             entry!([$($feature)?] quantize_two(x: *const f32, n: usize, out: *mut i8, scale: *mut f32, sum: *mut i32)
                 = quantize::quantize_two::<$s>(x, n, out, scale, sum));
+            entry!([$($feature)?] pack(a: &panel::Packing) = panel::pack::<$s>(a));
             entry!([$($feature)?] rms(a: &norm::Norm) = norm::rms::<$s>(a));
             entry!([$($feature)?] layer(a: &norm::Norm) = norm::layer::<$s>(a));
             entry!([$($feature)?] softmax(x: *mut f32, n: usize) = norm::softmax::<$s>(x, n));
@@ -116,6 +119,7 @@ macro_rules! table {
             float: kernels::float,
             quantize: kernels::quantize,
             quantize_two: kernels::quantize_two,
+            pack: kernels::pack,
             rms: kernels::rms,
             layer: kernels::layer,
             softmax: kernels::softmax,

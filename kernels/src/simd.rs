@@ -30,7 +30,7 @@ pub unsafe trait Simd: Copy + 'static {
     type P: Copy;
     /// A 4-bit code table ready to be scaled.
     type T: Copy;
-    /// What is added to weights in the form `dot` and `dot4` take.
+    /// What is added to weights in the form `dot` and `dot_lanes` take.
     const BIAS: i32;
     /// Accumulators of sixteen lanes that fit the registers beside their operands: 16, 4 or 1.
     const ACCUMULATORS: usize = 4;
@@ -215,6 +215,68 @@ pub unsafe trait Simd: Copy + 'static {
     unsafe fn fold16(p: &[Self::P; 4]) -> Self::I;
     /// Lane r += Σ_c w[4r + c] · x[c] over the four signed bytes of `x`.
     unsafe fn dot4(acc: Self::I, w: Self::B, x: i32) -> Self::I;
+    /// Lane i += Σ_c w[(4i + c) mod W] · x[4i + c], c = 0..4, with `W` = 4, 8 or 16 weights at `w` in `dot`'s form.
+    #[inline(always)]
+    unsafe fn dot_lanes<const W: usize>(acc: Self::I, w: *const u8, x: Self::B) -> Self::I {
+        // SAFETY: the trait's promises; `W` bytes lie at `w`
+        unsafe {
+            let (x, mut sums) = (bytes::<Self>(x), [0i32; 16]);
+            Self::i_store(sums.as_mut_ptr(), acc);
+            for i in 0..64 {
+                let w = *w.add(i % W);
+                let w = if Self::BIAS == 0 { i32::from(w as i8) } else { i32::from(w) };
+                sums[i / 4] += w * i32::from(x[i] as i8);
+            }
+            Self::i_load(sums.as_ptr())
+        }
+    }
+    /// In every quad of lanes: a0 + a1, a2 + a3, b0 + b1, b2 + b3.
+    #[inline(always)]
+    unsafe fn fold_pairs(a: Self::I, b: Self::I) -> Self::I {
+        let (mut x, mut y) = ([0i32; 16], [0i32; 16]);
+        // SAFETY: the trait's promises; the arrays hold 16 values
+        unsafe {
+            Self::i_store(x.as_mut_ptr(), a);
+            Self::i_store(y.as_mut_ptr(), b);
+            let sums: [i32; 16] = core::array::from_fn(|i| {
+                let (v, at) = (if i % 4 < 2 { &x } else { &y }, i / 4 * 4 + i % 2 * 2);
+                v[at] + v[at + 1]
+            });
+            Self::i_load(sums.as_ptr())
+        }
+    }
+    /// In every quad of lanes: the sums of that quad of `p[0]`, of `p[1]`, of `p[2]`, of `p[3]`.
+    #[inline(always)]
+    unsafe fn fold_quads(p: [Self::I; 4]) -> Self::I {
+        let mut x = [[0i32; 16]; 4];
+        // SAFETY: the trait's promises; the arrays hold 16 values
+        unsafe {
+            for i in 0..4 {
+                Self::i_store(x[i].as_mut_ptr(), p[i]);
+            }
+            let sums: [i32; 16] = core::array::from_fn(|i| x[i % 4][i / 4 * 4..][..4].iter().sum());
+            Self::i_load(sums.as_ptr())
+        }
+    }
+    /// 16 i32 of magnitudes below 2²⁴.
+    #[inline(always)]
+    unsafe fn i_load(p: *const i32) -> Self::I {
+        // SAFETY: the trait's promises; floats hold such integers exactly
+        unsafe {
+            let floats = p.cast::<[i32; 16]>().read_unaligned().map(|i| i as f32);
+            Self::to_int(Self::load(floats.as_ptr()))
+        }
+    }
+    /// Four values, four times.
+    #[inline(always)]
+    unsafe fn repeat4(p: *const f32) -> Self::F {
+        // SAFETY: the trait's promises; four values lie at `p`
+        unsafe {
+            let four = p.cast::<[f32; 4]>().read_unaligned();
+            let lanes: [f32; 16] = core::array::from_fn(|i| four[i % 4]);
+            Self::load(lanes.as_ptr())
+        }
+    }
     /// 16 rows of 64 bytes (consecutive) to 16 groups of [16 rows][4 bytes].
     #[inline(always)]
     unsafe fn transpose(from: *const u8, to: *mut u8) {

@@ -1,14 +1,20 @@
 //! Matrix products: cuts them into units of row blocks and tokens and runs them in one fork-join.
 
 use super::{Cpu, Shared};
+use crate::generic::codes;
 use crate::generic::float::{FloatBlock, FloatKind};
+use crate::generic::panel::LANES;
 use crate::generic::rows::{IntBlock, STREAMS};
-use crate::generic::{codes, panel};
 use crate::input::Input;
 use crate::matrix::{Experts, Matrix};
 use crate::ops::TileOps;
 use llm_format::quant::{Type, decode_row};
 use std::ops::Range;
+
+/// Vectors up to which several blocks are walked together: reading weights is what takes the time.
+const STREAMED: usize = 64;
+/// Vectors that are worth a unit of their own on matrix tiles.
+const TILED: usize = 256;
 
 /// One product of a group: `out[i] = matrix · x[i] + bias` for all rows i of the shared input.
 pub struct Job<'a> {
@@ -28,6 +34,8 @@ struct Part<'a> {
     out: *mut f32,
     from: usize,
     to: usize,
+    /// Which of the input's ranges they are.
+    range: usize,
 }
 
 // SAFETY: `out` is written in disjoint parts (see `product_units`).
@@ -35,8 +43,8 @@ unsafe impl Sync for Part<'_> {}
 
 impl Part<'_> {
     /// Whether blocks are walked side by side to read well.
-    fn few(&self) -> bool {
-        self.matrix.ty().is_integer() && self.vectors() < panel::FROM
+    fn streamed(&self) -> bool {
+        self.matrix.ty().is_integer() && self.vectors() <= STREAMED
     }
 
     /// Int8 vectors, or tokens of a float type.
@@ -47,28 +55,31 @@ impl Part<'_> {
     /// Tokens of one unit; a unit is one row block.
     fn tokens(&self, cpu: &Cpu) -> usize {
         let tokens = self.to - self.from;
-        if self.few() {
+        let tiles = cpu.tile_ops(self.matrix.ty(), self.vectors()).is_some();
+        if self.streamed() && !tiles {
             return tokens.max(1);
         }
         // long inputs with few blocks are cut along the tokens too, so that every thread finds work
-        let slabs = self.vectors().div_ceil(panel::SLAB).max(1);
+        let slabs = self.vectors().div_ceil(if tiles { TILED } else { STREAMED }).max(1);
         let blocks = self.matrix.rows().div_ceil(32);
         let cuts = (cpu.pool.threads() * 4).div_ceil(blocks).clamp(1, slabs);
         let each = tokens.div_ceil(cuts).max(1);
-        if cpu.tile_ops(self.matrix.ty(), self.vectors()).is_none() {
-            return each;
-        }
-        // two tiles of sixteen vectors
-        each.next_multiple_of(32 / terms(self.matrix.ty())).min(tokens)
+        // whole packs; two tiles of sixteen vectors
+        let step = if tiles { 32 / terms(self.matrix.ty()) } else { LANES };
+        each.next_multiple_of(step).min(tokens).max(1)
     }
 
     /// Units that are computed side by side, where they come together and have all tokens.
     fn together(&self, cpu: &Cpu) -> usize {
-        if self.few() {
-            return STREAMS;
+        if cpu.tile_ops(self.matrix.ty(), self.vectors()).is_none() {
+            let blocks = self.matrix.rows().div_ceil(32);
+            return if self.streamed() {
+                streamed(blocks, self.matrix.block_bytes(), cpu.pool.threads())
+            } else {
+                1
+            };
         }
-        if cpu.tile_ops(self.matrix.ty(), self.vectors()).is_none() || self.tokens(cpu) < self.to - self.from
-        {
+        if self.tokens(cpu) < self.to - self.from {
             return 1;
         }
         // with few vectors reading limits, and more blocks are more streams; with many, two blocks share the loads of
@@ -79,6 +90,20 @@ impl Part<'_> {
     fn units(&self, cpu: &Cpu) -> usize {
         self.matrix.rows().div_ceil(32) * (self.to - self.from).div_ceil(self.tokens(cpu))
     }
+}
+
+/// Bytes of weights in a chunk of a product that mostly reads: long runs, since each begins with cold lines.
+const CHUNK: usize = 512 << 10;
+
+/// Blocks of such a chunk: no more than those bytes, at least two chunks a thread, and so many that the threads end
+/// together.
+fn streamed(blocks: usize, block_bytes: usize, threads: usize) -> usize {
+    let most = (CHUNK / block_bytes).max(STREAMS);
+    let turns = blocks.div_ceil(threads * most).max(2);
+    let size = |turns: usize| blocks.div_ceil(threads * turns);
+    // what the busiest thread does, if all are equally fast
+    let longest = |turns: usize| blocks.div_ceil(size(turns)).div_ceil(threads) * size(turns);
+    size((turns..turns + 3).min_by_key(|&turns| longest(turns)).unwrap_or(turns))
 }
 
 impl Cpu {
@@ -103,7 +128,7 @@ impl Cpu {
             assert_eq!(job.out.len(), m * rows, "outputs [{m}, {rows}]");
         }
         for job in jobs.iter() {
-            self.prepare(job.matrix.ty(), x, m);
+            self.prepare(job.matrix.ty(), x, std::iter::once(0..m));
         }
         let count = jobs.len();
         let jobs = Shared::of(jobs);
@@ -111,7 +136,14 @@ impl Cpu {
         self.products(count, x, |i| {
             // SAFETY: `products` asks from every thread, but only copies and the pointer's value are taken
             let job = unsafe { &*jobs.pointer().add(i) };
-            Part { matrix: job.matrix, bias: job.bias, out: job.out.as_ptr().cast_mut(), from: 0, to: m }
+            Part {
+                matrix: job.matrix,
+                bias: job.bias,
+                out: job.out.as_ptr().cast_mut(),
+                from: 0,
+                to: m,
+                range: 0,
+            }
         });
     }
 
@@ -141,8 +173,7 @@ impl Cpu {
             end = tokens.end;
         }
         check(&w.matrix(0), x);
-        let most = groups.iter().map(|(_, tokens)| tokens.len()).max().unwrap_or(0);
-        self.prepare(w.matrix(0).ty(), x, most);
+        self.prepare(w.matrix(0).ty(), x, groups.iter().map(|(_, tokens)| tokens.clone()));
         let out = Shared::of(out);
         self.products(groups.len(), x, |i| {
             let (e, tokens) = &groups[i];
@@ -152,17 +183,21 @@ impl Cpu {
                 out: out.pointer(),
                 from: tokens.start,
                 to: tokens.end,
+                range: i,
             }
         });
     }
 
-    /// Makes the forms of `x` that products of `ty` with at most `tokens` tokens at a time read.
-    fn prepare(&self, ty: Type, x: &mut Input, tokens: usize) {
+    /// Makes the forms of `x` that products of `ty` with these ranges of tokens read.
+    fn prepare(&self, ty: Type, x: &mut Input, ranges: impl Iterator<Item = Range<usize>> + Clone) {
         if ty.is_integer() {
-            x.quantize(self, terms(ty));
-            if let Some(tiles) = self.tile_ops(ty, tokens * terms(ty)) {
-                x.pack(self, tiles, terms(ty));
+            let terms = terms(ty);
+            x.quantize(self, terms);
+            let most = ranges.clone().map(|tokens| tokens.len()).max().unwrap_or(0);
+            if let Some(tiles) = self.tile_ops(ty, most * terms) {
+                x.pack(self, tiles, terms);
             }
+            x.lay_side_by_side(self, terms, self.ops.tiles.map_or(usize::MAX, |t| t.from), ranges);
         }
     }
 
@@ -223,6 +258,7 @@ impl Cpu {
                     head: w.data().as_ptr(),
                     blocks: data.as_ptr(),
                     count,
+                    run: count.div_ceil(STREAMS),
                     block_bytes,
                     cols: x.width,
                     x: int8.q.as_ptr(),
@@ -230,6 +266,7 @@ impl Cpu {
                     sum: int8.sum.as_ptr(),
                     tiles: if tiles.is_some() { int8.tiles.as_ptr().cast() } else { std::ptr::null() },
                     vectors: x.m() * terms,
+                    packs: x.packs(terms, part.range, (from - part.from) * terms),
                     from: from * terms,
                     to: to * terms,
                     rows,

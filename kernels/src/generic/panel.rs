@@ -1,41 +1,134 @@
-//! Integer products for many tokens: a record is decoded once into a panel and used by every
-//! vector of activations, that is by every token (in two terms: twice).
+//! Integer products for several tokens: a record is decoded once, row by row, into a panel in L1, and its bytes are
+//! broadcast against activations that lie side by side, a vector (token, or term of one) to a lane.
 //!
 //! ```text
-//! panel, for each tile of 16 rows:  [4 inputs at a time, 64 of them][16 rows][4 bytes]
-//! ```
-//! (or in the order that an instruction set's own [`Simd::tiles`] wants).
+//! panel     [32 rows][256]  in dot's form, in the record's order
+//! a pack    up to 16 vectors of a record:  [256/w][vectors][w bytes]    16 vectors w = 4, 8 vectors w = 8, 4 w = 16
 //!
-//! One load of a panel line holds 4 inputs of 16 rows; 4 activations broadcast against it add to sixteen i32
-//! sums, one per row, so nothing is summed across lanes. Decoding pays from about eight vectors on.
+//! a line of a pack, 64 bytes, times w bytes of one row, repeated, are sixteen sums:
+//!   w = 4     a vector each
+//!   w = 8     two halves of a vector's sum each, of rows r and r + 16 folded into one register
+//!   w = 16    four quarters, of rows r, r + 8, r + 16, r + 24
+//! ```
+//! So nothing of the weights is transposed, few lanes are idle at any number of vectors, and sums of a record are
+//! folded into as many registers as there are results. Order and rounding of the float sums are those of `rows.rs`.
 
 use super::codes::{self, record_bytes, terms};
-use super::rows::{DEPTH, IntBlock, exponent, finish};
+use super::rows::{DEPTH, Hints, IntBlock, exponent};
 use crate::simd::Simd;
 use core::mem::MaybeUninit;
 
-/// Vectors from which on a panel is made.
-pub const FROM: usize = 7;
-/// Vectors at a time: their sums lie on the stack. Even, so that a token's two terms stay together.
-pub const SLAB: usize = 256;
+/// Vectors of a pack.
+pub const LANES: usize = 16;
+/// Packs whose sums lie on the stack, for all blocks together.
+const SLAB: usize = 32;
 
 #[repr(C, align(64))]
 struct Aligned<T>(T);
 
-/// One record's panel against a slab of vectors.
-pub struct Tiles {
-    pub panel: *const u8,
-    /// Groups of four inputs: 64, or 32 of a short record.
-    pub groups: usize,
-    /// First vector's 256 activations; the next one's follow.
+/// The vectors of a product as packs.
+#[derive(Clone, Copy)]
+pub struct Packs {
+    /// First pack of the first record: `[records][packs][lanes of the pack · 256]`.
+    pub x: *const i8,
+    /// Bytes from one record to the next.
+    pub record: usize,
+    /// `[records][packs][16]`: the scale of each lane's result.
+    pub scale: *const f32,
+    /// Likewise what each lane's sum starts from.
+    pub start: *const i32,
+    /// Packs from one record to the next.
+    pub packs: usize,
+}
+
+/// Lanes that `n` ≤ 16 vectors get: all of a pack of 4, 8 or 16.
+pub const fn lanes(n: usize) -> usize {
+    match n {
+        0..=4 => 4,
+        5..=8 => 8,
+        _ => 16,
+    }
+}
+
+/// The lane in which the sum of part `part` (of 16 / lanes) of a pack's rows for `vector` comes out.
+const fn lane(lanes: usize, vector: usize, part: usize) -> usize {
+    match lanes {
+        4 => vector * 4 + part,
+        8 => vector / 2 * 4 + part * 2 + vector % 2,
+        _ => vector,
+    }
+}
+
+/// One record's vectors, and where their pack goes.
+pub struct Packing {
+    /// First of the vectors, 256 bytes each, in the record's order.
     pub x: *const i8,
     pub scale: *const f32,
+    /// Sums of their integers.
     pub sum: *const i32,
+    /// 1..=16.
     pub vectors: usize,
+    pub to: *mut i8,
+    pub to_scale: *mut f32,
+    pub to_start: *mut i32,
+}
+
+/// Makes a pack. Idle lanes get zeros.
+#[inline(always)]
+pub unsafe fn pack<S: Simd>(a: &Packing) {
+    // SAFETY: the caller has `vectors` vectors and room for a pack of as many lanes as they get
+    unsafe {
+        let lanes = lanes(a.vectors);
+        let width = 64 / lanes;
+        let (mut scale, mut start) = ([0f32; LANES], [0i32; LANES]);
+        for v in 0..a.vectors {
+            for part in 0..LANES / lanes {
+                scale[lane(lanes, v, part)] = *a.scale.add(v);
+            }
+            start[v * LANES / lanes] = (-S::BIAS).wrapping_mul(*a.sum.add(v));
+        }
+        a.to_scale.cast::<[f32; LANES]>().write_unaligned(scale);
+        a.to_start.cast::<[i32; LANES]>().write_unaligned(start);
+        if lanes == LANES {
+            let mut lines = Aligned([0u8; 1024]);
+            for part in 0..DEPTH / 64 {
+                for v in 0..a.vectors {
+                    let line = S::b_load(a.x.add(v * DEPTH + part * 64).cast());
+                    S::b_store(lines.0.as_mut_ptr().add(v * 64), line);
+                }
+                S::transpose(lines.0.as_ptr(), a.to.add(part * 1024).cast());
+            }
+            return;
+        }
+        for v in 0..lanes {
+            for i in 0..DEPTH / 8 {
+                let eight =
+                    if v < a.vectors { a.x.add(v * DEPTH + i * 8).cast::<u64>().read_unaligned() } else { 0 };
+                let to = a.to.add((i * 8 / width * lanes + v) * width + i * 8 % width);
+                to.cast::<u64>().write_unaligned(eight);
+            }
+        }
+    }
+}
+
+/// One record's panel against its packs.
+pub struct Tiles<'a> {
+    pub panel: *const u8,
+    /// Inputs: 256, or 128 of a short record.
+    pub depth: usize,
+    /// The packs of this record, one after the other.
+    pub x: *const i8,
+    /// Vectors in them.
+    pub vectors: usize,
+    /// `[packs][16]`.
+    pub scale: *const f32,
+    pub start: *const i32,
     /// 32 row scales.
     pub rows: *const f32,
-    /// `[vectors][32]`.
+    /// `[packs][32 · lanes / 16][16]`.
     pub acc: *mut f32,
+    /// What to fetch meanwhile.
+    pub hints: &'a Hints,
 }
 
 #[inline(always)]
@@ -43,117 +136,226 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock) {
     // SAFETY: `a` describes whole blocks; panel and sums are written before they are read
     unsafe {
         let mut panel = Aligned(MaybeUninit::<[u8; 32 * DEPTH]>::uninit());
-        let mut acc = Aligned(MaybeUninit::<[f32; SLAB * 32]>::uninit());
+        let mut acc = Aligned(MaybeUninit::<[f32; SLAB * 512]>::uninit());
         let (panel, acc) = (panel.0.as_mut_ptr().cast::<u8>(), acc.0.as_mut_ptr().cast::<f32>());
+        let table = codes::table::<S, BITS>(a.head);
         let e = S::splat(exponent(a.head));
-        for block in 0..a.count {
-            let mut from = a.from;
-            while from < a.to {
-                let vectors = (a.to - from).min(SLAB);
-                core::ptr::write_bytes(acc, 0, vectors * 32);
-                let mut record = a.blocks.add(block * a.block_bytes);
-                for r in 0..a.cols.div_ceil(DEPTH) {
-                    let halves = if a.cols - r * DEPTH > 128 { 2 } else { 1 };
-                    decode::<S, BITS>(a.head, record, halves, panel);
+        let p = &a.packs;
+        let slab = SLAB / a.count;
+        let mut from = a.from;
+        while from < a.to {
+            let vectors = (a.to - from).min(slab * LANES);
+            let (packs, first) = (vectors.div_ceil(LANES), (from - a.from) / LANES);
+            core::ptr::write_bytes(acc, 0, a.count * packs * 512);
+            for r in 0..a.cols.div_ceil(DEPTH) {
+                let halves = if a.cols - r * DEPTH > 128 { 2 } else { 1 };
+                let at = r * record_bytes(BITS, 2);
+                for block in 0..a.count {
+                    let record = a.blocks.add(block * a.block_bytes + at);
+                    let hints = Hints::new::<BITS>(a, at + record_bytes(BITS, 2), block);
+                    decode::<S, BITS>(table, record, halves, panel, &hints);
                     let mut rows = Aligned([0f32; 32]);
                     for tile in 0..2 {
                         let scales = S::load_f16(record.cast::<u16>().add(tile * 16));
                         S::store(rows.0.as_mut_ptr().add(tile * 16), S::mul(scales, e));
                     }
-                    let first = r * a.vectors + from;
+                    let pack = r * p.packs + first;
                     S::tiles(&Tiles {
                         panel,
-                        groups: halves * 32,
-                        x: a.x.add(first * DEPTH),
-                        scale: a.scale.add(first),
-                        sum: a.sum.add(first),
+                        depth: halves * 128,
+                        x: p.x.add(r * p.record + first * LANES * DEPTH),
                         vectors,
+                        scale: p.scale.add(pack * LANES),
+                        start: p.start.add(pack * LANES),
                         rows: rows.0.as_ptr(),
-                        acc,
+                        acc: acc.add(block * packs * 512),
+                        hints: &hints,
                     });
-                    record = record.add(record_bytes(BITS, halves));
                 }
-                for t in (0..vectors).step_by(terms(BITS)) {
-                    finish::<BITS>(a, block, from + t, acc.add(t * 32));
-                }
-                from += vectors;
             }
+            for block in 0..a.count {
+                for pack in 0..packs {
+                    let acc = acc.add((block * packs + pack) * 512);
+                    let n = (vectors - pack * LANES).min(LANES);
+                    finish::<S, BITS>(a, block, from + pack * LANES, n, acc);
+                }
+            }
+            from += vectors;
         }
     }
 }
 
 #[inline(always)]
-unsafe fn decode<S: Simd, const BITS: u8>(head: *const u8, record: *const u8, halves: usize, panel: *mut u8) {
-    // SAFETY: a record holds what its layout says; a panel holds 8192 bytes, a half of a tile 2048 of them
+unsafe fn decode<S: Simd, const BITS: u8>(
+    table: S::T,
+    record: *const u8,
+    halves: usize,
+    panel: *mut u8,
+    hints: &Hints,
+) {
+    // SAFETY: a panel holds 32 rows of 256 bytes
     unsafe {
-        let table = codes::table::<S, BITS>(head);
-        let mut sets = Aligned(MaybeUninit::<[u8; 2048]>::uninit());
-        let sets = sets.0.as_mut_ptr().cast::<u8>();
+        // half of the hints here, the others while the panel is used
+        let each = record_bytes(BITS, 2).div_ceil(64).div_ceil(4 * halves);
         for tile in 0..2 {
             for h in 0..halves {
-                codes::tile::<S, BITS, true>(table, record, halves, tile, h, [sets, sets.add(1024)], 64);
-                let to = panel.add(tile * 4096 + h * 2048);
-                S::panel_part(sets, to);
-                S::panel_part(sets.add(1024), to.add(1024));
+                hints.give::<S>(each / 2);
+                let to = panel.add(tile * 16 * DEPTH + h * 128);
+                codes::tile::<S, BITS, true>(table, record, halves, tile, h, [to, to.add(64)], DEPTH);
             }
         }
     }
 }
 
-/// All vectors in tiles of T, `N` tiles of 16 rows at a time.
+/// All vectors: whole packs `N` at a time with `R` rows, single ones and the narrow last one with `ONE` sums.
 #[inline(always)]
-pub unsafe fn tiles<S: Simd, const N: usize, const T: usize>(a: &Tiles) {
-    // SAFETY: passed on
+pub unsafe fn tiles<S: Simd, const N: usize, const R: usize, const ONE: usize>(a: &Tiles) {
+    // SAFETY: passed on; R and ONE divide 32
     unsafe {
-        let mut t = 0;
-        while t + T <= a.vectors {
-            tile::<S, N, T>(a, t);
-            t += T;
+        let (whole, rest) = (a.vectors / LANES, a.vectors % LANES);
+        let (whole, rest) = if rest > 8 { (whole + 1, 0) } else { (whole, rest) };
+        let mut pack = 0;
+        while pack + N <= whole {
+            for row in (0..32).step_by(R) {
+                wide::<S, N, R>(a, pack, row);
+            }
+            pack += N;
         }
-        while t + 4 <= a.vectors {
-            tile::<S, N, 4>(a, t);
-            t += 4;
+        if N > 2 && pack + 2 <= whole {
+            for row in (0..32).step_by(R) {
+                wide::<S, 2, R>(a, pack, row);
+            }
+            pack += 2;
         }
-        while t < a.vectors {
-            tile::<S, N, 1>(a, t);
-            t += 1;
+        while pack < whole {
+            for row in (0..32).step_by(ONE) {
+                wide::<S, 1, ONE>(a, pack, row);
+            }
+            pack += 1;
+        }
+        match rest {
+            0 => {}
+            1..=4 => narrow::<S, 16, ONE>(a, pack),
+            _ => narrow::<S, 8, ONE>(a, pack),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn tile<S: Simd, const N: usize, const T: usize>(a: &Tiles, vector: usize) {
-    // SAFETY: vectors vector..vector + T exist
+unsafe fn wide<S: Simd, const N: usize, const R: usize>(a: &Tiles, pack: usize, row: usize) {
+    // SAFETY: packs pack..pack + N and rows row..row + R exist
     unsafe {
-        for first in (0..2).step_by(N) {
-            let mut sums = [[S::i_splat(0); T]; N];
-            for t in 0..T {
-                let start = S::i_splat((-S::BIAS).wrapping_mul(*a.sum.add(vector + t)));
-                for n in 0..N {
-                    sums[n][t] = start;
-                }
+        let mut sums = [[S::i_splat(0); N]; R];
+        for n in 0..N {
+            let start = S::i_load(a.start.add((pack + n) * LANES));
+            for r in 0..R {
+                sums[r][n] = start;
             }
-            let panel = a.panel.add(first * 4096);
-            let x = a.x.add(vector * DEPTH).cast::<i32>();
-            for g in 0..a.groups {
-                let mut w = [S::b_load(panel.add(g * 64)); N];
+        }
+        let panel = a.panel.add(row * DEPTH);
+        let x = a.x.add(pack * LANES * DEPTH).cast::<u8>();
+        for quarter in 0..4 {
+            a.hints.give::<S>(8);
+            for g in quarter * a.depth / 16..(quarter + 1) * a.depth / 16 {
+                let mut line = [S::b_load(x.add(g * 64)); N];
                 for n in 1..N {
-                    w[n] = S::b_load(panel.add(n * 4096 + g * 64));
+                    line[n] = S::b_load(x.add(n * LANES * DEPTH + g * 64));
                 }
-                for t in 0..T {
-                    let x = x.add(t * (DEPTH / 4) + g).read_unaligned();
+                for r in 0..R {
                     for n in 0..N {
-                        sums[n][t] = S::dot4(sums[n][t], w[n], x);
+                        sums[r][n] = S::dot_lanes::<4>(sums[r][n], panel.add(r * DEPTH + g * 4), line[n]);
                     }
                 }
             }
-            for t in 0..T {
-                let s = S::splat(*a.scale.add(vector + t));
-                for n in 0..N {
-                    let at = (first + n) * 16;
-                    let to = a.acc.add((vector + t) * 32 + at);
-                    let s = S::mul(S::load(a.rows.add(at)), s);
-                    S::store(to, S::fma(S::from_int(sums[n][t]), s, S::load(to)));
+        }
+        for r in 0..R {
+            let row_scale = S::splat(*a.rows.add(row + r));
+            for n in 0..N {
+                let s = S::mul(row_scale, S::load(a.scale.add((pack + n) * LANES)));
+                let to = a.acc.add((pack + n) * 512 + (row + r) * LANES);
+                S::store(to, S::fma(S::from_int(sums[r][n]), s, S::load(to)));
+            }
+        }
+    }
+}
+
+/// A pack of 8 or 4 vectors, `W` = 8 or 16 bytes of each at a time; `ONE` sums at a time.
+#[inline(always)]
+unsafe fn narrow<S: Simd, const W: usize, const ONE: usize>(a: &Tiles, pack: usize) {
+    // SAFETY: the pack exists, and has 64 / W lanes
+    unsafe {
+        let parts = W / 4;
+        // rows of a part, results of a register, registers at a time
+        let (apart, together) = (32 / parts, ONE / parts);
+        let start = S::i_load(a.start.add(pack * LANES));
+        let x = a.x.add(pack * LANES * DEPTH).cast::<u8>();
+        // the scales of a register's rows, in the order that folding leaves
+        let mut rows = [[0f32; 4]; 16];
+        for j in 0..apart {
+            for i in 0..4 {
+                rows[j][i] = *a.rows.add(j + i * parts / 4 * apart);
+            }
+        }
+        for row in (0..apart).step_by(together) {
+            let mut sums = [start; ONE];
+            let panel = a.panel.add(row * DEPTH);
+            for quarter in 0..4 {
+                a.hints.give::<S>(8);
+                for g in quarter * a.depth / W / 4..(quarter + 1) * a.depth / W / 4 {
+                    let line = S::b_load(x.add(g * 64));
+                    for i in 0..ONE {
+                        let at = (i / parts + i % parts * apart) * DEPTH + g * W;
+                        sums[i] = S::dot_lanes::<W>(sums[i], panel.add(at), line);
+                    }
+                }
+            }
+            let scale = S::load(a.scale.add(pack * LANES));
+            for j in 0..together {
+                let sum = if W == 8 {
+                    S::fold_pairs(sums[j * 2], sums[j * 2 + 1])
+                } else {
+                    S::fold_quads([sums[j * 4], sums[j * 4 + 1], sums[j * 4 + 2], sums[j * 4 + 3]])
+                };
+                let s = S::mul(S::repeat4(rows[row + j].as_ptr()), scale);
+                let to = a.acc.add(pack * 512 + (row + j) * LANES);
+                S::store(to, S::fma(S::from_int(sum), s, S::load(to)));
+            }
+        }
+    }
+}
+
+/// Adds the terms of each token of a pack, then the bias, and stores them: `vectors` of them, `first` in the product.
+#[inline(always)]
+unsafe fn finish<S: Simd, const BITS: u8>(
+    a: &IntBlock,
+    block: usize,
+    first: usize,
+    vectors: usize,
+    acc: *const f32,
+) {
+    // SAFETY: only valid rows are stored
+    unsafe {
+        let lanes = lanes(vectors);
+        let parts = LANES / lanes;
+        let apart = 32 / parts;
+        let valid = (a.rows - block * 32).min(32);
+        let mut lines = Aligned(MaybeUninit::<[f32; 256]>::uninit());
+        let lines = lines.0.as_mut_ptr().cast::<f32>();
+        for from in (0..apart).step_by(16) {
+            // sixteen registers to a line per lane; where there are only eight, the others belong to nobody
+            S::transpose(acc.add(from * LANES).cast(), lines.cast());
+            for vector in (0..vectors).step_by(terms(BITS)) {
+                let out = a.out.add((first + vector) / terms(BITS) * a.stride + block * 32);
+                for part in 0..parts {
+                    let line = lines.add(lane(lanes, vector, part) * 16);
+                    let row = part * apart + from;
+                    let n = apart.min(16).min(valid.saturating_sub(row));
+                    let second = lines.add(lane(lanes, vector + terms(BITS) - 1, part) * 16);
+                    for i in 0..n {
+                        let v = if terms(BITS) == 2 { *line.add(i) + *second.add(i) } else { *line.add(i) };
+                        let bias = a.bias.wrapping_add(block * 32 + row + i);
+                        *out.add(row + i) = if a.bias.is_null() { v } else { v + *bias };
+                    }
                 }
             }
         }

@@ -13,9 +13,12 @@
 use super::codes::{self, record_bytes, terms};
 use super::panel;
 use crate::simd::Simd;
+use core::cell::Cell;
 
 /// Blocks walked together.
 pub const STREAMS: usize = 4;
+/// The most vectors that are multiplied in rows; from there on `packs` is read.
+pub const FEW: usize = 2;
 /// Inputs of one record.
 pub const DEPTH: usize = 256;
 
@@ -42,6 +45,8 @@ pub struct IntBlock {
     pub tiles: *const u8,
     /// Vectors in `x`.
     pub vectors: usize,
+    /// The vectors `from..to` side by side, for more than [`FEW`] of them.
+    pub packs: panel::Packs,
     /// First vector, the first of its token.
     pub from: usize,
     /// Behind the last one of a token.
@@ -69,20 +74,48 @@ pub unsafe fn exponent(head: *const u8) -> f32 {
 pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock) {
     // SAFETY: passed on
     unsafe {
-        if a.to - a.from >= panel::FROM {
-            return panel::product::<S, BITS>(a);
+        match a.to - a.from {
+            2 => few::<S, BITS, 2>(a, a.from),
+            1 if terms(BITS) == 1 => few::<S, BITS, 1>(a, a.from),
+            _ => panel::product::<S, BITS>(a),
         }
-        let mut t = a.from;
-        while t + 4 <= a.to {
-            few::<S, BITS, 4>(a, t);
-            t += 4;
+    }
+}
+
+/// What to prefetch during one record's work: its share of the records that come next in all streams.
+pub struct Hints {
+    at: [*const u8; STREAMS],
+    /// Lines of each that are left, and how many there were.
+    left: Cell<usize>,
+    lines: usize,
+}
+
+impl Hints {
+    /// For stream `stream` of those that `a` walks; `at` is where the next records begin.
+    #[inline(always)]
+    pub fn new<const BITS: u8>(a: &IntBlock, at: usize, stream: usize) -> Hints {
+        // With four streams a record fetches a quarter of each next one: lines of one, then of another. One past the
+        // end of a block is the next block or the end of the matrix: only a hint is read there.
+        let lines = record_bytes(BITS, 2).div_ceil(64).div_ceil(STREAMS);
+        let mut hints = [a.blocks.wrapping_add(at); STREAMS];
+        for s in 0..STREAMS {
+            let quarter = stream * (STREAMS / a.count) + s / a.count;
+            hints[s] = hints[s].wrapping_add(s % a.count * a.block_bytes + quarter * lines * 64);
         }
-        match a.to - t {
-            2 => few::<S, BITS, 2>(a, t),
-            1 if terms(BITS) == 1 => few::<S, BITS, 1>(a, t),
-            3 if terms(BITS) == 1 => few::<S, BITS, 3>(a, t),
-            _ => {}
+        Hints { at: hints, left: Cell::new(lines * STREAMS), lines: lines * STREAMS }
+    }
+
+    /// Prefetches the next `n` lines, as far as there are any.
+    #[inline(always)]
+    pub unsafe fn give<S: Simd>(&self, n: usize) {
+        let left = self.left.get();
+        let n = n.min(left);
+        for i in 0..n {
+            let line = self.lines - left + i;
+            // SAFETY: a hint may point anywhere
+            unsafe { S::prefetch(self.at[line % STREAMS].wrapping_add(line / STREAMS * 64)) };
         }
+        self.left.set(left - n);
     }
 }
 
@@ -95,14 +128,13 @@ unsafe fn few<S: Simd, const BITS: u8, const T: usize>(a: &IntBlock, vector: usi
         let mut at = 0;
         for r in 0..a.cols.div_ceil(DEPTH) {
             let halves = if a.cols - r * DEPTH > 128 { 2 } else { 1 };
-            // one past the end of the block is the next block or the end of the matrix: only a hint is read there
-            let ahead = a.blocks.wrapping_add(at + full);
             for (s, acc) in acc.iter_mut().enumerate().take(a.count) {
                 let record = a.blocks.add(s * a.block_bytes + at);
+                let hints = Hints::new::<BITS>(a, at + full, s);
                 if halves == 2 {
-                    few_record::<S, BITS, T, 2>(a, record, r, vector, ahead, s, acc);
+                    few_record::<S, BITS, T, 2>(a, record, r, vector, &hints, acc);
                 } else {
-                    few_record::<S, BITS, T, 1>(a, record, r, vector, ahead, s, acc);
+                    few_record::<S, BITS, T, 1>(a, record, r, vector, &hints, acc);
                 }
             }
             at += full;
@@ -136,8 +168,7 @@ unsafe fn few_record<S: Simd, const BITS: u8, const T: usize, const HALVES: usiz
     record: *const u8,
     r: usize,
     vector: usize,
-    ahead: *const u8,
-    stream: usize,
+    hints: &Hints,
     acc: &mut [[f32; 32]; T],
 ) {
     // SAFETY: as `few`
@@ -145,29 +176,15 @@ unsafe fn few_record<S: Simd, const BITS: u8, const T: usize, const HALVES: usiz
         let table = codes::table::<S, BITS>(a.head);
         let first = r * a.vectors + vector;
         let x = a.x.add(first * DEPTH).cast::<u8>();
-        // This record's share of the coming ones is a quarter of each stream: lines of one, then of the next, spread
-        // evenly over the work; what eight quads do not reach goes first.
-        let share = record_bytes(BITS, 2).div_ceil(64).div_ceil(STREAMS);
-        let per_quad = share / 8;
-        let quarters = STREAMS / a.count;
-        let mut hints = [ahead; STREAMS];
-        for s in 0..STREAMS {
-            let quarter = stream * quarters + s / a.count;
-            hints[s] = ahead.wrapping_add(s % a.count * a.block_bytes + quarter * share * 64);
-            for line in 8 * per_quad..share {
-                S::prefetch(hints[s].wrapping_add(line * 64));
-            }
-        }
+        // spread evenly over the rows
+        let each = record_bytes(BITS, 2).div_ceil(64).div_ceil(32);
         for tile in 0..2 {
             let mut quads = [[S::p_zero(); 4]; T];
             for quad in 0..4 {
                 let mut p = [[S::p_zero(); 4]; T];
                 for l in 0..4 {
                     let row = quad * 4 + l;
-                    for line in 0..per_quad {
-                        let line = (tile * 4 + quad) * per_quad + line;
-                        S::prefetch(hints[l].wrapping_add(line * 64));
-                    }
+                    hints.give::<S>(each);
                     for h in 0..HALVES {
                         let (low, high) = codes::line::<S, BITS, true>(table, record, HALVES, tile, row, h);
                         for t in 0..T {

@@ -10,10 +10,10 @@ pub struct Scalar;
 
 /// Wraps bodies of trait methods: `unsafe` by the trait's contract, inlined into their kernel.
 macro_rules! lanes {
-    ($($(#[$m:meta])* fn $name:ident($($a:ident: $t:ty),*) $(-> $r:ty)? $body:block)*) => {
+    ($($(#[$m:meta])* fn $name:ident $([const $w:ident: usize])? ($($a:ident: $t:ty),*) $(-> $r:ty)? $body:block)*) => {
         $($(#[$m])* #[inline(always)]
         #[allow(unused_unsafe)] // some bodies touch no pointer
-        unsafe fn $name($($a: $t),*) $(-> $r)? {
+        unsafe fn $name$(<const $w: usize>)?($($a: $t),*) $(-> $r)? {
             // SAFETY: pointers are valid as the trait demands of its caller
             unsafe { $body }
         })*
@@ -122,8 +122,9 @@ unsafe impl Simd for Scalar {
             let x = x.to_le_bytes();
             core::array::from_fn(|r| acc[r] + (0..4).map(|c| w[4 * r + c] as i32 * x[c] as i8 as i32).sum::<i32>())
         }
+        fn i_load(p: *const i32) -> Self::I { p.cast::<[i32; 16]>().read_unaligned() }
         fn prefetch(_p: *const u8) {}
-        fn tiles(a: &panel::Tiles) { panel::tiles::<Self, 1, 4>(a) }
+        fn tiles(a: &panel::Tiles) { panel::tiles::<Self, 1, 4, 4>(a) }
         fn float_tiles(a: &float::FloatBlock) { float::tiles::<Self, 2, 2, 2>(a) }
     }
 }

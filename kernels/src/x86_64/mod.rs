@@ -6,10 +6,10 @@ pub mod avx512;
 
 /// Wraps bodies of trait methods: `unsafe` by the trait's contract, inlined into their kernel.
 macro_rules! lanes {
-    ($(fn $name:ident($($a:ident: $t:ty),*) $(-> $r:ty)? $body:block)*) => {
+    ($(fn $name:ident $([const $w:ident: usize])? ($($a:ident: $t:ty),*) $(-> $r:ty)? $body:block)*) => {
         $(#[inline(always)]
         #[allow(unused_unsafe)] // some bodies are empty of it
-        unsafe fn $name($($a: $t),*) $(-> $r)? {
+        unsafe fn $name$(<const $w: usize>)?($($a: $t),*) $(-> $r)? {
             // SAFETY: the trait's caller promises the instruction set and valid pointers
             unsafe { $body }
         })*

@@ -57,6 +57,17 @@ unsafe fn unpacked(a: __m256i, b: __m256i) -> __m256i {
     unsafe { _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)) }
 }
 
+/// In every quad of lanes: a0 + a1, a2 + a3, b0 + b1, b2 + b3.
+#[inline(always)]
+unsafe fn pairs(a: __m256i, b: __m256i) -> __m256i {
+    // SAFETY: the caller has AVX2
+    unsafe {
+        let (a, b) = (_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
+        let (even, odd) = (_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0xdd>(a, b));
+        _mm256_add_epi32(_mm256_castps_si256(even), _mm256_castps_si256(odd))
+    }
+}
+
 #[inline(always)]
 unsafe fn halved(a: __m256i, b: __m256i) -> __m256i {
     // SAFETY: the caller has AVX2
@@ -247,8 +258,57 @@ unsafe impl Simd for Avx2 {
             let x = _mm256_set1_epi32(x);
             (dot32(acc.0, w.0, x), dot32(acc.1, w.1, x))
         }
+        fn dot_lanes[const W: usize](acc: Self::I, w: *const u8, x: Self::B) -> Self::I {
+            let w = match W {
+                4 => _mm256_set1_epi32(w.cast::<i32>().read_unaligned()),
+                8 => _mm256_set1_epi64x(w.cast::<i64>().read_unaligned()),
+                _ => _mm256_broadcastsi128_si256(_mm_loadu_si128(w.cast())),
+            };
+            // the activations' magnitudes are the same for every row, so they are the unsigned factor here
+            (dot32(acc.0, x.0, w), dot32(acc.1, x.1, w))
+        }
+        fn fold_pairs(a: Self::I, b: Self::I) -> Self::I { both!(pairs(a, b)) }
+        fn fold_quads(p: [Self::I; 4]) -> Self::I {
+            let [a, b, c, d] = p;
+            let (x, y) = (both!(pairs(a, b)), both!(pairs(c, d)));
+            both!(pairs(x, y))
+        }
+        fn i_load(p: *const i32) -> Self::I {
+            (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(8).cast()))
+        }
+        fn repeat4(p: *const f32) -> Self::F {
+            let four = _mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast()));
+            let four = _mm256_castsi256_ps(four);
+            (four, four)
+        }
+        fn transpose(from: *const u8, to: *mut u8) {
+            // eight rows of eight columns at a time
+            for (rows, columns) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
+                let mut r = [_mm256_setzero_ps(); 8];
+                for i in 0..8 {
+                    r[i] = _mm256_loadu_ps(from.add((rows + i) * 64 + columns * 4).cast());
+                }
+                let mut q = [_mm256_setzero_ps(); 8];
+                for i in [0, 4] {
+                    let (a, b) = (_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1]));
+                    let (c, d) = (_mm256_unpacklo_ps(r[i + 2], r[i + 3]), _mm256_unpackhi_ps(r[i + 2], r[i + 3]));
+                    q[i] = _mm256_shuffle_ps::<0x44>(a, c);
+                    q[i + 1] = _mm256_shuffle_ps::<0xee>(a, c);
+                    q[i + 2] = _mm256_shuffle_ps::<0x44>(b, d);
+                    q[i + 3] = _mm256_shuffle_ps::<0xee>(b, d);
+                }
+                for i in 0..4 {
+                    let (low, high) = (
+                        _mm256_permute2f128_ps::<0x20>(q[i], q[i + 4]),
+                        _mm256_permute2f128_ps::<0x31>(q[i], q[i + 4]),
+                    );
+                    _mm256_storeu_ps(to.add((columns + i) * 64 + rows * 4).cast(), low);
+                    _mm256_storeu_ps(to.add((columns + 4 + i) * 64 + rows * 4).cast(), high);
+                }
+            }
+        }
         fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-        fn tiles(a: &panel::Tiles) { panel::tiles::<Self, 1, 4>(a) }
+        fn tiles(a: &panel::Tiles) { panel::tiles::<Self, 1, 4, 4>(a) }
         fn float_tiles(a: &float::FloatBlock) { float::tiles::<Self, 2, 2, 4>(a) }
     }
 }

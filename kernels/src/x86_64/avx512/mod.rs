@@ -216,6 +216,22 @@ unsafe impl Simd for Avx512 {
             _mm512_add_epi32(_mm512_shuffle_i32x4::<0x88>(x, y), _mm512_shuffle_i32x4::<0xdd>(x, y))
         }
         fn dot4(acc: Self::I, w: Self::B, x: i32) -> Self::I { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)) }
+        fn dot_lanes[const W: usize](acc: Self::I, w: *const u8, x: Self::B) -> Self::I {
+            let w = match W {
+                4 => _mm512_set1_epi32(w.cast::<i32>().read_unaligned()),
+                8 => _mm512_set1_epi64(w.cast::<i64>().read_unaligned()),
+                _ => _mm512_broadcast_i32x4(_mm_loadu_si128(w.cast())),
+            };
+            _mm512_dpbusd_epi32(acc, w, x)
+        }
+        fn fold_pairs(a: Self::I, b: Self::I) -> Self::I {
+            let (a, b) = (_mm512_castsi512_ps(a), _mm512_castsi512_ps(b));
+            let (even, odd) = (_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b));
+            _mm512_add_epi32(_mm512_castps_si512(even), _mm512_castps_si512(odd))
+        }
+        fn fold_quads(p: [Self::I; 4]) -> Self::I { Self::fold4(&p) }
+        fn i_load(p: *const i32) -> Self::I { _mm512_loadu_si512(p.cast()) }
+        fn repeat4(p: *const f32) -> Self::F { _mm512_broadcast_f32x4(_mm_loadu_ps(p)) }
         fn transpose(from: *const u8, to: *mut u8) {
             // quads[i][c]: lane L holds column 4L + c of rows 4i..4i + 4
             let mut quads = [[_mm512_setzero_si512(); 4]; 4];
@@ -265,7 +281,7 @@ unsafe impl Simd for Avx512 {
             }
         }
         fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-        fn tiles(a: &panel::Tiles) { panel::tiles::<Self, 2, 12>(a) }
+        fn tiles(a: &panel::Tiles) { panel::tiles::<Self, 3, 8, 16>(a) }
         fn float_tiles(a: &float::FloatBlock) { float::tiles::<Self, 4, 6, 16>(a) }
     }
 }
