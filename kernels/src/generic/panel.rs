@@ -14,7 +14,7 @@
 //! folded into as many registers as there are results. Order and rounding of the float sums are those of `rows.rs`.
 
 use super::codes::{self, record_bytes, terms};
-use super::rows::{DEPTH, Hints, IntBlock, exponent};
+use super::rows::{DEPTH, Hints, IntBlock, STREAMS, exponent, lines};
 use crate::simd::Simd;
 use core::mem::MaybeUninit;
 
@@ -22,6 +22,8 @@ use core::mem::MaybeUninit;
 pub const LANES: usize = 16;
 /// Packs whose sums lie on the stack, for all blocks together.
 const SLAB: usize = 32;
+/// The same where there is one block: their sums stay in L1.
+const ALONE: usize = 12;
 
 #[repr(C, align(64))]
 struct Aligned<T>(T);
@@ -127,12 +129,14 @@ pub struct Tiles<'a> {
     pub rows: *const f32,
     /// `[packs][32 · lanes / 16][16]`.
     pub acc: *mut f32,
-    /// What to fetch meanwhile.
+    /// What to fetch meanwhile, and how much of it at a time.
     pub hints: &'a Hints,
+    pub hint: usize,
 }
 
+/// Block `first` of every stream.
 #[inline(always)]
-pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock) {
+pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock, first: usize) {
     // SAFETY: `a` describes whole blocks; panel and sums are written before they are read
     unsafe {
         let mut panel = Aligned(MaybeUninit::<[u8; 32 * DEPTH]>::uninit());
@@ -141,43 +145,46 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock) {
         let table = codes::table::<S, BITS>(a.head);
         let e = S::splat(exponent(a.head));
         let p = &a.packs;
-        let slab = SLAB / a.count;
+        let streams = a.streams(first);
+        let slab = if streams == 1 { ALONE } else { SLAB / STREAMS };
         let mut from = a.from;
         while from < a.to {
             let vectors = (a.to - from).min(slab * LANES);
-            let (packs, first) = (vectors.div_ceil(LANES), (from - a.from) / LANES);
-            core::ptr::write_bytes(acc, 0, a.count * packs * 512);
+            let (packs, before) = (vectors.div_ceil(LANES), (from - a.from) / LANES);
+            core::ptr::write_bytes(acc, 0, streams * packs * 512);
             for r in 0..a.cols.div_ceil(DEPTH) {
                 let halves = if a.cols - r * DEPTH > 128 { 2 } else { 1 };
-                let at = r * record_bytes(BITS, 2);
-                for block in 0..a.count {
-                    let record = a.blocks.add(block * a.block_bytes + at);
-                    let hints = Hints::new::<BITS>(a, at + record_bytes(BITS, 2), block);
+                let at = a.blocks.add(first * a.block_bytes + r * record_bytes(BITS, 2));
+                let next = at.wrapping_add(record_bytes(BITS, halves));
+                for s in 0..streams {
+                    let record = at.add(s * a.run * a.block_bytes);
+                    let hints = Hints::new::<BITS>(a, next, s, streams);
                     decode::<S, BITS>(table, record, halves, panel, &hints);
                     let mut rows = Aligned([0f32; 32]);
                     for tile in 0..2 {
                         let scales = S::load_f16(record.cast::<u16>().add(tile * 16));
                         S::store(rows.0.as_mut_ptr().add(tile * 16), S::mul(scales, e));
                     }
-                    let pack = r * p.packs + first;
+                    let pack = r * p.packs + before;
                     S::tiles(&Tiles {
                         panel,
                         depth: halves * 128,
-                        x: p.x.add(r * p.record + first * LANES * DEPTH),
+                        x: p.x.add(r * p.record + before * LANES * DEPTH),
                         vectors,
                         scale: p.scale.add(pack * LANES),
                         start: p.start.add(pack * LANES),
                         rows: rows.0.as_ptr(),
-                        acc: acc.add(block * packs * 512),
+                        acc: acc.add(s * packs * 512),
                         hints: &hints,
+                        hint: lines::<BITS>().div_ceil(4),
                     });
                 }
             }
-            for block in 0..a.count {
+            for s in 0..streams {
                 for pack in 0..packs {
-                    let acc = acc.add((block * packs + pack) * 512);
+                    let acc = acc.add((s * packs + pack) * 512);
                     let n = (vectors - pack * LANES).min(LANES);
-                    finish::<S, BITS>(a, block, from + pack * LANES, n, acc);
+                    finish::<S, BITS>(a, s * a.run + first, from + pack * LANES, n, acc);
                 }
             }
             from += vectors;
@@ -196,10 +203,9 @@ unsafe fn decode<S: Simd, const BITS: u8>(
     // SAFETY: a panel holds 32 rows of 256 bytes
     unsafe {
         // half of the hints here, the others while the panel is used
-        let each = record_bytes(BITS, 2).div_ceil(64).div_ceil(4 * halves);
         for tile in 0..2 {
             for h in 0..halves {
-                hints.give::<S>(each / 2);
+                hints.give::<S>(lines::<BITS>().div_ceil(4 * halves));
                 let to = panel.add(tile * 16 * DEPTH + h * 128);
                 codes::tile::<S, BITS, true>(table, record, halves, tile, h, [to, to.add(64)], DEPTH);
             }
@@ -254,17 +260,15 @@ unsafe fn wide<S: Simd, const N: usize, const R: usize>(a: &Tiles, pack: usize, 
         }
         let panel = a.panel.add(row * DEPTH);
         let x = a.x.add(pack * LANES * DEPTH).cast::<u8>();
-        for quarter in 0..4 {
-            a.hints.give::<S>(8);
-            for g in quarter * a.depth / 16..(quarter + 1) * a.depth / 16 {
-                let mut line = [S::b_load(x.add(g * 64)); N];
-                for n in 1..N {
-                    line[n] = S::b_load(x.add(n * LANES * DEPTH + g * 64));
-                }
-                for r in 0..R {
-                    for n in 0..N {
-                        sums[r][n] = S::dot_lanes::<4>(sums[r][n], panel.add(r * DEPTH + g * 4), line[n]);
-                    }
+        a.hints.give::<S>(a.hint);
+        for g in 0..a.depth / 4 {
+            let mut line = [S::b_load(x.add(g * 64)); N];
+            for n in 1..N {
+                line[n] = S::b_load(x.add(n * LANES * DEPTH + g * 64));
+            }
+            for r in 0..R {
+                for n in 0..N {
+                    sums[r][n] = S::dot_lanes::<4>(sums[r][n], panel.add(r * DEPTH + g * 4), line[n]);
                 }
             }
         }
@@ -299,14 +303,12 @@ unsafe fn narrow<S: Simd, const W: usize, const ONE: usize>(a: &Tiles, pack: usi
         for row in (0..apart).step_by(together) {
             let mut sums = [start; ONE];
             let panel = a.panel.add(row * DEPTH);
-            for quarter in 0..4 {
-                a.hints.give::<S>(8);
-                for g in quarter * a.depth / W / 4..(quarter + 1) * a.depth / W / 4 {
-                    let line = S::b_load(x.add(g * 64));
-                    for i in 0..ONE {
-                        let at = (i / parts + i % parts * apart) * DEPTH + g * W;
-                        sums[i] = S::dot_lanes::<W>(sums[i], panel.add(at), line);
-                    }
+            a.hints.give::<S>(a.hint);
+            for g in 0..a.depth / W {
+                let line = S::b_load(x.add(g * 64));
+                for i in 0..ONE {
+                    let at = (i / parts + i % parts * apart) * DEPTH + g * W;
+                    sums[i] = S::dot_lanes::<W>(sums[i], panel.add(at), line);
                 }
             }
             let scale = S::load(a.scale.add(pack * LANES));

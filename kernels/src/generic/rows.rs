@@ -28,8 +28,10 @@ pub struct IntBlock {
     pub head: *const u8,
     /// First of the blocks.
     pub blocks: *const u8,
-    /// 1..=STREAMS of them.
+    /// How many there are.
     pub count: usize,
+    /// Blocks of one stream: they are cut into at most [`STREAMS`] runs of so many, which are walked side by side.
+    pub run: usize,
     /// Bytes of one.
     pub block_bytes: usize,
     /// Inputs, a multiple of 128.
@@ -74,74 +76,96 @@ pub unsafe fn exponent(head: *const u8) -> f32 {
 pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock) {
     // SAFETY: passed on
     unsafe {
-        match a.to - a.from {
-            2 => few::<S, BITS, 2>(a, a.from),
-            1 if terms(BITS) == 1 => few::<S, BITS, 1>(a, a.from),
-            _ => panel::product::<S, BITS>(a),
+        for first in 0..a.run.min(a.count) {
+            match a.to - a.from {
+                2 => few::<S, BITS, 2>(a, first),
+                1 if terms(BITS) == 1 => few::<S, BITS, 1>(a, first),
+                _ => panel::product::<S, BITS>(a, first),
+            }
         }
     }
 }
 
 /// What to prefetch during one record's work: its share of the records that come next in all streams.
 pub struct Hints {
-    at: [*const u8; STREAMS],
-    /// Lines of each that are left, and how many there were.
+    /// The next line of each stream.
+    at: Cell<[*const u8; STREAMS]>,
+    /// Lines of each that are left.
     left: Cell<usize>,
-    lines: usize,
 }
 
 impl Hints {
-    /// For stream `stream` of those that `a` walks; `at` is where the next records begin.
+    /// For stream `stream` of `streams`; `next` is where the first one's next record begins.
     #[inline(always)]
-    pub fn new<const BITS: u8>(a: &IntBlock, at: usize, stream: usize) -> Hints {
-        // With four streams a record fetches a quarter of each next one: lines of one, then of another. One past the
-        // end of a block is the next block or the end of the matrix: only a hint is read there.
-        let lines = record_bytes(BITS, 2).div_ceil(64).div_ceil(STREAMS);
-        let mut hints = [a.blocks.wrapping_add(at); STREAMS];
+    pub fn new<const BITS: u8>(a: &IntBlock, next: *const u8, stream: usize, streams: usize) -> Hints {
+        // With four streams a record fetches a quarter of each next one. Behind a stream's last block another one or
+        // the end of the matrix follows: only a hint is read there.
+        let lines = lines::<BITS>();
+        let mut at = [next; STREAMS];
         for s in 0..STREAMS {
-            let quarter = stream * (STREAMS / a.count) + s / a.count;
-            hints[s] = hints[s].wrapping_add(s % a.count * a.block_bytes + quarter * lines * 64);
+            let quarter = stream * (STREAMS / streams) + s / streams;
+            at[s] = next.wrapping_add(s % streams * a.run * a.block_bytes + quarter * lines * 64);
         }
-        Hints { at: hints, left: Cell::new(lines * STREAMS), lines: lines * STREAMS }
+        Hints { at: Cell::new(at), left: Cell::new(lines) }
     }
 
-    /// Prefetches the next `n` lines, as far as there are any.
+    /// Prefetches the next `n` lines of each stream, as far as there are any.
     #[inline(always)]
     pub unsafe fn give<S: Simd>(&self, n: usize) {
-        let left = self.left.get();
-        let n = n.min(left);
-        for i in 0..n {
-            let line = self.lines - left + i;
-            // SAFETY: a hint may point anywhere
-            unsafe { S::prefetch(self.at[line % STREAMS].wrapping_add(line / STREAMS * 64)) };
+        let n = n.min(self.left.get());
+        self.left.set(self.left.get() - n);
+        let mut at = self.at.get();
+        for _ in 0..n {
+            for s in 0..STREAMS {
+                // SAFETY: a hint may point anywhere
+                unsafe { S::prefetch(at[s]) };
+                at[s] = at[s].wrapping_add(64);
+            }
         }
-        self.left.set(left - n);
+        self.at.set(at);
     }
 }
 
+/// Lines of a stream's next record that one record's work fetches.
+pub const fn lines<const BITS: u8>() -> usize {
+    record_bytes(BITS, 2).div_ceil(64).div_ceil(STREAMS)
+}
+
+impl IntBlock {
+    /// Streams that have a block number `first`.
+    #[inline(always)]
+    pub fn streams(&self, first: usize) -> usize {
+        (self.count - first).div_ceil(self.run)
+    }
+}
+
+/// Block `first` of every stream.
 #[inline(always)]
-unsafe fn few<S: Simd, const BITS: u8, const T: usize>(a: &IntBlock, vector: usize) {
+unsafe fn few<S: Simd, const BITS: u8, const T: usize>(a: &IntBlock, first: usize) {
     // SAFETY: `a` describes `count` whole blocks and the tokens' activations, proved by the caller
     unsafe {
         let mut acc = [[[0f32; 32]; T]; STREAMS];
         let full = record_bytes(BITS, 2);
-        let mut at = 0;
+        let (streams, vector) = (a.streams(first), a.from);
+        let mut at = a.blocks.add(first * a.block_bytes);
         for r in 0..a.cols.div_ceil(DEPTH) {
             let halves = if a.cols - r * DEPTH > 128 { 2 } else { 1 };
-            for (s, acc) in acc.iter_mut().enumerate().take(a.count) {
-                let record = a.blocks.add(s * a.block_bytes + at);
-                let hints = Hints::new::<BITS>(a, at + full, s);
+            let next = at.wrapping_add(record_bytes(BITS, halves));
+            for (s, acc) in acc.iter_mut().enumerate().take(streams) {
+                let record = at.add(s * a.run * a.block_bytes);
+                let hints = Hints::new::<BITS>(a, next, s, streams);
                 if halves == 2 {
                     few_record::<S, BITS, T, 2>(a, record, r, vector, &hints, acc);
                 } else {
                     few_record::<S, BITS, T, 1>(a, record, r, vector, &hints, acc);
                 }
             }
-            at += full;
+            at = at.wrapping_add(full);
         }
-        for s in 0..a.count {
+        for s in 0..streams {
             for t in (0..T).step_by(terms(BITS)) {
-                finish::<BITS>(a, s, vector + t, acc[s].as_ptr().cast::<f32>().add(t * 32));
+                let acc = acc[s].as_ptr().cast::<f32>().add(t * 32);
+                finish::<BITS>(a, s * a.run + first, vector + t, acc);
             }
         }
     }
@@ -176,15 +200,13 @@ unsafe fn few_record<S: Simd, const BITS: u8, const T: usize, const HALVES: usiz
         let table = codes::table::<S, BITS>(a.head);
         let first = r * a.vectors + vector;
         let x = a.x.add(first * DEPTH).cast::<u8>();
-        // spread evenly over the rows
-        let each = record_bytes(BITS, 2).div_ceil(64).div_ceil(32);
         for tile in 0..2 {
             let mut quads = [[S::p_zero(); 4]; T];
             for quad in 0..4 {
                 let mut p = [[S::p_zero(); 4]; T];
+                hints.give::<S>(lines::<BITS>().div_ceil(8));
                 for l in 0..4 {
                     let row = quad * 4 + l;
-                    hints.give::<S>(each);
                     for h in 0..HALVES {
                         let (low, high) = codes::line::<S, BITS, true>(table, record, HALVES, tile, row, h);
                         for t in 0..T {
