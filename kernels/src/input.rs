@@ -207,6 +207,8 @@ impl Input {
         tiles: usize,
         ranges: impl Iterator<Item = Range<usize>> + Clone,
     ) {
+        // a machine without packs gets places for none
+        let (pack_one, tiles) = cpu.ops.pack.map_or((None, 0), |pack| (Some(pack), tiles));
         let (m, records) = (self.m, self.width.div_ceil(DEPTH));
         let int8 = if terms == 2 { &mut self.two } else { &mut self.one };
         let side = &mut int8.side;
@@ -231,6 +233,7 @@ impl Input {
         room(&mut side.start, records * pack * LANES);
         let (x, scale, start) =
             (Shared::of(&mut side.x[..]), Shared::of(&mut side.scale[..]), Shared::of(&mut side.start[..]));
+        let Some(pack_one) = pack_one else { return };
         let (ranges, rows) = (&side.ranges, m * terms);
         let (q, scales, sums) = (&int8.q, &int8.scale, &int8.sum);
         cpu.split(records * pack, records * byte / 4, |jobs| {
@@ -247,7 +250,7 @@ impl Input {
                     let to =
                         x.slice((r * byte + slot.byte + first * DEPTH) / 64, lanes(vectors) * DEPTH / 64);
                     let lane = (r * pack + p) * LANES;
-                    (cpu.ops.pack)(&Packing {
+                    pack_one(&Packing {
                         x: q[at * DEPTH..][..vectors * DEPTH].as_ptr(),
                         scale: scales[at..][..vectors].as_ptr(),
                         sum: sums[at..][..vectors].as_ptr(),

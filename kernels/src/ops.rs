@@ -25,7 +25,8 @@ pub struct Ops {
     pub quantize: unsafe fn(*const f32, usize, *mut i8, *mut f32, *mut i32),
     /// The same in two terms: `[2][256]`, two scales, two sums.
     pub quantize_two: unsafe fn(*const f32, usize, *mut i8, *mut f32, *mut i32),
-    pub pack: unsafe fn(&Packing),
+    /// Makes packs; `None` where products do not read them.
+    pub pack: Option<unsafe fn(&Packing)>,
     pub rms: unsafe fn(&Norm),
     pub layer: unsafe fn(&Norm),
     pub softmax: unsafe fn(*mut f32, usize),
@@ -119,7 +120,7 @@ macro_rules! table {
             float: kernels::float,
             quantize: kernels::quantize,
             quantize_two: kernels::quantize_two,
-            pack: kernels::pack,
+            pack: if <$s as crate::simd::Simd>::PACKS { Some(kernels::pack) } else { None },
             rms: kernels::rms,
             layer: kernels::layer,
             softmax: kernels::softmax,

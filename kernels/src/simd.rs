@@ -32,6 +32,9 @@ pub unsafe trait Simd: Copy + 'static {
     type T: Copy;
     /// What is added to weights in the form `dot` and `dot_lanes` take.
     const BIAS: i32;
+    /// Whether products of several vectors broadcast weights against packs of activations (`generic/panel.rs`), or
+    /// turn weights (`generic/turned.rs`).
+    const PACKS: bool = false;
     /// Accumulators of sixteen lanes that fit the registers beside their operands: 16, 4 or 1.
     const ACCUMULATORS: usize = 4;
 
@@ -303,7 +306,7 @@ pub unsafe trait Simd: Copy + 'static {
             }
         }
     }
-    /// 16 rows of 64 bytes into a part of a panel, in the order that [`Simd::tiles`] reads.
+    /// 16 rows of 64 bytes into a part of a panel, in the order that [`Simd::turned_tiles`] reads.
     #[inline(always)]
     unsafe fn panel_part(from: *const u8, to: *mut u8) {
         // SAFETY: passed on
@@ -311,8 +314,18 @@ pub unsafe trait Simd: Copy + 'static {
     }
     unsafe fn prefetch(p: *const u8);
 
-    /// Runs [`crate::generic::panel::tile`] over all vectors with this machine's tile sizes.
-    unsafe fn tiles(a: &crate::generic::panel::Tiles);
+    /// Runs [`crate::generic::panel::tiles`] with this machine's tile sizes.
+    #[inline(always)]
+    unsafe fn tiles(a: &crate::generic::panel::Tiles) {
+        // SAFETY: passed on
+        unsafe { crate::generic::panel::tiles::<Self, 1, 4, 4>(a) }
+    }
+    /// Runs [`crate::generic::turned::tiles`] with this machine's tile sizes.
+    #[inline(always)]
+    unsafe fn turned_tiles(a: &crate::generic::turned::Tiles) {
+        // SAFETY: passed on
+        unsafe { crate::generic::turned::tiles::<Self, 1, 4>(a) }
+    }
     /// Runs [`crate::generic::float::tile`] over 32 rows and the tokens with this machine's tile sizes.
     unsafe fn float_tiles(a: &crate::generic::float::FloatBlock);
 }

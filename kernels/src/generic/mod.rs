@@ -12,3 +12,4 @@ pub mod norm;
 pub mod panel;
 pub mod quantize;
 pub mod rows;
+pub mod turned;

@@ -11,13 +11,13 @@
 //! records ascending. The end adds a token's sums, then the bias.
 
 use super::codes::{self, record_bytes, terms};
-use super::panel;
+use super::{panel, turned};
 use crate::simd::Simd;
 use core::cell::Cell;
 
 /// Blocks walked together.
 pub const STREAMS: usize = 4;
-/// The most vectors that are multiplied in rows; from there on `packs` is read.
+/// The most vectors that are multiplied in rows; for more, `packs` is read where the instruction set has packs.
 pub const FEW: usize = 2;
 /// Inputs of one record.
 pub const DEPTH: usize = 256;
@@ -76,11 +76,29 @@ pub unsafe fn exponent(head: *const u8) -> f32 {
 pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock) {
     // SAFETY: passed on
     unsafe {
+        let vectors = a.to - a.from;
+        if !S::PACKS && vectors >= turned::FROM {
+            return turned::product::<S, BITS>(a);
+        }
         for first in 0..a.run.min(a.count) {
-            match a.to - a.from {
-                2 => few::<S, BITS, 2>(a, first),
-                1 if terms(BITS) == 1 => few::<S, BITS, 1>(a, first),
-                _ => panel::product::<S, BITS>(a, first),
+            match vectors {
+                2 => few::<S, BITS, 2>(a, first, a.from),
+                1 if terms(BITS) == 1 => few::<S, BITS, 1>(a, first, a.from),
+                _ if S::PACKS => panel::product::<S, BITS>(a, first),
+                _ => {
+                    // without packs, twos and fours of up to six
+                    let mut t = a.from;
+                    if vectors >= 4 {
+                        few::<S, BITS, 4>(a, first, t);
+                        t += 4;
+                    }
+                    match a.to - t {
+                        2 => few::<S, BITS, 2>(a, first, t),
+                        1 if terms(BITS) == 1 => few::<S, BITS, 1>(a, first, t),
+                        3 if terms(BITS) == 1 => few::<S, BITS, 3>(a, first, t),
+                        _ => {}
+                    }
+                }
             }
         }
     }
@@ -141,12 +159,12 @@ impl IntBlock {
 
 /// Block `first` of every stream.
 #[inline(always)]
-unsafe fn few<S: Simd, const BITS: u8, const T: usize>(a: &IntBlock, first: usize) {
+unsafe fn few<S: Simd, const BITS: u8, const T: usize>(a: &IntBlock, first: usize, vector: usize) {
     // SAFETY: `a` describes `count` whole blocks and the tokens' activations, proved by the caller
     unsafe {
         let mut acc = [[[0f32; 32]; T]; STREAMS];
         let full = record_bytes(BITS, 2);
-        let (streams, vector) = (a.streams(first), a.from);
+        let streams = a.streams(first);
         let mut at = a.blocks.add(first * a.block_bytes);
         for r in 0..a.cols.div_ceil(DEPTH) {
             let halves = if a.cols - r * DEPTH > 128 { 2 } else { 1 };

@@ -38,6 +38,7 @@ unsafe impl Simd for Scalar {
     type P = [i32; 4];
     type T = [i8; 16];
     const BIAS: i32 = 0;
+    const PACKS: bool = true;
     const ACCUMULATORS: usize = 1;
 
     lanes! {

@@ -1,7 +1,7 @@
 //! NEON with `sdot`: four products of bytes into each 32-bit lane (FEAT_DotProd, Armv8.2 and later).
 
 use super::{Bytes, Neon, lanes};
-use crate::generic::panel;
+use crate::generic::turned;
 use crate::simd::Simd;
 use core::arch::aarch64::*;
 
@@ -40,7 +40,7 @@ unsafe impl Bytes for Dotprod {
         fn panel_part(from: *const u8, to: *mut u8) {
             <Neon<Dotprod> as Simd>::transpose(from, to)
         }
-        fn tiles(a: &panel::Tiles) { panel::tiles::<Neon<Dotprod>, 1, 4>(a) }
+        fn turned_tiles(a: &turned::Tiles) { turned::tiles::<Neon<Dotprod>, 1, 4>(a) }
     }
 }
 

@@ -10,7 +10,7 @@
 
 use super::dotprod::sdot;
 use super::{Bytes, Neon, lanes};
-use crate::generic::{panel, rows};
+use crate::generic::{rows, turned};
 use crate::simd::Simd;
 use core::arch::aarch64::*;
 
@@ -44,7 +44,7 @@ const LINE: usize = 128;
 /// One record's panel against 2 · `PAIRS` vectors from `vector` on. With `ODD` there is one vector, and its double is
 /// not stored.
 #[inline(always)]
-unsafe fn tile<const PAIRS: usize, const ODD: bool>(a: &panel::Tiles, vector: usize) {
+unsafe fn tile<const PAIRS: usize, const ODD: bool>(a: &turned::Tiles, vector: usize) {
     // SAFETY: the vectors exist; the panel is what `panel_part` made
     unsafe {
         let other = if ODD { 0 } else { 1 };
@@ -91,7 +91,7 @@ unsafe fn tile<const PAIRS: usize, const ODD: bool>(a: &panel::Tiles, vector: us
 
 /// A record's step of the f32 sum of sixteen rows.
 #[inline(always)]
-unsafe fn fold(a: &panel::Tiles, tile: usize, vector: usize, sums: int32x4x4_t) {
+unsafe fn fold(a: &turned::Tiles, tile: usize, vector: usize, sums: int32x4x4_t) {
     type S = Neon<I8mm>;
     // SAFETY: tile and vector exist
     unsafe {
@@ -117,7 +117,7 @@ unsafe impl Bytes for I8mm {
                 }
             }
         }
-        fn tiles(a: &panel::Tiles) {
+        fn turned_tiles(a: &turned::Tiles) {
             let mut t = 0;
             while t + 4 <= a.vectors {
                 tile::<2, false>(a, t);

@@ -12,7 +12,7 @@ pub mod dotprod;
 pub mod i8mm;
 pub mod multiply;
 
-use crate::generic::{float, panel};
+use crate::generic::{float, turned};
 use crate::simd::Simd;
 use core::arch::aarch64::*;
 use core::marker::PhantomData;
@@ -29,8 +29,8 @@ pub unsafe trait Bytes: Copy + 'static {
     unsafe fn quads(acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t;
     /// [`Simd::panel_part`].
     unsafe fn panel_part(from: *const u8, to: *mut u8);
-    /// [`Simd::tiles`].
-    unsafe fn tiles(a: &panel::Tiles);
+    /// [`Simd::turned_tiles`].
+    unsafe fn turned_tiles(a: &turned::Tiles);
 }
 
 /// NEON, multiplying bytes as `L` does.
@@ -339,7 +339,7 @@ unsafe impl<L: Bytes> Simd for Neon<L> {
         fn prefetch(p: *const u8) {
             core::arch::asm!("prfm pldl1keep, [{}]", in(reg) p, options(nostack, preserves_flags, readonly))
         }
-        fn tiles(a: &panel::Tiles) { L::tiles(a) }
+        fn turned_tiles(a: &turned::Tiles) { L::turned_tiles(a) }
         fn float_tiles(a: &float::FloatBlock) { float::tiles::<Self, 2, 2, 4>(a) }
     }
 }

@@ -1,7 +1,7 @@
 //! NEON of every aarch64: products of bytes as 16-bit words.
 
 use super::{Bytes, Neon, lanes};
-use crate::generic::panel;
+use crate::generic::turned;
 use crate::simd::Simd;
 use core::arch::aarch64::*;
 
@@ -28,7 +28,7 @@ unsafe impl Bytes for Multiply {
         fn panel_part(from: *const u8, to: *mut u8) {
             <Neon<Multiply> as Simd>::transpose(from, to)
         }
-        fn tiles(a: &panel::Tiles) { panel::tiles::<Neon<Multiply>, 1, 4>(a) }
+        fn turned_tiles(a: &turned::Tiles) { turned::tiles::<Neon<Multiply>, 1, 4>(a) }
     }
 }
 

@@ -90,6 +90,7 @@ unsafe impl Simd for Avx2 {
     /// The table's low and high eight entries as words, in both 128-bit lanes.
     type T = (__m256i, __m256i);
     const BIAS: i32 = 0;
+    const PACKS: bool = true;
 
     lanes! {
         fn splat(x: f32) -> Self::F { (_mm256_set1_ps(x), _mm256_set1_ps(x)) }

@@ -68,6 +68,7 @@ unsafe impl Simd for Avx512 {
     /// The table's low and high eight entries as words, in every 128-bit lane.
     type T = (__m512i, __m512i);
     const BIAS: i32 = 128;
+    const PACKS: bool = true;
     const ACCUMULATORS: usize = 16;
 
     lanes! {
