@@ -6,17 +6,19 @@ use std::ops::Range;
 use llm_kernels::{self as kernels, Cpu, Input, Job, RouteSpec};
 
 use crate::backend::{Angles, Backend, Norm, Pages, Product, Rotation, Runs, Scores};
+use crate::importance::Importance;
 use crate::model::spec::{Activation, NormKind, Pairs};
 use crate::tensor::{Matrix, Stack, Tensor, Vector};
 
 /// The CPU with its threads.
 pub(crate) struct CpuBackend {
     cpu: Cpu,
+    importance: Option<Importance>,
 }
 
 impl CpuBackend {
-    pub(crate) fn new(cpu: Cpu) -> Self {
-        Self { cpu }
+    pub(crate) fn new(cpu: Cpu, importance: Option<Importance>) -> Self {
+        Self { cpu, importance }
     }
 }
 
@@ -92,6 +94,9 @@ impl Backend for CpuBackend {
 
     fn matmul(&self, input: &mut Input, products: &mut [Product<'_>]) {
         let m = input.m();
+        if let Some(importance) = &self.importance {
+            products.iter().for_each(|p| importance.see(&p.weight.bytes, (0, 1), input, 0..m));
+        }
         // Groups are of one, two or three; arrays keep this free of allocation.
         match products {
             [a] => self.cpu.matmul_group(&mut [job(m, a)], input),
@@ -109,6 +114,11 @@ impl Backend for CpuBackend {
         groups: &[(usize, Range<usize>)],
         out: &mut Tensor,
     ) {
+        if let Some(importance) = &self.importance {
+            for (index, rows) in groups {
+                importance.see(&weight.bytes, (*index, weight.count), input, rows.clone());
+            }
+        }
         let stack =
             kernels::Experts::new(weight.ty, weight.count, weight.rows, weight.columns, &weight.bytes)
                 .expect("a stack proven at opening");

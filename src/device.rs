@@ -7,11 +7,16 @@ use llm_kernels::{Cpu, Isa};
 use crate::backend::Backend;
 use crate::cpu::CpuBackend;
 use crate::error::{Error, Result, Status};
+use crate::importance::Importance;
 
-/// The device with `threads` threads (0: what the process may use).
-pub(crate) fn open(threads: usize, isa: Option<&str>) -> Result<Arc<dyn Backend>> {
+/// The device with `threads` threads (0: what the process may use), which adds what it multiplies to `importance`.
+pub(crate) fn open(
+    threads: usize,
+    isa: Option<&str>,
+    importance: Option<Importance>,
+) -> Result<Arc<dyn Backend>> {
     let Some(name) = isa else {
-        return Ok(Arc::new(CpuBackend::new(Cpu::new(threads))));
+        return Ok(Arc::new(CpuBackend::new(Cpu::new(threads), importance)));
     };
     let known = || Isa::ALL.map(Isa::name).join(", ");
     let isa = Isa::parse(name).ok_or_else(|| {
@@ -23,5 +28,5 @@ pub(crate) fn open(threads: usize, isa: Option<&str>) -> Result<Arc<dyn Backend>
     let cpu = Cpu::with_isa(threads, isa).ok_or_else(|| {
         Error::new(Status::UNSUPPORTED, format!("this machine does not have the instruction set `{name}`"))
     })?;
-    Ok(Arc::new(CpuBackend::new(cpu)))
+    Ok(Arc::new(CpuBackend::new(cpu, importance)))
 }

@@ -13,6 +13,7 @@ mod device;
 pub mod error;
 #[allow(unsafe_code)] // the C face: proves what a foreign caller passes in
 pub mod ffi;
+pub mod importance;
 pub mod kv;
 #[allow(unsafe_code)] // mappings of files that others could change
 pub mod mmap;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use crate::backend::Backend;
 use crate::device;
 use crate::error::{Error, Result, Status};
+use crate::importance::Importance;
 
 const MOST_THREADS: usize = 1024;
 
@@ -43,6 +44,8 @@ pub struct RuntimeOptions {
     pub log_level: Option<LogLevel>,
     /// Bytes of host memory that models and sessions may allocate (mapped weights not counted).
     pub host_limit: Option<u64>,
+    /// Where to gather what the inputs of matrices are like; `None`: nowhere.
+    pub importance: Option<Importance>,
 }
 
 impl fmt::Debug for RuntimeOptions {
@@ -54,6 +57,7 @@ impl fmt::Debug for RuntimeOptions {
             .field("log", &log)
             .field("log_level", &self.log_level)
             .field("host_limit", &self.host_limit)
+            .field("importance", &self.importance.is_some())
             .finish()
     }
 }
@@ -100,13 +104,13 @@ impl Runtime {
     /// # Errors
     /// `INVALID_ARG` for more than 1024 threads or an instruction set that does not exist, `UNSUPPORTED` for one this machine lacks.
     pub fn new(options: RuntimeOptions) -> Result<Self> {
-        let RuntimeOptions { threads, isa, log, log_level, host_limit } = options;
+        let RuntimeOptions { threads, isa, log, log_level, host_limit, importance } = options;
         // Far more threads than cores take the whole process down once the system runs out of mappings.
         if threads > MOST_THREADS {
             let message = format!("{threads} threads: expected at most {MOST_THREADS}, or 0 for the cores");
             return Err(Error::new(Status::INVALID_ARG, message));
         }
-        let backend = device::open(threads, isa.as_deref())?;
+        let backend = device::open(threads, isa.as_deref(), importance)?;
         let level = log_level.unwrap_or(LogLevel::Warn);
         let runtime = Self(Arc::new(Inner {
             backend,

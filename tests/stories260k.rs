@@ -5,12 +5,14 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
+use llm::importance::Importance;
 use llm::kv::KvType;
 use llm::model::Model;
+use llm::runtime::{Runtime, RuntimeOptions};
 use llm::session::{Session, SessionOptions};
 use llm_format::quant::Type;
 use serde_json::Value;
-use support::{argmax, kl, log_softmax, logits, model, runtime};
+use support::{argmax, kl, log_softmax, logits, model, open, runtime};
 
 fn place() -> Option<(PathBuf, Value)> {
     let place = llm_testdata::shared("data/weights/stories260K")?;
@@ -84,7 +86,17 @@ fn what_quantization_costs_on_a_trained_model_is_known() {
     let ids = vocabulary.encode(&std::fs::read_to_string(text).unwrap());
     let runtime = runtime(0, None);
     let exact = model(&runtime, &place.join("hf"), Type::F32);
-    for (ty, most) in [(Type::Bf16, 1e-4), (Type::F16, 1e-5), (Type::Q8, 1e-3), (Type::Q4, 5e-2)] {
+    let bounds = [
+        (Type::Bf16, 1e-4),
+        (Type::F16, 1e-5),
+        (Type::Q8, 1e-3),
+        (Type::Q6, 3e-3),
+        (Type::Q5, 9e-3),
+        (Type::Q4, 4.2e-2),
+        (Type::Q3, 1.6e-1),
+        (Type::Q2, 1.25),
+    ];
+    for (ty, most) in bounds {
         let model = model(&runtime, &place.join("hf"), ty);
         for kv in [KvType::Auto, KvType::F32, KvType::I8F16, KvType::I8] {
             let kl = divergence(&exact, &model, kv, &ids);
@@ -93,6 +105,48 @@ fn what_quantization_costs_on_a_trained_model_is_known() {
             let most = if matches!(kv, KvType::I8F16 | KvType::I8) { most + 1e-2 } else { most };
             assert!(kl <= most, "{} cache {}: {kl:e} nats, at most {most:e}", ty.name(), kv.name());
         }
+    }
+}
+
+#[test]
+fn importance_lowers_what_few_bits_cost_on_a_text_it_was_not_gathered_on() {
+    let Some((place, _)) = place() else { return };
+    let vocabulary = Vocabulary::read(&place.join("tok512.bin"));
+    let read = |name| std::fs::read_to_string(llm_testdata::shared(name).unwrap()).unwrap();
+    let sums = Importance::default();
+    let options = RuntimeOptions { importance: Some(sums.clone()), ..Default::default() };
+    let exact = model(&Runtime::new(options).unwrap(), &place.join("hf"), Type::F32);
+    // Pieces of a text, one after the other: the first to gather on, the others to measure on.
+    let text = read("data/text/tinystories-200k.txt");
+    let pieces = text.as_bytes().chunks(1200).map(|piece| {
+        let mut ids = vocabulary.encode(&String::from_utf8_lossy(piece));
+        ids.truncate(257);
+        ids
+    });
+    let mut pieces = pieces.filter(|ids| ids.len() > 256);
+    for ids in pieces.by_ref().take(40) {
+        logits(&exact, &SessionOptions::default(), &ids);
+    }
+    let ids: Vec<i32> = pieces.take(20).flat_map(|ids| ids[..256].to_vec()).collect();
+    let columns = sums.of(&exact);
+    // The embedding is the head as well; 7 matrices in each of 5 layers.
+    assert_eq!(columns.len(), 1 + 5 * 7);
+    assert!(columns.iter().flat_map(|c| &c.mean_squares).flatten().all(|v| *v > 0.0));
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("importance.safetensors");
+    std::fs::write(&file, llm_convert::importance::serialize(&columns).unwrap()).unwrap();
+
+    let runtime = runtime(0, None);
+    for ty in [Type::Q4, Type::Q3, Type::Q2] {
+        let cost = |importance: Option<PathBuf>| {
+            let out = temp.path().join("model.llm");
+            let options = llm_convert::Options { ty, importance, ..Default::default() };
+            llm_convert::convert(&place.join("hf"), &out, &options, &()).unwrap();
+            divergence(&exact, &open(&runtime, &out), KvType::F32, &ids)
+        };
+        let (without, with) = (cost(None), cost(Some(file.clone())));
+        println!("{:5} {without:.2e} nats without importance, {with:.2e} with", ty.name());
+        assert!(with < without, "{}: {without:e} nats without importance, {with:e} with", ty.name());
     }
 }
 

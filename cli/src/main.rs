@@ -28,6 +28,7 @@ struct Cli {
 enum Verb {
     Quickstart(verbs::quickstart::Args),
     Convert(verbs::convert::Args),
+    Importance(verbs::importance::Args),
     Inspect(verbs::inspect::Args),
     Verify(verbs::verify::Args),
     Generate(verbs::generate::Args),
@@ -48,6 +49,7 @@ fn main() -> std::process::ExitCode {
     let done = match Cli::parse().verb {
         Verb::Quickstart(args) => verbs::quickstart::run(&args),
         Verb::Convert(args) => verbs::convert::run(&args),
+        Verb::Importance(args) => verbs::importance::run(&args),
         Verb::Inspect(args) => verbs::inspect::run(&args),
         Verb::Verify(args) => verbs::verify::run(&args),
         Verb::Generate(args) => verbs::generate::run(&args),

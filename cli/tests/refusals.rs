@@ -49,7 +49,7 @@ fn a_missing_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let (missing, out) = (dir.path().join("missing"), dir.path().join("out"));
     let (missing, out) = (p(&missing), p(&out));
-    let all: [&[&str]; 13] = [
+    let all: [&[&str]; 14] = [
         &["convert", missing, "-o", out],
         &["inspect", missing],
         &["verify", missing],
@@ -59,6 +59,7 @@ fn a_missing_file_is_named() {
         &["tokenize", "-m", missing, "--jsonl"],
         &["detokenize", "--tokenizer", missing, "--jsonl"],
         &["perplexity", "-m", missing, "--file", missing],
+        &["importance", "-m", missing, "--file", missing, "-o", out],
         &["bench", "-m", missing],
         &["train", "--config", missing],
         &["data", "prepare", missing, "--tokenizer", missing, "-o", out],

@@ -265,3 +265,29 @@ fn perplexity_is_that_of_token_after_token() {
     let said = refused(&["perplexity", "-m", p(&file), "--file", p(&text), "-c", "8", "--stride", "9"]);
     assert!(said.contains("--stride 9"), "{said}");
 }
+
+#[test]
+fn importance_of_a_text_goes_into_a_conversion_of_its_own_model_only() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(source) = common::stories(scratch.path()) else { return };
+    let at = |name: &str| scratch.path().join(name);
+    let (model, file) = (at("f32.llm"), at("importance.safetensors"));
+    let text = shared("data/text/tinystories-sample.txt").unwrap();
+    ok(&["convert", p(&source), "-o", p(&model), "--type", "f32"]);
+    let said = ok(&["importance", "-m", p(&model), "--file", p(&text), "-o", p(&file)]);
+    assert!(said.contains("36 tensors over"), "{said}");
+    let stored = std::fs::read(&file).unwrap();
+    let down = SafeTensors::deserialize(&stored).unwrap();
+    assert_eq!(down.tensor("model.layers.4.mlp.down_proj.weight").unwrap().shape(), [172]);
+
+    let (plain, weighed) = (at("plain.llm"), at("weighed.llm"));
+    ok(&["convert", p(&source), "-o", p(&plain), "--type", "q3"]);
+    ok(&["convert", p(&source), "-o", p(&weighed), "--type", "q3", "--importance", p(&file)]);
+    let (plain, weighed) = (std::fs::read(plain).unwrap(), std::fs::read(weighed).unwrap());
+    assert!(plain.len() == weighed.len() && plain != weighed);
+
+    let Some(other) = shared("reference/llama_untied") else { return };
+    let out = at("other.llm");
+    let said = refused(&["convert", p(&other), "-o", p(&out), "--importance", p(&file)]);
+    assert!(said.contains("another model") && said.contains(p(&file)) && !out.exists(), "{said}");
+}

@@ -14,6 +14,7 @@ use llm::{Error, Result, Status};
 use llm_format::quant::{self, Type};
 use rayon::prelude::*;
 
+use crate::importance::Importance;
 use crate::values::{Origin, Values};
 use crate::{Progress, recipe};
 
@@ -27,13 +28,24 @@ pub(crate) struct Item {
     pub(crate) want: Want,
     pub(crate) ty: Type,
     pub(crate) bytes: u64,
+    /// Of its columns (of a stack: of each matrix in turn), where known.
+    pub(crate) importance: Option<Vec<f32>>,
 }
 
 /// The list of what is to be written.
-pub(crate) fn items(wants: Vec<Want>, ty: Type) -> Result<Vec<Item>> {
+pub(crate) fn items(wants: Vec<Want>, ty: Type, importance: Option<&Importance>) -> Result<Vec<Item>> {
+    if let Some(importance) = importance {
+        importance.fits(&wants)?;
+    }
     let types = recipe::types(&wants, ty);
     let item = |(want, ty): (Want, Type)| match quant::tensor_bytes(ty, &want.shape) {
-        Some(bytes) => Ok(Item { want, ty, bytes }),
+        Some(bytes) => {
+            let importance = match importance {
+                Some(importance) if ty.is_integer() => importance.of(&want)?,
+                _ => None,
+            };
+            Ok(Item { want, ty, bytes, importance })
+        }
         None => Err(Error::new(
             Status::UNSUPPORTED,
             format!("tensor `{}` of shape {:?} is too large for the format", want.name, want.shape),
@@ -124,6 +136,7 @@ fn encode_matrix(
 ) -> Result<()> {
     let (rows, cols, ty) = (rows as usize, cols as usize, item.ty);
     let matrix = origin.matrix(&item.want, index)?;
+    let importance = item.importance.as_ref().map(|all| &all[index * cols..][..cols]);
     let head = if ty.is_integer() {
         let head = quant::head(ty, absmax(&*matrix, &item.want, rows, cols)?);
         send(head.to_vec())?;
@@ -148,7 +161,7 @@ fn encode_matrix(
                     finite(&item.want, most, row)?;
                     fits(&item.want, ty, most, row)?;
                 }
-                quant::encode_block(ty, &head, values, cols, out);
+                quant::encode_block_for(ty, &head, values, importance, cols, out);
                 Ok::<(), Error>(())
             },
         )?;

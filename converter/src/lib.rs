@@ -11,7 +11,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use llm::model::arch::{self, Arch, Want};
 use llm::model::spec::Spec;
@@ -22,6 +22,7 @@ use serde_json::{Map, Value};
 
 pub mod checkpoint;
 mod encode;
+pub mod importance;
 mod metadata;
 pub mod random;
 mod recipe;
@@ -42,11 +43,13 @@ pub struct Options {
     pub pattern: Option<String>,
     /// The model's name; without it, what the configuration or the directory is called.
     pub name: Option<String>,
+    /// A file of `libllm importance`: integer types then make those errors small that matter.
+    pub importance: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { ty: Type::Q4, pattern: None, name: None }
+        Self { ty: Type::Q4, pattern: None, name: None, importance: None }
     }
 }
 
@@ -98,7 +101,8 @@ pub fn convert(source: &Path, out: &Path, options: &Options, progress: &dyn Prog
     let config = checkpoint::read_json(&dir.join("config.json"))?;
     let (arch, spec) = arch::read_config(&config).map_err(|e| e.context(dir.display()))?;
     let wants = match_tensors(arch, &spec, &checkpoint).map_err(|e| e.context(dir.display()))?;
-    let items = encode::items(wants, options.ty)?;
+    let importance = options.importance.as_deref().map(importance::Importance::read).transpose()?;
+    let items = encode::items(wants, options.ty, importance.as_ref())?;
 
     let mut warnings = Vec::new();
     let built = tokenizer::load_dir(&dir, options.pattern.as_deref())?;

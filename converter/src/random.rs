@@ -78,7 +78,7 @@ pub fn random(name: &str, ty: Type, out: &Path, progress: &dyn Progress) -> Resu
         Error::new(Status::NOT_FOUND, what)
     })?;
     let (arch, spec) = arch::read_config(&(shape.config)())?;
-    let items = encode::items((arch.tensors)(&spec), ty)?;
+    let items = encode::items((arch.tensors)(&spec), ty, None)?;
     let mut metadata = Map::new();
     metadata.insert("name".into(), format!("random-{name}").into());
     metadata.insert("provenance".into(), json!({"source": "random weights", "shape": name}));

@@ -7,14 +7,14 @@ use std::ops::ControlFlow;
 use common::*;
 use llm::model::arch::{self, LayerSlot as L, Slot};
 use llm::model::spec::Spec;
-use llm_format::quant::Type;
+use llm_format::quant::{QUANTS, Type};
 use llm_format::{File, TensorPlan};
 
 #[test]
 fn every_reference_converts_to_every_type_with_the_tensors_of_its_spec() {
     let temp = tempfile::tempdir().unwrap();
     for dir in references() {
-        for ty in [Type::F32, Type::F16, Type::Bf16, Type::Q8, Type::Q4] {
+        for ty in QUANTS.iter().map(|quant| quant.ty) {
             let out = temp.path().join("out.llm");
             let summary = convert(&dir, &out, ty).unwrap_or_else(|e| panic!("{} {ty}: {e}", dir.display()));
             let bytes = std::fs::read(&out).unwrap();
@@ -33,9 +33,15 @@ fn every_reference_converts_to_every_type_with_the_tensors_of_its_spec() {
                     _ if want.shape.len() == 1 => Some(Type::F32),
                     Slot::Layer(_, L::Router | L::SharedSwitch) => Some(Type::F32),
                     Slot::Positions if ty.is_integer() => Some(Type::F16),
-                    // Models of this size take eight bits wherever they gain.
-                    Slot::Embedding | Slot::Head if ty == Type::Q4 => Some(Type::Q8),
-                    Slot::Layer(_, L::K | L::V | L::KvDown | L::Down) if ty == Type::Q4 => Some(Type::Q8),
+                    // Models of this size take the widest type wherever they gain.
+                    Slot::Embedding | Slot::Head | Slot::Layer(_, L::K | L::V | L::KvDown | L::Down) => {
+                        match ty {
+                            Type::Q6 | Type::Q5 | Type::Q4 => Some(Type::Q8),
+                            Type::Q3 => Some(Type::Q6),
+                            Type::Q2 => Some(Type::Q4),
+                            _ => None,
+                        }
+                    }
                     _ => None,
                 };
                 assert_eq!(tensor.ty, kept.unwrap_or(ty), "{}", tensor.name);
@@ -220,7 +226,7 @@ fn integer_types_stay_near_the_values() {
     let Some(dir) = reference("llama_untied") else { return };
     let temp = tempfile::tempdir().unwrap();
     let weights = load(&dir);
-    for (ty, most) in [(Type::Q8, 0.012), (Type::Q4, 0.11)] {
+    for (ty, most) in [(Type::Q8, 0.012), (Type::Q4, 0.08), (Type::Q2, 0.3)] {
         let out = temp.path().join("out.llm");
         convert(&dir, &out, ty).unwrap();
         let bytes = std::fs::read(&out).unwrap();

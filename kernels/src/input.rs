@@ -103,6 +103,15 @@ impl Input {
         self.k
     }
 
+    /// Row `i` of the present activations, `[k]`.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn row(&self, i: usize) -> &[f32] {
+        assert!(i < self.m, "row {i} of {}", self.m);
+        &self.x[i * self.width..][..self.k]
+    }
+
     /// Takes in `x`, `[m, k]` row-major.
     ///
     /// # Panics

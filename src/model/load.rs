@@ -334,6 +334,15 @@ impl Model {
         self.0.index.tensors().iter().all(|tensor| tensor.ty == Type::F32)
     }
 
+    /// Name, whether it is a stack, and place of every tensor.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (&str, bool, &[u8])> {
+        self.0.index.tensors().iter().map(|tensor| {
+            // The reader proved that the range lies in the file.
+            let bytes = &self.0.file[tensor.offset as usize..][..tensor.len as usize];
+            (tensor.name.as_str(), tensor.shape.len() == 3, bytes)
+        })
+    }
+
     pub(crate) fn forward(&self) -> Forward<'_> {
         Forward { spec: &self.0.spec, weights: &self.0.weights, device: &**self.0.runtime.backend() }
     }

@@ -26,27 +26,35 @@ pub struct Args {
     /// expression
     #[arg(long, value_name = "PATTERN")]
     pattern: Option<String>,
+    /// What `libllm importance` wrote for this model: types of few bits then keep those inputs best that matter most
+    #[arg(long, value_name = "FILE")]
+    importance: Option<PathBuf>,
 }
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
     let ty = Type::parse(&args.ty).with_context(|| format!("--type {}: unknown", args.ty))?;
-    let summary = convert(&args.source, &args.out, ty, args.pattern.clone())?;
+    let options = llm_convert::Options {
+        ty,
+        pattern: args.pattern.clone(),
+        importance: args.importance.clone(),
+        ..llm_convert::Options::default()
+    };
+    let summary = convert(&args.source, &args.out, &options)?;
     say!("{summary}")?;
     Ok(())
 }
 
 /// Converts with a progress bar and returns a line that says what was written.
-pub fn convert(source: &Path, out: &Path, ty: Type, pattern: Option<String>) -> Result<String> {
+pub fn convert(source: &Path, out: &Path, options: &llm_convert::Options) -> Result<String> {
     let watch = Watch::new("convert");
-    let options = llm_convert::Options { ty, pattern, ..llm_convert::Options::default() };
-    let done = llm_convert::convert(source, out, &options, &watch);
+    let done = llm_convert::convert(source, out, options, &watch);
     watch.progress.end();
     let summary = done?;
     for warning in &summary.warnings {
         note!("warning: {warning}");
     }
-    Ok(describe(out, ty, &summary))
+    Ok(describe(out, options.ty, &summary))
 }
 
 /// A line that says what was written.

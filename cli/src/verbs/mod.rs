@@ -5,6 +5,7 @@ pub mod chat;
 pub mod convert;
 pub mod data;
 pub mod generate;
+pub mod importance;
 pub mod inspect;
 pub mod logits;
 pub mod perplexity;

@@ -71,7 +71,8 @@ pub fn run(args: &Args) -> Result<()> {
     };
     step(2, &types.map(command))?;
     for ty in types {
-        say!("   {}", super::convert::convert(&trained.checkpoint, &file(ty), ty, None)?)?;
+        let options = llm_convert::Options { ty, ..llm_convert::Options::default() };
+        say!("   {}", super::convert::convert(&trained.checkpoint, &file(ty), &options)?)?;
     }
 
     let q4 = file(Type::Q4);
