@@ -15,9 +15,10 @@ use crate::bytes::{crc32c, u16_at, u32_at, u64_at};
 /// The first eight bytes. The first is no text, the line ends show a transfer that translated them.
 pub const MAGIC: [u8; 8] = *b"\x89LLM\r\n\x1a\n";
 /// Major version; another one is refused.
-pub const MAJOR: u16 = 0;
-/// Minor version. While the major version is 0 the format is not frozen, and another minor is refused too.
-pub const MINOR: u16 = 1;
+pub const MAJOR: u16 = 1;
+/// Minor version that the writer writes. Every minor version is read: what a newer one adds is in sections of its own,
+/// which say whether they may be skipped, and in types, which are refused by name where they are not known.
+pub const MINOR: u16 = 0;
 /// Bytes of the header without its sections.
 pub const FIXED: usize = 64;
 /// Bytes of one section's entry.

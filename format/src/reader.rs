@@ -239,14 +239,11 @@ fn check_header(bytes: &[u8], file_len: u64) -> Result<Header> {
         return Err(Error::bad(file_len, format!("the file ends inside its header, after {file_len} bytes")));
     };
     // The version comes first: of another one nothing else may be assumed.
-    if (header.major, header.minor) != (header::MAJOR, header::MINOR) {
-        let message = format!(
-            "file version {}.{}, this library reads {}.{}; convert the model again",
-            header.major,
-            header.minor,
-            header::MAJOR,
-            header::MINOR
-        );
+    if header.major != header::MAJOR {
+        let (major, minor) = (header.major, header.minor);
+        let what = if major < header::MAJOR { "convert the model again" } else { "use a newer library" };
+        let message =
+            format!("file version {major}.{minor}, this library reads version {}; {what}", header::MAJOR);
         return Err(Error::new(ErrorKind::BadVersion, message).at(8));
     }
     let max = (header::FIXED + header::ENTRY * header::MAX_SECTIONS as usize) as u32;

@@ -49,7 +49,7 @@ fn every_flipped_bit_of_the_header_is_refused_on_opening() {
         let error = File::parse(&damaged).expect_err("a damaged header");
         let expected = match bit / 8 {
             0..8 => ErrorKind::BadFormat,
-            8..12 => ErrorKind::BadVersion,
+            8..10 => ErrorKind::BadVersion,
             12..16 => error.kind, // another length: too short, too long, or another checksum
             _ => ErrorKind::Checksum,
         };

@@ -106,6 +106,15 @@ fn tokenizer() -> NewSection {
     NewSection { kind: kind::TOKENIZER, required: false, data: tables.encode().expect("small tables") }
 }
 
+/// A file of a later minor version, with an optional section of a kind that is not known.
+fn newer() -> Vec<u8> {
+    let section = NewSection { kind: 0x4321, required: false, data: b"added by a later version".to_vec() };
+    let mut bytes = write(json!({ "name": "newer-minor" }), vec![section], &[("w", Type::Q8, &[2, 40])]);
+    put(&mut bytes, 10, &9u16.to_le_bytes());
+    header::seal(&mut bytes);
+    bytes
+}
+
 fn ok() -> Vec<Golden> {
     let unknown =
         NewSection { kind: 0x1234, required: false, data: b"skipped by who does not know it".to_vec() };
@@ -116,6 +125,7 @@ fn ok() -> Vec<Golden> {
         ("f32", write(named("f32"), vec![], &[("w", Type::F32, &[3, 100])])),
         ("f16", write(named("f16"), vec![], &[("w", Type::F16, &[33, 7])])),
         ("bf16", write(named("bf16"), vec![], &[("w", Type::Bf16, &[2, 130])])),
+        ("newer-minor", newer()),
         ("q8", write(named("q8"), vec![], &[("w", Type::Q8, &[2, 300])])),
         ("q8-rows", write(named("q8-rows"), vec![], &[("w", Type::Q8, &[33, 3])])),
         ("q6", write(named("q6"), vec![], &[("w", Type::Q6, &[2, 300])])),
@@ -284,8 +294,8 @@ fn bad() -> Vec<Golden> {
     refused("cut-in-metadata", "parse", format, "cut short", base.plain[..140].to_vec());
     refused("cut-in-tensor", "parse", format, "cut short", base.one[..base.one.len() - 1].to_vec());
     refused("appended", "parse", format, "appended", [&base.plain[..], b"x"].concat());
-    refused("major-version", "parse", "bad-version", "file version 7.1", patch(8, &7u16.to_le_bytes()));
-    refused("minor-version", "parse", "bad-version", "file version 0.9", patch(10, &9u16.to_le_bytes()));
+    refused("major-older", "parse", "bad-version", "file version 0.0", patch(8, &0u16.to_le_bytes()));
+    refused("major-newer", "parse", "bad-version", "file version 2.0", patch(8, &2u16.to_le_bytes()));
     refused("header-checksum", "parse", "checksum", "header: expected CRC-32C", raw(64 + 8, &[0xff]));
     refused("header-length-small", "parse", format, "header length 63", patch(12, &63u32.to_le_bytes()));
     refused("header-length-huge", "parse", format, "header length 4294967295", patch(12, &[0xff; 4]));
