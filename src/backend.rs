@@ -38,6 +38,14 @@ pub(crate) struct Angles {
     pub(crate) sin: Vec<f32>,
 }
 
+impl Angles {
+    /// Forgets all rows.
+    pub(crate) fn clear(&mut self) {
+        self.cos.clear();
+        self.sin.clear();
+    }
+}
+
 /// Heads that are rotated: all of a row, one after the other.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rotation {

@@ -16,6 +16,10 @@ use memmap2::{Mmap, MmapMut, MmapOptions};
 
 use crate::error::{Error, Result, Status};
 
+/// At least the size of a page of any system.
+#[cfg(unix)]
+const PAGE: usize = 64 << 10;
+
 /// A shared, immutable stretch of bytes. Cloning and slicing copy nothing.
 #[derive(Clone)]
 pub struct Bytes {
@@ -216,6 +220,24 @@ impl Reservation {
             Error::new(Status::NO_MEMORY, format!("reserving {len} bytes: {e}")).with("needed", len as i64)
         };
         mapping.map(Self).map_err(refused)
+    }
+
+    /// Gives the memory behind the first `from` bytes back to the system; what lay there is lost, the address space
+    /// stays. Returns whether the system took it.
+    pub fn discard(&mut self, from: usize) -> bool {
+        #[cfg(unix)]
+        {
+            // The system takes whole pages of its own.
+            let from = from.next_multiple_of(PAGE);
+            let Some(len) = self.0.len().checked_sub(from).filter(|&len| len > 0) else { return true };
+            // SAFETY: anonymous private memory that is borrowed exclusively; any content of it is valid bytes.
+            unsafe { self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, len) }.is_ok()
+        }
+        #[cfg(not(unix))]
+        {
+            let _ = from;
+            false
+        }
     }
 
     /// Makes it read-only.

@@ -195,6 +195,13 @@ impl Charge {
         self.bytes += more;
         Ok(())
     }
+
+    /// Takes `less` bytes away.
+    pub(crate) fn shrink(&mut self, less: u64) {
+        let less = less.min(self.bytes);
+        self.runtime.0.used[self.memory as usize].fetch_sub(less, Ordering::Relaxed);
+        self.bytes -= less;
+    }
 }
 
 impl Drop for Charge {

@@ -178,6 +178,9 @@ fn bench_reports_speed_and_memory() {
     assert!(report["anonymous_bytes_after_first_token"]["median"].as_f64().unwrap() > 0.0, "{report}");
     let table = ok(&[&["bench", "-m", p(&file)], &work[..]].concat());
     assert!(table.contains("prefill 16") && table.contains("decode 4"), "{table}");
+    let several = json(&[&["bench", "-m", p(&file), "--json", "-b", "3"], &work[..]].concat());
+    assert_eq!((&report["batch"], &several["batch"]), (&1.into(), &3.into()));
+    assert!(several["decode_tokens_per_second"]["min"].as_f64().unwrap() > 0.0);
 }
 
 #[test]

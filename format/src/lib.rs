@@ -32,6 +32,7 @@ pub mod tensor;
 pub mod tokens;
 pub mod writer;
 
+pub use bytes::crc32c;
 pub use error::{Error, ErrorKind, Result};
 pub use header::{Section, kind};
 pub use reader::{File, Index, Progress};

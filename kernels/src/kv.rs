@@ -73,6 +73,44 @@ impl KvLayout {
             && (!self.latent || self.value_dim <= self.key_dim)
     }
 
+    /// Writes zeros over all that does not belong to the first `tokens` tokens in this layer's part of a page, gaps
+    /// between sections included.
+    ///
+    /// # Panics
+    /// If `part` is not [`KvLayout::page_bytes`] long.
+    pub fn clear_after(&self, part: &mut [u8], tokens: usize) {
+        assert_eq!(part.len(), self.page_bytes(), "a layer's part of a page");
+        let scale = |there: bool| if there { 2 } else { 0 };
+        let mut sections =
+            vec![(0, self.key_bytes()), (self.key_scales_at(), scale(self.key == KeyType::I8))];
+        if !self.latent {
+            sections.push((self.values_at(), self.value_bytes()));
+            sections.push((self.value_scales_at(), scale(self.value == ValueType::I8)));
+        }
+        for head in part.chunks_exact_mut(self.head_bytes()) {
+            let mut from = 0;
+            for &(at, bytes) in &sections {
+                if bytes > 0 {
+                    head[from..at].fill(0);
+                    from = at + tokens.min(self.page_tokens) * bytes;
+                    if at == 0
+                        && self.key == KeyType::I8
+                        && !tokens.is_multiple_of(16)
+                        && from < self.page_tokens * bytes
+                    {
+                        // Sixteen keys lie together: their lines stay, without the other tokens' places in them.
+                        let sixteen = tokens / 16 * 16 * bytes;
+                        from = sixteen + 16 * bytes;
+                        for line in head[sixteen..from].chunks_exact_mut(64) {
+                            line[tokens % 16 * 4..].fill(0);
+                        }
+                    }
+                }
+            }
+            head[from..].fill(0);
+        }
+    }
+
     pub(crate) fn key_width(&self) -> usize {
         self.key_dim.next_multiple_of(16)
     }
@@ -127,6 +165,39 @@ impl KvLayout {
             self.values_at()
         } else {
             self.value_scales_at() + if self.value == ValueType::I8 { self.scales() } else { 0 }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_tokens_have_stays_and_all_else_is_cleared() {
+        for (key, value, latent) in [
+            (KeyType::I8, ValueType::F16, false),
+            (KeyType::I8, ValueType::I8, false),
+            (KeyType::F32, ValueType::F32, false),
+            (KeyType::F16, ValueType::F16, true),
+            (KeyType::I8, ValueType::I8, true),
+        ] {
+            let l = KvLayout { key, value, page_tokens: 16, kv_heads: 3, key_dim: 24, value_dim: 20, latent };
+            for tokens in [0, 1, 7, 16] {
+                let mut part = vec![1; l.page_bytes()];
+                l.clear_after(&mut part, tokens);
+                let mut of_token = l.key_bytes() + if key == KeyType::I8 { 2 } else { 0 };
+                if !latent {
+                    of_token += l.value_bytes() + if value == ValueType::I8 { 2 } else { 0 };
+                }
+                assert_eq!(part.iter().filter(|b| **b == 1).count(), 3 * tokens * of_token, "{l:?} {tokens}");
+                let first = |at: usize| part[at] == u8::from(tokens > 0);
+                assert!(first(0) && (latent || first(l.values_at())));
+                for slot in 0..if key == KeyType::I8 { 16 } else { 0 } {
+                    let four = &part[l.key_four_at(slot, 5)..][..4];
+                    assert_eq!(four, [u8::from(slot < tokens); 4], "{l:?} {tokens} {slot}");
+                }
+            }
         }
     }
 }

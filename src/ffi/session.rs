@@ -211,7 +211,7 @@ pub unsafe extern "C" fn llm_session_prefill(
             let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             let answer = progress.call(|function, data| {
                 // SAFETY: the host's function with its own data.
-                unsafe { function(data, p.total as u32, 0, p.done as u32, milliseconds) }
+                unsafe { function(data, p.total as u32, p.reused as u32, p.done as u32, milliseconds) }
             });
             match answer.map_or(Ok(callback::Control::Continue), callback::control) {
                 Ok(callback::Control::Continue) => Control::Continue,

@@ -1,86 +1,141 @@
-//! Pages: address space for all of them is reserved at once, the system commits what is written.
+//! A pool of pages that sessions of one model share.
+//!
+//! One lock guards pages, tables and bytes. A session's step holds it from its first layer to its last, so sessions
+//! of one pool take turns (or run together in a batch) and sessions of different pools run at once. Nothing else
+//! holds it for long, and no call of a host's function happens under it.
 
-use super::PageShape;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::pages::Pages;
+use super::store::Store;
+use super::{KvOptions, KvStats, KvType, PageShape};
 use crate::error::{Error, Result, Status};
-use crate::mmap::Reservation;
-use crate::runtime::{Charge, Memory, Runtime};
+use crate::model::Model;
 
-/// The pages of a cache.
-#[derive(Debug)]
-pub(crate) struct Pool {
-    shape: PageShape,
-    arena: Reservation,
-    /// Pages there are.
-    pages: u32,
-    /// Pages that were used and given back; the last one given is the next taken, because it is warm.
-    free: Vec<u32>,
-    /// Pages from here on were never used.
-    fresh: u32,
-    charge: Charge,
+/// A handle on a pool. Clones share it; any thread may use it, and may wait for a step of a session that is running.
+#[derive(Clone)]
+pub struct KvPool(Arc<Inner>);
+
+struct Inner {
+    model: Model,
+    kv: KvType,
+    pages: Mutex<Pages>,
 }
 
-impl Pool {
-    /// Room for `tokens` tokens of one sequence.
+impl std::fmt::Debug for KvPool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "KvPool({:?})", self.0.model)
+    }
+}
+
+impl KvPool {
+    /// A pool for sessions of `model`. Address space for the whole budget is reserved, memory is taken page by page
+    /// as sessions write.
     ///
     /// # Errors
-    /// `NO_MEMORY` if the address space is refused.
-    pub(crate) fn new(runtime: &Runtime, shape: PageShape, tokens: usize) -> Result<Self> {
-        let pages = tokens.div_ceil(shape.tokens);
-        let too_large = || {
-            let message = format!(
-                "a KV cache for {tokens} tokens, {} bytes for every {}, does not fit memory; lower max_tokens",
-                shape.bytes, shape.tokens
-            );
-            Error::new(Status::NO_MEMORY, message)
+    /// `INVALID_ARG` for a page size other than 16, 32, 64 or a budget below one page, `NO_MEMORY`.
+    pub fn new(model: &Model, options: &KvOptions) -> Result<Self> {
+        let shape = Self::shape(model, options)?;
+        let pages = match options.budget_bytes {
+            0 => (model.spec().context as usize).div_ceil(shape.tokens),
+            bytes => page_count(bytes, shape.bytes)?,
         };
-        let count = u32::try_from(pages).map_err(|_| too_large())?;
-        let bytes = pages.checked_mul(shape.bytes).ok_or_else(too_large)?;
-        let arena = Reservation::new(bytes).map_err(|e| e.context(too_large()))?;
-        let charge = runtime.charge(Memory::Kv, 0)?;
-        Ok(Self { shape, arena, pages: count, free: Vec::new(), fresh: 0, charge })
+        Self::with_pages(model, options, shape, pages)
     }
 
-    /// Where things lie in a page.
-    pub(crate) fn shape(&self) -> &PageShape {
-        &self.shape
+    /// A pool for `tokens` tokens of one session.
+    pub(crate) fn private(model: &Model, options: &KvOptions, tokens: usize) -> Result<Self> {
+        let shape = Self::shape(model, options)?;
+        let pages = tokens.div_ceil(shape.tokens);
+        Self::with_pages(model, options, shape, pages)
     }
 
-    /// Takes a page.
+    fn shape(model: &Model, options: &KvOptions) -> Result<PageShape> {
+        PageShape::new(model.spec(), Self::resolve(model, options), options.page)
+    }
+
+    fn resolve(model: &Model, options: &KvOptions) -> KvType {
+        options.kv.resolve(model.spec(), model.is_f32())
+    }
+
+    fn with_pages(model: &Model, options: &KvOptions, shape: PageShape, pages: usize) -> Result<Self> {
+        let store = Store::new(model.runtime(), shape, pages)?;
+        // `Store::new` has refused what does not fit.
+        let pages =
+            Pages::new(store, pages as u32, options.eviction, options.prefix_cache, options.swap_bytes);
+        Ok(Self(Arc::new(Inner {
+            model: model.clone(),
+            kv: Self::resolve(model, options),
+            pages: Mutex::new(pages),
+        })))
+    }
+
+    /// The model its sessions run.
+    pub fn model(&self) -> &Model {
+        &self.0.model
+    }
+
+    /// How keys and values are stored, never [`KvType::Auto`].
+    pub fn kv(&self) -> KvType {
+        self.0.kv
+    }
+
+    /// Its numbers at this moment.
+    pub fn stats(&self) -> KvStats {
+        self.lock().stats()
+    }
+
+    /// Frees at least `bytes` bytes of cached pages that are neither held nor pinned, if there are so many; those
+    /// go first that would go first by themselves. Returns the bytes freed.
+    pub fn evict(&self, bytes: u64) -> u64 {
+        self.lock().evict(bytes)
+    }
+
+    /// Forgets every cached page that no session holds, the pinned ones too.
+    pub fn clear_cache(&self) {
+        self.lock().clear_cache();
+    }
+
+    /// Moves pages together and gives the memory of free ones back to the system. Nothing but the numbers shows it.
+    /// Returns how many pages were moved.
+    pub fn defragment(&self) -> usize {
+        self.lock().defragment()
+    }
+
+    /// Changes the budget. Cached pages go where they must; growing beyond the largest budget so far copies the pages
+    /// in use.
     ///
     /// # Errors
-    /// `KV_FULL` when all are in use, `BUDGET` when a first use would pass the runtime's limit.
-    pub(crate) fn take(&mut self) -> Result<u32> {
-        if let Some(page) = self.free.pop() {
-            return Ok(page);
+    /// `INVALID_ARG` below one page; `KV_FULL` if more is in use or pinned (detail `needed`, in pages), `NO_MEMORY`:
+    /// nothing has changed then.
+    pub fn resize(&self, budget_bytes: u64) -> Result<()> {
+        let mut pages = self.lock();
+        let count = page_count(budget_bytes, pages.store().shape().bytes)?;
+        let count = u32::try_from(count).map_err(|_| {
+            let message = format!("a KV pool of {budget_bytes} bytes has more than 2^32 pages");
+            Error::new(Status::INVALID_ARG, message)
+        })?;
+        pages.resize(count)
+    }
+
+    /// Whether two handles are on the same pool.
+    pub fn is(&self, other: &KvPool) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// The pages. A panic of a thread that had them leaves bytes that nobody counts as tokens, so they stay usable.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Pages> {
+        self.0.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn page_count(bytes: u64, page: usize) -> Result<usize> {
+    match usize::try_from(bytes / page as u64) {
+        Ok(0) => {
+            let message = format!("a KV budget of {bytes} bytes is less than one page of {page}");
+            Err(Error::new(Status::INVALID_ARG, message).with("needed", page as i64))
         }
-        if self.fresh == self.pages {
-            let message = format!("all {} pages of the KV cache are in use", self.pages);
-            return Err(Error::new(Status::KV_FULL, message));
-        }
-        self.charge.grow(self.shape.bytes as u64)?;
-        self.fresh += 1;
-        Ok(self.fresh - 1)
-    }
-
-    /// Gives a page back.
-    pub(crate) fn give(&mut self, page: u32) {
-        debug_assert!(page < self.fresh && !self.free.contains(&page));
-        self.free.push(page);
-    }
-
-    /// All pages, one after the other.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.arena
-    }
-
-    /// All pages, one after the other.
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.arena
-    }
-
-    /// Pages in use.
-    #[cfg(test)]
-    pub(crate) fn used(&self) -> usize {
-        self.fresh as usize - self.free.len()
+        Ok(count) => Ok(count),
+        Err(_) => Ok(usize::MAX),
     }
 }

@@ -18,7 +18,7 @@ use super::spec::{self, Attention, Ffn, Spec};
 use crate::backend::{Angles, Backend, Pages, Product, Rotation, Runs, Scores};
 use crate::cancel::Cancel;
 use crate::error::Result;
-use crate::kv::pool::Pool;
+use crate::kv::store::Store;
 use crate::runtime::Charge;
 use crate::tensor::{Matrix, Tensor, Vector};
 use crate::weights::{
@@ -31,8 +31,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) ids: &'a [u32],
     /// Each token's page table, with room for its position, and position.
     pub(crate) rows: &'a [Row<'a>],
-    /// Frequencies of the spec's rotary tables.
-    pub(crate) ropes: &'a [Frequencies],
+    /// Frequencies of the spec's rotary tables, for so many rows each: sequences may differ in them.
+    pub(crate) ropes: &'a [(usize, &'a [Frequencies])],
     pub(crate) level: Level,
 }
 
@@ -184,14 +184,18 @@ impl Forward<'_> {
     pub(crate) fn layers(
         &self,
         batch: &Batch<'_>,
-        pool: &mut Pool,
+        pool: &mut Store,
         s: &mut Scratch,
         cancel: Option<&Cancel>,
     ) -> Result<()> {
         let (spec, w, device) = (self.spec, self.weights, self.device);
         let (m, width) = (batch.ids.len(), spec.width as usize);
-        for (table, angles) in batch.ropes.iter().zip(&mut s.angles) {
-            table.angles(batch.rows.iter().map(|row| row.position), angles);
+        for (i, angles) in s.angles.iter_mut().enumerate() {
+            angles.clear();
+            let mut rows = batch.rows.iter().map(|row| row.position);
+            for (n, tables) in batch.ropes {
+                tables[i].angles(rows.by_ref().take(*n), angles);
+            }
         }
 
         device.embed(&w.embedding, batch.ids, spec.embedding_scale, &mut s.x);
@@ -241,13 +245,18 @@ impl Forward<'_> {
         Ok(())
     }
 
-    /// Logits of rows `rows` of the residual stream, to `s.logits`, `[rows, vocab]`.
-    pub(crate) fn logits(&self, rows: Range<usize>, s: &mut Scratch) {
+    /// Logits of some rows of the residual stream, given as ranges, to `s.logits`, `[rows, vocab]`: one product for
+    /// all of them.
+    pub(crate) fn logits(&self, rows: &[Range<usize>], s: &mut Scratch) {
         let (spec, w, device) = (self.spec, self.weights, self.device);
-        let (n, width) = (rows.len(), spec.width as usize);
-        let from = Runs { start: rows.start * width, outer: width, inner: 0 };
-        let to = Runs { start: 0, outer: width, inner: 0 };
-        device.copy([n, 1], width, (&s.x, from), (&mut s.last, to));
+        let width = spec.width as usize;
+        let mut n = 0;
+        for range in rows {
+            let from = Runs { start: range.start * width, outer: width, inner: 0 };
+            let to = Runs { start: n * width, outer: width, inner: 0 };
+            device.copy([range.len(), 1], width, (&s.x, from), (&mut s.last, to));
+            n += range.len();
+        }
         device.norm_in_place(&w.final_norm, n, &mut s.last);
         device.load(&mut s.input, &s.last, n, width);
         self.linear(&w.head, w.head_bias.as_ref(), &mut s.input, &mut s.logits);
@@ -267,7 +276,7 @@ impl Forward<'_> {
         w: &HeadsWeights,
         layer: usize,
         batch: &Batch<'_>,
-        pool: &mut Pool,
+        pool: &mut Store,
         s: &mut Scratch,
     ) {
         let device = self.device;
@@ -320,7 +329,7 @@ impl Forward<'_> {
         w: &LatentWeights,
         layer: usize,
         batch: &Batch<'_>,
-        pool: &mut Pool,
+        pool: &mut Store,
         s: &mut Scratch,
     ) {
         let device = self.device;
@@ -504,7 +513,7 @@ fn head_groups(heads: usize, m: usize, groups: &mut Vec<(usize, Range<usize>)>) 
     groups.extend((0..heads).map(|head| (head, head * m..(head + 1) * m)));
 }
 
-fn pages<'a>(pool: &Pool, layer: usize, batch: &Batch<'a>) -> Pages<'a> {
+fn pages<'a>(pool: &Store, layer: usize, batch: &Batch<'a>) -> Pages<'a> {
     let (layout, offset) = pool.shape().layers[layer];
     Pages { layout, offset, stride: pool.shape().bytes, rows: batch.rows }
 }

@@ -86,10 +86,8 @@ impl Frequencies {
         matches!(rope.scaling, Scaling::Dynamic { .. } | Scaling::Longrope { .. })
     }
 
-    /// Writes the angles of `positions`: `[m, dim/2]`.
+    /// Appends the angles of `positions`: `[m, dim/2]`.
     pub(crate) fn angles(&self, positions: impl Iterator<Item = u32>, out: &mut Angles) {
-        out.cos.clear();
-        out.sin.clear();
         for position in positions {
             for frequency in &self.per_position {
                 let (sin, cos) = sin_cos64(f64::from(position) * frequency);
@@ -114,6 +112,7 @@ mod tests {
         let table = Frequencies::new(&rope(Scaling::None), 1);
         let mut angles = Angles::default();
         for position in [0, 1, 1000, 131_071] {
+            angles.clear();
             table.angles(std::iter::once(position), &mut angles);
             for (i, (cos, sin)) in angles.cos.iter().zip(&angles.sin).enumerate() {
                 let angle = f64::from(position) * 10_000f64.powf(-2.0 * i as f64 / 64.0);

@@ -5,18 +5,21 @@
 //! tokens  ─────────────────────   what the pages hold, and nothing else
 //! ```
 //! A call that fails leaves the session as it was: pages behind the old end hold nothing that anybody reads, so it is
-//! enough to forget the tokens. Chunks, threads and page sizes do not change a bit of what is computed. It does not
-//! know text, sampling, or other sessions.
+//! enough to forget the tokens. Chunks, threads and page sizes do not change a bit of what is computed, and neither
+//! does where a page came from: computed, shared by a fork, found in the pool, or brought back. It does not know text
+//! or sampling. `batch` runs several at once, `share` is what a session does with its pool.
 
+pub mod batch;
 pub mod generate;
+mod share;
+pub mod snapshot;
 
 use llm_kernels::{FloatControl, Row};
 
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
-use crate::kv::pool::Pool;
-use crate::kv::table::Table;
-use crate::kv::{KvType, PageShape};
+use crate::kv::pages::{Pages, TableId};
+use crate::kv::{Eviction, KvOptions, KvPool, KvType, Root};
 use crate::model::Model;
 use crate::model::forward::{Batch, Scratch};
 use crate::model::rope::Frequencies;
@@ -36,10 +39,12 @@ pub struct SessionOptions {
     pub max_tokens: usize,
     /// Tokens that a prefill computes at once.
     pub chunk: usize,
-    /// Storage of keys and values.
+    /// Storage of keys and values in a pool of its own; a shared pool has its own.
     pub kv: KvType,
-    /// Tokens of a KV page: 16, 32 or 64.
+    /// Tokens of a KV page, 16, 32 or 64, in a pool of its own.
     pub page: usize,
+    /// Pages it leaves in a shared pool are evicted after those of lower priority, where the pool goes by priority.
+    pub priority: i32,
     /// How far results agree.
     pub determinism: Level,
     /// Whether a cancelled call leaves the session where it stood before it (else at the last completed chunk).
@@ -58,6 +63,7 @@ impl Default for SessionOptions {
             chunk: 512,
             kv: KvType::Auto,
             page: 64,
+            priority: 0,
             determinism: Level::default(),
             rollback_on_cancel: true,
             rope_length: None,
@@ -69,8 +75,10 @@ impl Default for SessionOptions {
 /// How far a prefill is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Tokens of this call that are computed.
+    /// Tokens of this call that are held, the reused among them.
     pub done: usize,
+    /// Tokens of this call that were found in the pool.
+    pub reused: usize,
     /// Tokens of this call.
     pub total: usize,
 }
@@ -96,9 +104,13 @@ pub struct Session {
     model: Model,
     options: SessionOptions,
     capacity: usize,
-    pool: Pool,
-    table: Table,
+    pool: KvPool,
+    table: TableId,
     tokens: Vec<i32>,
+    /// Tokens there are pages for whatever happens, 0 for none but those held.
+    reserved: usize,
+    /// What the pool finds its pages under, unless they are nobody else's.
+    root: Option<Root>,
     ropes: Vec<Frequencies>,
     scratch: Scratch,
     charge: Charge,
@@ -121,6 +133,28 @@ impl Session {
     /// # Errors
     /// `INVALID_ARG` for options that make no sense or exceed learned positions, `NO_MEMORY`, `BUDGET`.
     pub fn new(model: &Model, options: SessionOptions) -> Result<Self> {
+        let capacity = Self::check_options(model, &options)?;
+        let kv = KvOptions {
+            page: options.page,
+            kv: options.kv,
+            eviction: Eviction::None,
+            prefix_cache: false,
+            ..KvOptions::default()
+        };
+        Self::make(KvPool::private(model, &kv, capacity)?, options, capacity)
+    }
+
+    /// An empty session of the pool's model with pages of the pool.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn in_pool(pool: &KvPool, options: SessionOptions) -> Result<Self> {
+        let capacity = Self::check_options(pool.model(), &options)?;
+        Self::make(pool.clone(), options, capacity)
+    }
+
+    /// Returns how many tokens it shall hold.
+    fn check_options(model: &Model, options: &SessionOptions) -> Result<usize> {
         let spec = model.spec();
         let capacity = if options.max_tokens == 0 { spec.context as usize } else { options.max_tokens };
         let most = spec.learned_positions.map_or(MOST_TOKENS, |n| n as usize);
@@ -135,32 +169,57 @@ impl Session {
                 "chunk is 0; a prefill computes at least 1 token at once",
             ));
         }
-        let shape = PageShape::new(spec, options.kv.resolve(spec, model.is_f32()), options.page)?;
-        let runtime = model.runtime();
-        let pool = Pool::new(runtime, shape, capacity)?;
+        Ok(capacity)
+    }
+
+    fn make(pool: KvPool, options: SessionOptions, capacity: usize) -> Result<Self> {
+        let model = pool.model().clone();
+        let spec = model.spec();
         let length = options.rope_length.unwrap_or(capacity as u32);
-        let mut charge = runtime.charge(Memory::Scratch, 0)?;
-        let mut scratch = Scratch::default();
-        scratch.room_for_logits(spec, 1, &mut charge)?;
-        charge.grow(u64::from(spec.vocab) * 4)?;
-        let mut logits = Vec::new();
-        let refused = || Error::new(Status::NO_MEMORY, "no memory for the logits");
-        logits.try_reserve_exact(spec.vocab as usize).map_err(|_| refused())?;
-        logits.resize(spec.vocab as usize, 0.0);
-        Ok(Self {
-            model: model.clone(),
+        let ropes = spec.ropes.iter().map(|rope| Frequencies::new(rope, length)).collect();
+        let varies = spec.ropes.iter().any(Frequencies::vary);
+        let root = Root { rope: if varies { length } else { 0 }, level: options.determinism };
+        // Keys that follow a running length are nobody else's.
+        let root = Some(root).filter(|_| !(varies && options.rope_running));
+        let charge = model.runtime().charge(Memory::Scratch, 0)?;
+        let table = pool.lock().open(root, options.priority);
+        Self::with_table(pool, table, charge, options, capacity, (root, ropes))
+    }
+
+    /// An empty session over `table`, which is the session's from now on.
+    fn with_table(
+        pool: KvPool,
+        table: TableId,
+        charge: Charge,
+        options: SessionOptions,
+        capacity: usize,
+        (root, ropes): (Option<Root>, Vec<Frequencies>),
+    ) -> Result<Self> {
+        // Made first, so that it gives the table back wherever the rest fails.
+        let mut session = Self {
+            model: pool.model().clone(),
+            charge,
             options,
             capacity,
             pool,
-            table: Table::default(),
+            table,
             tokens: Vec::new(),
-            ropes: spec.ropes.iter().map(|rope| Frequencies::new(rope, length)).collect(),
-            scratch,
-            charge,
+            reserved: 0,
+            root,
+            ropes,
+            scratch: Scratch::default(),
             ids: Vec::new(),
-            logits,
+            logits: Vec::new(),
             logits_at: None,
-        })
+        };
+        let spec = session.model.spec();
+        let charge = &mut session.charge;
+        session.scratch.room_for_logits(spec, 1, charge)?;
+        charge.grow(u64::from(spec.vocab) * 4)?;
+        let refused = |_| Error::new(Status::NO_MEMORY, "no memory for the logits");
+        session.logits.try_reserve_exact(spec.vocab as usize).map_err(refused)?;
+        session.logits.resize(spec.vocab as usize, 0.0);
+        Ok(session)
     }
 
     /// The model.
@@ -191,7 +250,8 @@ impl Session {
     /// Logits behind the last token, `[vocab]`.
     ///
     /// # Errors
-    /// `BAD_STATE` while it is empty, and after [`Session::truncate`] until the next token.
+    /// `BAD_STATE` while it is empty, and until the next token after [`Session::truncate`], after
+    /// [`Session::reuse`] and after a batch step that asked for none.
     pub fn logits(&self) -> Result<&[f32]> {
         if self.logits_at == Some(self.tokens.len()) {
             return Ok(&self.logits);
@@ -199,12 +259,13 @@ impl Session {
         let message = if self.tokens.is_empty() {
             "an empty session has no logits: prefill first"
         } else {
-            "logits were dropped with the truncated tokens: decode a token first"
+            "there are no logits of the last token: decode a token first"
         };
         Err(Error::new(Status::BAD_STATE, message))
     }
 
-    /// Appends `ids`, chunk by chunk; logits of the last one are ready afterwards. Without ids nothing happens.
+    /// Appends `ids`, chunk by chunk; logits of the last one are ready afterwards. Without ids nothing happens. What
+    /// the pool holds of them already is not computed again.
     ///
     /// # Errors
     /// `INVALID_ARG` for an id outside the vocabulary (detail `token_index`); `CONTEXT_FULL`, `KV_FULL`,
@@ -218,9 +279,10 @@ impl Session {
         progress: Option<OnProgress<'_>>,
     ) -> Result<()> {
         let _float = FloatControl::default_for_now();
-        let before = self.begin(ids)?;
-        let run = self.run(ids, cancel, progress);
-        self.end(before, run)
+        let before = self.tokens.len();
+        let reused = self.begin(ids, ids.len().saturating_sub(1))?;
+        let run = self.run(ids, reused, cancel, progress);
+        self.end(before, before + reused, run)
     }
 
     /// Appends `ids` and passes the logits behind each of them to `each`, in order.
@@ -229,12 +291,13 @@ impl Session {
     /// As [`Session::prefill`], and what `each` returns; the session is then as before the call.
     pub fn prefill_each(&mut self, ids: &[i32], cancel: Option<&Cancel>, each: OnLogits<'_>) -> Result<()> {
         let _float = FloatControl::default_for_now();
-        let before = self.begin(ids)?;
+        let before = self.tokens.len();
+        self.begin(ids, 0)?;
         let run = self.run_each(ids, cancel, each);
         if run.is_err() {
             self.forget(before);
         }
-        self.end(before, run)
+        self.end(before, before, run)
     }
 
     /// Appends one token; its logits are ready afterwards.
@@ -254,39 +317,60 @@ impl Session {
             let message = format!("cannot keep {tokens} tokens: the session holds {}", self.tokens.len());
             return Err(Error::new(Status::INVALID_ARG, message));
         }
+        self.reserved = 0;
         if tokens < self.tokens.len() {
             self.logits_at = None;
-            self.forget(tokens);
         }
+        self.forget(tokens);
         Ok(())
     }
 
     /// Empties the session.
     pub fn reset(&mut self) {
         self.logits_at = None;
+        self.reserved = 0;
         self.forget(0);
     }
 
-    /// Checks `ids` and makes room for them. Returns how many tokens there were.
-    fn begin(&mut self, ids: &[i32]) -> Result<usize> {
-        let (before, vocab) = (self.tokens.len(), self.model.spec().vocab);
+    /// Checks `ids`, takes over what the pool holds of them (at most `most` tokens) and makes room for the rest.
+    /// Returns how many tokens were taken over.
+    fn begin(&mut self, ids: &[i32], most: usize) -> Result<usize> {
+        self.check_ids(ids)?;
+        self.scratch.room(self.model.spec(), ids.len().min(self.options.chunk), &mut self.charge)?;
+        let pool = self.pool.clone();
+        self.enter(&mut pool.lock(), ids, most)
+    }
+
+    fn check_ids(&self, ids: &[i32]) -> Result<()> {
+        let (held, vocab) = (self.tokens.len(), self.model.spec().vocab);
         let inside = |id: &i32| u32::try_from(*id).is_ok_and(|id| id < vocab);
         if let Some(index) = ids.iter().position(|id| !inside(id)) {
             let message =
                 format!("token {index} is {}; this model has ids from 0 to {}", ids[index], vocab - 1);
             return Err(Error::new(Status::INVALID_ARG, message).with("token_index", index as i64));
         }
-        if ids.len() > self.capacity - before {
+        if ids.len() > self.capacity - held {
             let message = format!(
-                "{} tokens more do not fit: the session holds {before} of at most {}; raise max_tokens",
+                "{} tokens more do not fit: the session holds {held} of at most {}; raise max_tokens",
                 ids.len(),
                 self.capacity
             );
-            let needed = before as i64 + ids.len() as i64;
+            let needed = held as i64 + ids.len() as i64;
             return Err(Error::new(Status::CONTEXT_FULL, message).with("needed", needed));
         }
-        self.scratch.room(self.model.spec(), ids.len().min(self.options.chunk), &mut self.charge)?;
-        self.table.reserve(&mut self.pool, before + ids.len())?;
+        Ok(())
+    }
+
+    /// The part of [`Session::begin`] that needs the pages.
+    fn enter(&mut self, pages: &mut Pages, ids: &[i32], most: usize) -> Result<usize> {
+        let before = self.tokens.len();
+        pages.swap_in(self.table, &self.tokens)?;
+        let reused = pages.adopt(self.table, before, ids, most);
+        self.tokens.extend_from_slice(&ids[..reused]);
+        if let Err(e) = pages.room(self.table, before + reused, before + ids.len()) {
+            self.forget_in(pages, before);
+            return Err(e);
+        }
         if self.options.rope_running {
             let length = (before + ids.len()) as u32;
             for (table, rope) in self.ropes.iter_mut().zip(&self.model.spec().ropes) {
@@ -295,28 +379,29 @@ impl Session {
                 }
             }
         }
-        Ok(before)
+        Ok(reused)
     }
 
     /// Runs `ids` in chunks; logits of the last completed chunk's last token are in the scratch wherever this ends.
     fn run(
         &mut self,
         ids: &[i32],
+        reused: usize,
         cancel: Option<&Cancel>,
         mut progress: Option<OnProgress<'_>>,
     ) -> Result<()> {
-        let (total, mut done) = (ids.len(), 0);
-        for chunk in ids.chunks(self.options.chunk) {
+        let (total, mut done) = (ids.len(), reused);
+        for chunk in ids[reused..].chunks(self.options.chunk) {
             self.chunk(chunk, cancel)?;
             done += chunk.len();
             // Whoever may end the call between chunks gets logits there.
             if done == total || progress.is_some() || !self.options.rollback_on_cancel {
                 let last = chunk.len() - 1;
-                self.model.forward().logits(last..last + 1, &mut self.scratch);
+                self.model.forward().logits(std::slice::from_ref(&(last..last + 1)), &mut self.scratch);
                 self.check_finite(1, self.tokens.len() - 1)?;
             }
             if let Some(progress) = progress.as_mut() {
-                match progress(Progress { done, total }) {
+                match progress(Progress { done, reused, total }) {
                     Control::Continue => {}
                     Control::Stop => break,
                     Control::Cancel => {
@@ -339,7 +424,7 @@ impl Session {
             for start in (0..chunk.len()).step_by(rows_at_once) {
                 let rows = start..chunk.len().min(start + rows_at_once);
                 let n = rows.len();
-                self.model.forward().logits(rows, &mut self.scratch);
+                self.model.forward().logits(&[rows], &mut self.scratch);
                 self.check_finite(n, first + start)?;
                 for row in self.scratch.logits.host(n * vocab).chunks_exact(vocab) {
                     each(index, row)?;
@@ -359,7 +444,9 @@ impl Session {
         self.ids.clear();
         self.ids.extend(chunk.iter().map(|&id| id as u32)); // proven by `begin`
         let start = self.tokens.len() as u32;
-        let table = self.table.pages();
+        let mut pages = self.pool.lock();
+        let (store, tables) = pages.parts();
+        let table = tables.pages(self.table);
         let row = |position| Row { table, position };
         let one = [row(start)];
         let many: Vec<Row<'_>>; // decoding does without
@@ -369,46 +456,64 @@ impl Session {
             many = (start..).take(chunk.len()).map(row).collect();
             &many
         };
-        let batch = Batch { ids: &self.ids, rows, ropes: &self.ropes, level: self.options.determinism };
-        self.model.forward().layers(&batch, &mut self.pool, &mut self.scratch, cancel)?;
+        let ropes = &[(rows.len(), &self.ropes[..])];
+        let batch = Batch { ids: &self.ids, rows, ropes, level: self.options.determinism };
+        self.model.forward().layers(&batch, store, &mut self.scratch, cancel)?;
         self.tokens.extend_from_slice(chunk);
         Ok(())
     }
 
     fn check_finite(&self, rows: usize, first: usize) -> Result<()> {
         let vocab = self.model.spec().vocab as usize;
-        let logits = self.scratch.logits.host(rows * vocab).chunks_exact(vocab);
-        match logits.into_iter().position(|row| !row.iter().all(|v| v.is_finite())) {
-            None => Ok(()),
-            Some(row) => {
-                let position = first + row;
-                let message = format!(
-                    "logits at position {position} are not finite: these weights do not carry this input; try a file \
-                     of a more precise type, or verify the file"
-                );
-                Err(Error::new(Status::UNSUPPORTED, message).with("position", position as i64))
-            }
-        }
+        check_finite(self.scratch.logits.host(rows * vocab), vocab, first)
     }
 
-    /// Ends a call that began with `before` tokens: takes over the logits, or goes back.
-    fn end(&mut self, before: usize, run: Result<()>) -> Result<()> {
+    /// Ends a call that began with `before` tokens and computed from `from` on: takes over the logits, or goes back.
+    fn end(&mut self, before: usize, from: usize, run: Result<()>) -> Result<()> {
         let cancelled =
             run.as_ref().is_err_and(|e| matches!(e.status(), Status::CANCELLED | Status::DEADLINE));
         let keep = run.is_ok() || cancelled && !self.options.rollback_on_cancel;
-        self.forget(if keep { self.tokens.len() } else { before });
-        if self.tokens.len() > before {
+        let computed = keep && self.tokens.len() > from;
+        self.forget(if computed { self.tokens.len() } else { before });
+        if computed {
             let n = self.logits.len();
             self.logits.copy_from_slice(self.scratch.logits.host(n));
             self.logits_at = Some(self.tokens.len());
+            self.pool.lock().publish(self.table, &self.tokens);
         }
         run
     }
 
-    /// Keeps the first `tokens` tokens and no page that only later ones need.
+    /// Keeps the first `tokens` tokens and no page that only later ones need, unless it is reserved.
     fn forget(&mut self, tokens: usize) {
+        let pool = self.pool.clone();
+        self.forget_in(&mut pool.lock(), tokens);
+    }
+
+    fn forget_in(&mut self, pages: &mut Pages, tokens: usize) {
         self.tokens.truncate(tokens);
-        self.table.truncate(&mut self.pool, tokens);
+        pages.truncate(self.table, tokens, self.reserved);
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.pool.lock().close(self.table);
+    }
+}
+
+/// Refuses logits, `[rows, vocab]` behind the tokens at `first` and after it, that are not finite.
+fn check_finite(logits: &[f32], vocab: usize, first: usize) -> Result<()> {
+    match logits.chunks_exact(vocab).position(|row| !row.iter().all(|v| v.is_finite())) {
+        None => Ok(()),
+        Some(row) => {
+            let position = first + row;
+            let message = format!(
+                "logits at position {position} are not finite: these weights do not carry this input; try a file of \
+                 a more precise type, or verify the file"
+            );
+            Err(Error::new(Status::UNSUPPORTED, message).with("position", position as i64))
+        }
     }
 }
 

@@ -1,10 +1,19 @@
 //! `libllm bench`: speed of prefill and decode beside the memory's own speed, measured in the same run.
+//!
+//! Fields of `--json` (each speed is an object of `median`, `min`, `max` over the repetitions):
+//! `file`, `file_bytes`, `isa`, `threads`, `batch` (sequences decoding together), `depth`, `prefill_tokens` and
+//! `decode_tokens` (of one sequence), `prefill_tokens_per_second` and `decode_tokens_per_second` (of all sequences
+//! together), `weight_bytes_per_token`, `read_bytes_per_second`, `decode_share_of_read_bandwidth` (weights once a step),
+//! `start_to_first_token_ms`, `anonymous_bytes_after_first_token`.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use llm::kv::{KvOptions, KvPool};
+use llm::model::Model;
 use llm::session::Session;
+use llm::session::batch::{Batch, Slot, Want};
 use llm_format::quant::Type;
 use serde_json::{Value, json};
 
@@ -31,6 +40,9 @@ pub struct Args {
     /// Positions held before both
     #[arg(short, long, default_value_t = 0)]
     depth: usize,
+    /// Sequences that decode together, each after a prefill of its own; speeds are of all of them together
+    #[arg(short, long, default_value_t = 1)]
+    batch: usize,
     /// Repetitions
     #[arg(short, long, default_value_t = 5)]
     repetitions: usize,
@@ -45,6 +57,9 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     if args.repetitions == 0 {
         bail!("-r 0: expected at least one repetition");
+    }
+    if args.batch == 0 {
+        bail!("-b 0: expected at least one sequence");
     }
     let scratch = tempfile::tempdir().context("a temporary directory")?;
     let path = match (&args.random, &args.model) {
@@ -79,13 +94,14 @@ fn measure(args: &Args, path: &Path, scratch: &Path) -> Result<Value> {
     let start: Vec<Start> = start.collect::<Result<_>>()?;
 
     let model = args.run.open(path)?;
-    let needed = args.depth + args.prefill + args.decode + 1;
-    let mut session = Session::new(&model, args.run.session_options(needed)?)?;
     let vocab = i64::from(model.spec().vocab);
     let ids: Vec<i32> =
         (0..args.depth + args.prefill).map(|i| ((i as i64 * 7919 + 13) % vocab) as i32).collect();
     let (depth, prompt) = ids.split_at(args.depth);
-    session.prefill(depth, None, None)?;
+    let mut sequences = Sequences::new(args, &model)?;
+    for session in &mut sequences.sessions {
+        session.prefill(depth, None, None)?;
+    }
 
     let weights = model.weight_bytes_per_token();
     let bytes = common::map(path)?;
@@ -93,32 +109,34 @@ fn measure(args: &Args, path: &Path, scratch: &Path) -> Result<Value> {
     let (mut prefill, mut decode, mut bandwidth) = (Vec::new(), Vec::new(), Vec::new());
     // Turn by turn, so that a machine that slows down slows each of them down; the first turn warms up.
     for turn in 0..=args.repetitions {
-        session.truncate(args.depth)?;
+        sequences.sessions.iter_mut().try_for_each(|session| session.truncate(args.depth))?;
         let started = Instant::now();
-        session.prefill(prompt, None, None)?;
+        sequences.sessions.iter_mut().try_for_each(|session| session.prefill(prompt, None, None))?;
         let prefilled = started.elapsed().as_secs_f64();
         if prompt.is_empty() && depth.is_empty() {
-            session.prefill(&[0], None, None)?;
+            sequences.sessions.iter_mut().try_for_each(|session| session.prefill(&[0], None, None))?;
         }
         let started = Instant::now();
         for i in 0..args.decode {
-            session.decode(((i as i64 * 104_729 + 7) % vocab) as i32, None)?;
+            sequences.decode(|sequence| ((i as i64 * 104_729 + sequence as i64 * 31 + 7) % vocab) as i32)?;
         }
         let decoded = started.elapsed().as_secs_f64();
         let read = read_bandwidth(&bytes, threads);
         if turn > 0 {
-            prefill.push(args.prefill as f64 / prefilled);
-            decode.push(args.decode as f64 / decoded);
+            prefill.push((args.batch * args.prefill) as f64 / prefilled);
+            decode.push((args.batch * args.decode) as f64 / decoded);
             bandwidth.push(read);
         }
     }
-    let share = median(&decode) * weights as f64 / median(&bandwidth);
+    // A step of all sequences reads the weights once (of experts, those of one token are counted).
+    let share = median(&decode) / args.batch as f64 * weights as f64 / median(&bandwidth);
     let of = |f: fn(&Start) -> f64| spread(&start.iter().map(f).collect::<Vec<f64>>());
     Ok(json!({
         "file": path.file_name().map(|name| name.to_string_lossy()),
         "file_bytes": bytes.len(),
         "isa": model.runtime().isa(),
         "threads": threads,
+        "batch": args.batch,
         "depth": args.depth,
         "prefill_tokens": args.prefill,
         "prefill_tokens_per_second": spread(&prefill),
@@ -130,6 +148,45 @@ fn measure(args: &Args, path: &Path, scratch: &Path) -> Result<Value> {
         "start_to_first_token_ms": of(|s| s.milliseconds),
         "anonymous_bytes_after_first_token": of(|s| s.anonymous),
     }))
+}
+
+/// The sessions that are measured: one by itself, or several that share a pool and decode in one step.
+struct Sequences {
+    sessions: Vec<Session>,
+    batch: Option<Batch>,
+    ids: Vec<i32>,
+}
+
+impl Sequences {
+    fn new(args: &Args, model: &Model) -> Result<Self> {
+        let options = args.run.session_options(args.depth + args.prefill + args.decode + 1)?;
+        if args.batch == 1 {
+            let sessions = vec![Session::new(model, options)?];
+            return Ok(Self { sessions, batch: None, ids: Vec::new() });
+        }
+        let kv =
+            KvOptions { page: options.page, kv: options.kv, prefix_cache: false, ..KvOptions::default() };
+        let pool = KvPool::new(model, &kv)?;
+        let pages = args.batch * options.max_tokens.div_ceil(options.page);
+        pool.resize(pool.stats().page_bytes * pages as u64)?;
+        let sessions = (0..args.batch).map(|_| Session::in_pool(&pool, options.clone()));
+        let sessions = sessions.collect::<llm::Result<_>>()?;
+        Ok(Self { sessions, batch: Some(Batch::new(&pool)?), ids: Vec::new() })
+    }
+
+    /// Decodes one token of every sequence.
+    fn decode(&mut self, id: impl Fn(usize) -> i32) -> Result<()> {
+        let Some(batch) = &mut self.batch else {
+            return Ok(self.sessions[0].decode(id(0), None)?);
+        };
+        self.ids.clear();
+        self.ids.extend((0..self.sessions.len()).map(id));
+        let slots = self.sessions.iter_mut().zip(self.ids.chunks(1));
+        let mut slots: Vec<Slot<'_>> =
+            slots.map(|(session, ids)| Slot { session, ids, want: Want::Last }).collect();
+        batch.run(&mut slots, None)?;
+        (0..slots.len()).try_for_each(|slot| Ok(batch.status(slot)?))
+    }
 }
 
 struct Start {
@@ -195,8 +252,22 @@ fn show(report: &Value) -> Result<()> {
     };
     say!("{} on {}, {} threads", report["file"], report["isa"], report["threads"])?;
     say!("{:28}{:>10}{:>10}{:>10}", "", "median", "min", "max")?;
-    line(&format!("prefill {}", report["prefill_tokens"]), "prefill_tokens_per_second", "tokens/s", 1.0)?;
-    line(&format!("decode {}", report["decode_tokens"]), "decode_tokens_per_second", "tokens/s", 1.0)?;
+    let sequences = match report["batch"].as_u64() {
+        Some(batch) if batch > 1 => format!(" x {batch}"),
+        _ => String::new(),
+    };
+    line(
+        &format!("prefill {}{sequences}", report["prefill_tokens"]),
+        "prefill_tokens_per_second",
+        "tokens/s",
+        1.0,
+    )?;
+    line(
+        &format!("decode {}{sequences}", report["decode_tokens"]),
+        "decode_tokens_per_second",
+        "tokens/s",
+        1.0,
+    )?;
     line("memory read", "read_bytes_per_second", "GB/s", 1e9)?;
     line("start to first token", "start_to_first_token_ms", "ms", 1.0)?;
     line("anonymous memory then", "anonymous_bytes_after_first_token", "MB", 1e6)?;
