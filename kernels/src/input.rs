@@ -26,6 +26,10 @@ pub struct Input {
     pub(crate) x: Vec<f32>,
     one: Int8,
     two: Int8,
+    fast: bool,
+    bf16_made: bool,
+    /// `[width/32][m/16 rounded up][16]`, the tiles that [`crate::ops::TileOps::float`] reads.
+    pub(crate) bf16: Vec<Line>,
 }
 
 /// Lines of 64 bytes that sixteen vectors of one record take for matrix tiles: four sets of
@@ -112,6 +116,16 @@ impl Input {
         &self.x[i * self.width..][..self.k]
     }
 
+    /// Whether products of this input may round as they are fastest ([`crate::Level::Fast`]); off at first, and kept
+    /// until it is set again.
+    pub fn set_fast(&mut self, fast: bool) {
+        self.fast = fast;
+    }
+
+    pub(crate) fn is_fast(&self) -> bool {
+        self.fast
+    }
+
     /// Takes in `x`, `[m, k]` row-major.
     ///
     /// # Panics
@@ -137,6 +151,7 @@ impl Input {
             int8.made = false;
             int8.side.ranges.clear();
         }
+        self.bf16_made = false;
         room(&mut self.x, m * width);
         let to = Shared::of(&mut self.x[..m * width]);
         cpu.split(m, m * width, |rows| {
@@ -285,6 +300,28 @@ impl Input {
             start: side.start.as_ptr().wrapping_add(lane),
             packs: side.packs,
         }
+    }
+
+    /// Rounds what was loaded to bf16, packed for matrix tiles, unless that is done.
+    pub(crate) fn pack_bf16(&mut self, cpu: &Cpu, tiles: &TileOps) {
+        if core::mem::replace(&mut self.bf16_made, true) {
+            return;
+        }
+        let (m, width, across) = (self.m, self.width, self.m.div_ceil(16));
+        room(&mut self.bf16, width / 32 * across * 16);
+        let (x, to) = (&self.x, Shared::of(&mut self.bf16[..]));
+        cpu.split(width / 32 * across, m * width, |range| {
+            for i in range {
+                let (step, token) = (i / across, i % across * 16);
+                // SAFETY: piece i is written by the thread that has i, alone; 32 values of up to 16 tokens lie at the
+                // source, and the machine has the table's instruction set
+                unsafe {
+                    let to = to.slice(i * 16, 16);
+                    let from = &x[token * width + step * 32..m * width];
+                    (tiles.pack_bf16)(from.as_ptr(), width, (m - token).min(16), to.as_mut_ptr().cast());
+                }
+            }
+        });
     }
 
     /// What [`Input::quantize`] made.

@@ -55,6 +55,10 @@ pub struct TileOps {
     pub q4: unsafe fn(&IntBlock),
     pub q3: unsafe fn(&IntBlock),
     pub q2: unsafe fn(&IntBlock),
+    /// f16 and bf16 weights with activations rounded to bf16; for any number of tokens, at the `fast` level only.
+    pub float: unsafe fn(&FloatBlock),
+    /// (32 values of up to 16 tokens, values between tokens, how many tokens, 16 lines)
+    pub pack_bf16: unsafe fn(*const f32, usize, usize, *mut u8),
 }
 
 /// One function of a table, with the instruction set's features.

@@ -9,6 +9,85 @@ use llm_format::quant::encode;
 use llm_kernels::{Cpu, Input, Isa, Matrix, Type};
 use std::sync::{Mutex, PoisonError};
 
+/// To bf16, ties to even.
+fn bf16(x: f32) -> f32 {
+    half::bf16::from_f32(x).to_f32()
+}
+
+/// The unit's sum: 32 inputs at a time, even and odd ones apart; what these tests use is never denormal.
+fn fast_twin(w: &[f32], x: &[f32]) -> f32 {
+    let mut sum = 0f32;
+    for (w, x) in w.chunks(32).zip(x.chunks(32)) {
+        let mut parts = [0f32; 2];
+        for (k, (&w, &x)) in w.iter().zip(x).enumerate() {
+            parts[k % 2] = bf16(w).mul_add(bf16(x), parts[k % 2]);
+        }
+        sum += parts[0] + parts[1];
+    }
+    sum
+}
+
+#[test]
+fn fast_products_with_16_bit_weights_are_the_units_at_every_batch_size() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    if ready().is_none() {
+        return;
+    }
+    let mut r = Random(4);
+    for ty in [Type::F16, Type::Bf16] {
+        for (rows, cols) in [(70, 200), (33, 1100)] {
+            let data = encode(ty, &r.values(rows * cols), rows, cols);
+            let w = Matrix::new(ty, rows, cols, &data).expect("whole");
+            let decoded: Vec<Vec<f32>> = (0..rows)
+                .map(|row| {
+                    let mut to = vec![0f32; cols];
+                    llm_format::quant::decode_row(ty, &data, rows, cols, row, &mut to);
+                    to
+                })
+                .collect();
+            let bias = r.values(rows);
+            let x = r.values(530 * cols);
+            for m in [1, 2, 15, 16, 17, 33, 530] {
+                let expected: Vec<f32> = (0..m * rows)
+                    .map(|i| fast_twin(&decoded[i % rows], &x[i / rows * cols..][..cols]) + bias[i % rows])
+                    .collect();
+                for threads in [1, 2] {
+                    let cpu = Cpu::with_isa(threads, Isa::Amx).expect("installed");
+                    let mut input = Input::new();
+                    input.set_fast(true);
+                    input.load(&cpu, &x[..m * cols], m, cols);
+                    let mut out = vec![0f32; m * rows];
+                    cpu.matmul(w, &mut input, Some(&bias), &mut out);
+                    same(&expected, &out, &format!("{ty} [{rows}, {cols}] x {m}, {threads} threads"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn fast_changes_nothing_for_other_types_or_without_tiles() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut r = Random(5);
+    for cpu in common::cpus() {
+        for ty in common::TYPES {
+            let sixteen_bit = matches!(ty, Type::F16 | Type::Bf16);
+            if cpu.isa() == Isa::Amx && sixteen_bit {
+                continue;
+            }
+            let data = encode(ty, &r.values(40 * 300), 40, 300);
+            let w = Matrix::new(ty, 40, 300, &data).expect("whole");
+            let x = r.values(9 * 300);
+            let mut input = Input::new();
+            input.set_fast(true);
+            input.load(&cpu, &x, 9, 300);
+            let mut out = vec![0f32; 9 * 40];
+            cpu.matmul(w, &mut input, None, &mut out);
+            same(&product(&scalar(), w, &x, 9), &out, &format!("{ty} on {}", cpu.isa().name()));
+        }
+    }
+}
+
 const INTEGERS: [Type; 6] = [Type::Q8, Type::Q6, Type::Q5, Type::Q4, Type::Q3, Type::Q2];
 
 /// Tests that count instructions take turns.

@@ -190,6 +190,8 @@ impl Forward<'_> {
     ) -> Result<()> {
         let (spec, w, device) = (self.spec, self.weights, self.device);
         let (m, width) = (batch.ids.len(), spec.width as usize);
+        // also for the logits of these rows
+        s.input.set_fast(batch.level == Level::Fast);
         for (i, angles) in s.angles.iter_mut().enumerate() {
             angles.clear();
             let mut rows = batch.rows.iter().map(|row| row.position);

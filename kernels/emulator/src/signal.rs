@@ -89,8 +89,8 @@ unsafe fn execute(instruction: Instruction) -> Result<(), Fault> {
         // SAFETY: this thread's alone, and the handler does not interrupt itself: it has no tile instruction
         let tiles = unsafe { &mut *tiles.get() };
         match instruction {
-            // SAFETY: 64 bytes by the caller's promise
             Instruction::Configure(at) => {
+                // SAFETY: 64 bytes by the caller's promise
                 tiles.configure(&unsafe { (at as *const [u8; 64]).read_unaligned() })
             }
             Instruction::Configuration(at) => {

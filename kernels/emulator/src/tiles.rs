@@ -128,15 +128,15 @@ impl Tiles {
             }
             for k in 0..ta.width / 4 {
                 let w = group(&ta.data[m], k).map(|v| i32::from(v as i8));
-                for n in 0..tc.width / 4 {
+                for (n, sum) in sums.iter_mut().enumerate().take(tc.width / 4) {
                     let x = group(&tb.data[k], n).map(|v| i32::from(v as i8));
                     let four = w[0] * x[0] + w[1] * x[1] + w[2] * x[2] + w[3] * x[3];
-                    sums[n] = sums[n].wrapping_add(four);
+                    *sum = sum.wrapping_add(four);
                 }
             }
             tc.data[m] = [0; 64];
-            for n in 0..tc.width / 4 {
-                tc.data[m][4 * n..][..4].copy_from_slice(&sums[n].to_le_bytes());
+            for (n, sum) in sums.iter().enumerate().take(tc.width / 4) {
+                tc.data[m][4 * n..][..4].copy_from_slice(&sum.to_le_bytes());
             }
         }
         *self.tile(c)? = rest_zero(tc);

@@ -16,7 +16,7 @@ pub struct Row<'a> {
     pub position: u32,
 }
 
-/// How far results agree. Both levels use the same kernels here, which agree everywhere.
+/// How far results agree. All levels use the same kernels here, which agree everywhere; products know `Fast`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Level {
     /// The same on this machine, whatever the batch, the threads, the pages.
@@ -24,6 +24,9 @@ pub enum Level {
     BatchInvariant,
     /// The same on every machine.
     Portable,
+    /// As the first, but products may round as they are fastest: 16-bit weights go through AMX where it is, with
+    /// activations in bf16, and elsewhere as ever.
+    Fast,
 }
 
 /// One layer's attention for a batch of rows, which may belong to several sequences.

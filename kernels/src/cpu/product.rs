@@ -36,6 +36,8 @@ struct Part<'a> {
     to: usize,
     /// Which of the input's ranges they are.
     range: usize,
+    /// The kernels on matrix tiles, where they compute it.
+    tiles: Option<&'static TileOps>,
 }
 
 // SAFETY: `out` is written in disjoint parts (see `product_units`).
@@ -55,7 +57,7 @@ impl Part<'_> {
     /// Tokens of one unit; a unit is one row block.
     fn tokens(&self, cpu: &Cpu) -> usize {
         let tokens = self.to - self.from;
-        let tiles = cpu.tile_ops(self.matrix.ty(), self.vectors()).is_some();
+        let tiles = self.tiles.is_some();
         if self.streamed() && !tiles {
             return tokens.max(1);
         }
@@ -71,7 +73,7 @@ impl Part<'_> {
 
     /// Units that are computed side by side, where they come together and have all tokens.
     fn together(&self, cpu: &Cpu) -> usize {
-        if cpu.tile_ops(self.matrix.ty(), self.vectors()).is_none() {
+        if self.tiles.is_none() {
             let blocks = self.matrix.rows().div_ceil(32);
             return if self.streamed() {
                 streamed(blocks, self.matrix.block_bytes(), cpu.pool.threads())
@@ -79,7 +81,7 @@ impl Part<'_> {
                 1
             };
         }
-        if self.tokens(cpu) < self.to - self.from {
+        if !self.matrix.ty().is_integer() || self.tokens(cpu) < self.to - self.from {
             return 1;
         }
         // with few vectors reading limits, and more blocks are more streams; with many, two blocks share the loads of
@@ -130,7 +132,7 @@ impl Cpu {
         for job in jobs.iter() {
             self.prepare(job.matrix.ty(), x, std::iter::once(0..m));
         }
-        let count = jobs.len();
+        let (count, fast) = (jobs.len(), x.is_fast());
         let jobs = Shared::of(jobs);
 
         self.products(count, x, |i| {
@@ -143,6 +145,7 @@ impl Cpu {
                 from: 0,
                 to: m,
                 range: 0,
+                tiles: self.tile_ops(job.matrix.ty(), m, fast),
             }
         });
     }
@@ -174,7 +177,7 @@ impl Cpu {
         }
         check(&w.matrix(0), x);
         self.prepare(w.matrix(0).ty(), x, groups.iter().map(|(_, tokens)| tokens.clone()));
-        let out = Shared::of(out);
+        let (out, fast) = (Shared::of(out), x.is_fast());
         self.products(groups.len(), x, |i| {
             let (e, tokens) = &groups[i];
             Part {
@@ -184,26 +187,35 @@ impl Cpu {
                 from: tokens.start,
                 to: tokens.end,
                 range: i,
+                tiles: self.tile_ops(w.matrix(*e).ty(), tokens.len(), fast),
             }
         });
     }
 
     /// Makes the forms of `x` that products of `ty` with these ranges of tokens read.
     fn prepare(&self, ty: Type, x: &mut Input, ranges: impl Iterator<Item = Range<usize>> + Clone) {
+        let most = ranges.clone().map(|tokens| tokens.len()).max().unwrap_or(0);
+        let tiles = self.tile_ops(ty, most, x.is_fast());
         if ty.is_integer() {
             let terms = terms(ty);
             x.quantize(self, terms);
-            let most = ranges.clone().map(|tokens| tokens.len()).max().unwrap_or(0);
-            if let Some(tiles) = self.tile_ops(ty, most * terms) {
+            if let Some(tiles) = tiles {
                 x.pack(self, tiles, terms);
             }
             x.lay_side_by_side(self, terms, self.ops.tiles.map_or(usize::MAX, |t| t.from), ranges);
+        } else if let Some(tiles) = tiles {
+            x.pack_bf16(self, tiles);
         }
     }
 
-    /// The tile kernels, where the machine has them and `vectors` are enough.
-    fn tile_ops(&self, ty: Type, vectors: usize) -> Option<&'static TileOps> {
-        self.ops.tiles.filter(|t| ty.is_integer() && vectors >= t.from)
+    /// The kernels on matrix tiles, where the machine has them and they are to compute such a product: integers of
+    /// vectors enough, which gives the same bits, and 16-bit floats of any number, where the caller allows theirs.
+    fn tile_ops(&self, ty: Type, tokens: usize, fast: bool) -> Option<&'static TileOps> {
+        self.ops.tiles.filter(|t| match ty {
+            Type::F32 => false,
+            Type::F16 | Type::Bf16 => fast,
+            _ => tokens * terms(ty) >= t.from,
+        })
     }
 
     fn products<'p>(&self, count: usize, x: &Input, part: impl Fn(usize) -> Part<'p> + Sync) {
@@ -234,7 +246,7 @@ impl Cpu {
     /// Some units: row blocks side by side with all tokens, or one row block with some of the tokens. Units of a
     /// part write disjoint rectangles of its output.
     fn product_units(&self, part: &Part, x: &Input, units: Range<usize>) {
-        let w = &part.matrix;
+        let (w, tiles) = (&part.matrix, part.tiles);
         let (blocks, tokens) = (units.len(), part.tokens(self));
         let across = (part.to - part.from).div_ceil(tokens);
         let (first, from) = (units.start / across, part.from + units.start % across * tokens);
@@ -252,8 +264,6 @@ impl Cpu {
             _ => {
                 let terms = terms(w.ty());
                 let int8 = x.int8(terms);
-                // by the part and not the unit, so that the cut above was made for the same kernel
-                let tiles = self.tile_ops(w.ty(), part.vectors());
                 let a = IntBlock {
                     head: w.data().as_ptr(),
                     blocks: data.as_ptr(),
@@ -295,6 +305,8 @@ impl Cpu {
                 block: data[b * block_bytes..].as_ptr(),
                 cols: x.width,
                 x: x.x.as_ptr(),
+                tiles: if tiles.is_some() { x.bf16.as_ptr().cast() } else { std::ptr::null() },
+                tokens: x.m(),
                 from,
                 to,
                 rows: (rows - b * 32).min(32),
@@ -303,7 +315,7 @@ impl Cpu {
                 stride: w.rows(),
             };
             // SAFETY: as above, one block at a time
-            unsafe { (self.ops.float)(&a) };
+            unsafe { tiles.map_or(self.ops.float, |t| t.float)(&a) };
         }
     }
 

@@ -21,6 +21,11 @@ pub struct FloatBlock {
     pub cols: usize,
     /// `[tokens][cols]`.
     pub x: *const f32,
+    /// The same as bf16 for matrix tiles, `[cols/32][tokens/16 rounded up][16 pairs][16 tokens][2]`; null where they
+    /// are not used.
+    pub tiles: *const u8,
+    /// Tokens of the input.
+    pub tokens: usize,
     pub from: usize,
     pub to: usize,
     /// Valid rows, at most 32.

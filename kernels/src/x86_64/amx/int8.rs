@@ -15,10 +15,11 @@
 //! order of every other instruction set: one fused multiply-add per record, ascending.
 
 use super::tile::{self, TILE, Tiles};
+use super::turned::Turned;
 use crate::generic::codes::{self, Q8, lines_at, record_bytes, terms};
 use crate::generic::rows::{DEPTH, IntBlock, STREAMS, exponent};
 use crate::input::PACKED;
-use crate::simd::{Simd, store_part};
+use crate::simd::Simd;
 use crate::x86_64::avx512::Avx512 as S;
 use core::arch::x86_64::*;
 use core::mem::MaybeUninit;
@@ -313,33 +314,14 @@ pub unsafe fn product<const BITS: u8>(a: &IntBlock) {
 /// Sums of 32 rows × 16 vectors to the outputs of their tokens: a token's sums are added, then the bias.
 #[inline(always)]
 unsafe fn finish<const BITS: u8>(a: &IntBlock, block: usize, vt: usize, sums: *const f32) {
-    // SAFETY: two tiles of sums; only tokens and rows of the product are stored
+    // SAFETY: two tiles of sums; only tokens of the product are stored
     unsafe {
-        let mut turned = Aligned(MaybeUninit::<[f32; 512]>::uninit());
-        let turned = turned.0.as_mut_ptr().cast::<f32>();
-        let rows = (a.rows - block * 32).min(32);
-        let (from, to) = (a.from.max(vt * 16), a.to.min(vt * 16 + 16));
-        for t in 0..rows.div_ceil(16) {
-            S::transpose(sums.add(t * 256).cast(), turned.add(t * 256).cast());
-            let valid = (rows - t * 16).min(16);
-            let row = block * 32 + t * 16;
-            let mut bias = [0f32; 16];
-            if !a.bias.is_null() {
-                core::ptr::copy_nonoverlapping(a.bias.add(row), bias.as_mut_ptr(), valid);
-            }
-            let bias = S::load(bias.as_ptr());
-            for vector in (from..to).step_by(terms(BITS)) {
-                let v = turned.add(t * 256 + vector % 16 * 16);
-                let mut x = S::load(v);
-                if terms(BITS) == 2 {
-                    x = S::add(x, S::load(v.add(16)));
-                }
-                if !a.bias.is_null() {
-                    x = S::add(x, bias);
-                }
-                let out = a.out.add(vector / terms(BITS) * a.stride + row);
-                if valid == 16 { S::store(out, x) } else { store_part::<S>(out, valid, x) }
-            }
+        let first = block * 32;
+        let bias = if a.bias.is_null() { a.bias } else { a.bias.add(first) };
+        let turned = Turned::new(sums, (a.rows - first).min(32), bias);
+        for vector in (a.from.max(vt * 16)..a.to.min(vt * 16 + 16)).step_by(terms(BITS)) {
+            let out = a.out.add(vector / terms(BITS) * a.stride + first);
+            turned.store(vector % 16, terms(BITS), out);
         }
     }
 }

@@ -1,8 +1,10 @@
 //! AMX: products of 16 × 64 by 64 × 16 bytes in one instruction, for many vectors at a time. Everything else, and
 //! products of few vectors, is AVX-512's.
 
+mod bf16;
 mod int8;
 pub mod tile;
+mod turned;
 
 use super::avx512;
 use crate::ops::{Ops, TileOps};
@@ -13,8 +15,8 @@ pub fn available() -> bool {
 }
 
 mod kernels {
-    use super::int8;
-    use crate::generic::{codes, rows::IntBlock};
+    use super::{bf16, int8};
+    use crate::generic::{codes, float::FloatBlock, rows::IntBlock};
     use crate::ops::entry;
 
     macro_rules! entries {
@@ -30,6 +32,8 @@ mod kernels {
         q3(a: &IntBlock) = int8::product::<{ codes::Q3 }>(a);
         q2(a: &IntBlock) = int8::product::<{ codes::Q2 }>(a);
         pack(x: *const i8, scales: *const f32, n: usize, to: *mut u8) = int8::pack(x, scales, n, to);
+        float(a: &FloatBlock) = bf16::product(a);
+        pack_bf16(x: *const f32, stride: usize, n: usize, to: *mut u8) = bf16::pack(x, stride, n, to);
     }
 }
 
@@ -42,6 +46,8 @@ static TILES: TileOps = TileOps {
     q4: kernels::q4,
     q3: kernels::q3,
     q2: kernels::q2,
+    float: kernels::float,
+    pack_bf16: kernels::pack_bf16,
 };
 
 /// AVX-512's, and tiles.

@@ -150,3 +150,20 @@ macro_rules! int8 {
     };
 }
 pub(super) use int8;
+
+/// `zero!("tmm0")`
+macro_rules! zero {
+    ($t:tt) => {
+        core::arch::asm!(concat!("tilezero ", $t), out($t) _, options(nostack, preserves_flags, nomem))
+    };
+}
+pub(super) use zero;
+
+/// `bf16!("tmm0", "tmm4", "tmm6")`: the same with pairs of bf16 into f32.
+macro_rules! bf16 {
+    ($c:tt, $a:tt, $b:tt) => {
+        core::arch::asm!(concat!("tdpbf16ps ", $c, ", ", $a, ", ", $b), out($c) _,
+            options(nostack, preserves_flags, nomem))
+    };
+}
+pub(super) use bf16;
