@@ -307,7 +307,7 @@ fn kv_of(code: u8) -> Option<KvType> {
 }
 
 /// Numbers of the determinism levels, never reused.
-const LEVEL_CODES: [(Level, u8); 2] = [(Level::BatchInvariant, 1), (Level::Portable, 2)];
+const LEVEL_CODES: [(Level, u8); 3] = [(Level::BatchInvariant, 1), (Level::Portable, 2), (Level::Fast, 3)];
 
 fn level_code(level: Level) -> u8 {
     LEVEL_CODES.iter().find(|(l, _)| *l == level).map_or(0, |(_, code)| *code)
