@@ -14,6 +14,8 @@ pub(crate) const LN2_LOW: f32 = -0.000_212_194_44;
 /// Below this e^x rounds to zero, above the other it is infinite.
 pub(crate) const EXP_LOW: f32 = -104.0;
 pub(crate) const EXP_HIGH: f32 = 89.0;
+/// 1.5 · 2²³: added to a small number it rounds it to an integer, since no fraction fits beside it.
+pub(crate) const ROUND: f32 = 12_582_912.0;
 /// (tanh(x)/x − 1)/x² in x², for x² ≤ 0.4.
 pub(crate) const TANH: [f32; 6] =
     [-0.333_333_34, 0.133_333, -0.053_958_46, 0.021_762_503, -0.008_323_187, 0.002_269_501_8];
@@ -56,7 +58,7 @@ fn pow2(n: i32) -> f32 {
 pub fn exp(x: f32) -> f32 {
     let x = if EXP_HIGH < x { EXP_HIGH } else { x };
     let x = if EXP_LOW > x { EXP_LOW } else { x };
-    let n = (x * core::f32::consts::LOG2_E).round_ties_even();
+    let n = x.mul_add(core::f32::consts::LOG2_E, ROUND) - ROUND;
     let r = n.mul_add(-LN2_HIGH, x);
     let r = n.mul_add(-LN2_LOW, r);
     let n = n as i32;

@@ -298,8 +298,8 @@ const QUERIES: usize = 64;
 const HEADS: usize = 128;
 /// A tile's working memory should stay in the second cache.
 const SCRATCH_BYTES: usize = 768 << 10;
-/// Pieces of work for each thread, where the rows alone do not make as many.
-const PIECES: usize = 8;
+/// Pieces of work for each thread, where the rows alone do not make as many: every piece begins with a wait for memory.
+const PIECES: usize = 2;
 /// Values of records, at most.
 const RECORDS: usize = 16 << 20;
 

@@ -1,6 +1,6 @@
 //! exp, tanh, erf on sixteen lanes: the same sequences of IEEE operations as `crate::math`, lane by lane.
 
-use crate::math::{ERF_BIG, ERF_SMALL, EXP, EXP_HIGH, EXP_LOW, LN2_HIGH, LN2_LOW, TANH};
+use crate::math::{ERF_BIG, ERF_SMALL, EXP, EXP_HIGH, EXP_LOW, LN2_HIGH, LN2_LOW, ROUND, TANH};
 use crate::simd::Simd;
 
 #[inline(always)]
@@ -29,10 +29,23 @@ pub unsafe fn exp<S: Simd>(x: S::F) -> S::F {
 pub unsafe fn exps<S: Simd, const N: usize>(x: [S::F; N]) -> [S::F; N] {
     // SAFETY: arithmetic only; the machine has S
     unsafe {
+        let mut x = x;
+        for i in 0..N {
+            x[i] = S::min(S::splat(EXP_HIGH), x[i]);
+        }
+        exps_down::<S, N>(x)
+    }
+}
+
+/// The same for x that are not above [`EXP_HIGH`].
+#[inline(always)]
+pub unsafe fn exps_down<S: Simd, const N: usize>(x: [S::F; N]) -> [S::F; N] {
+    // SAFETY: arithmetic only; the machine has S
+    unsafe {
         let (mut r, mut n, mut p) = (x, x, x);
         for i in 0..N {
-            let x = S::max(S::splat(EXP_LOW), S::min(S::splat(EXP_HIGH), x[i]));
-            n[i] = S::round(S::mul(x, S::splat(core::f32::consts::LOG2_E)));
+            let x = S::max(S::splat(EXP_LOW), x[i]);
+            n[i] = S::sub(S::fma(x, S::splat(core::f32::consts::LOG2_E), S::splat(ROUND)), S::splat(ROUND));
             r[i] = S::fma(n[i], S::splat(-LN2_HIGH), x);
             r[i] = S::fma(n[i], S::splat(-LN2_LOW), r[i]);
             p[i] = S::splat(EXP[EXP.len() - 1]);

@@ -14,8 +14,9 @@ use crate::simd::Simd;
 
 /// Stretches that are fetched side by side.
 const STRETCHES: usize = 4;
-/// Bytes that are fetched together, about: with what is being computed they should fit the first cache.
-const BYTES: usize = 24 << 10;
+/// Bytes that are fetched together: the longer the stretches the better they are followed, but with what is being
+/// computed they should stay in the second cache.
+const BYTES: usize = 100 << 10;
 /// Positions of the last span that are not worth a fetch.
 const FEW: usize = 16;
 
@@ -30,7 +31,7 @@ pub struct Ahead {
     paid: usize,
 }
 
-/// Blocks that are fetched together: 1, 2 or 4.
+/// Blocks that are fetched together once it is under way: 1, 2 or 4.
 #[inline(always)]
 pub fn blocks(a: &Tile) -> usize {
     let most = (STRETCHES * a.layout.page_tokens / BLOCK).max(1);

@@ -146,10 +146,13 @@ pub unsafe fn attend<S: Simd>(a: &Tile) {
         }
         let end = high.min(a.last * PART);
         let mut part = a.first.max(low / PART);
-        let fetched = ahead::blocks(a);
-        let mut ahead = Ahead::new(a, low.max(part * PART) / BLOCK * BLOCK, fetched, end, 1);
+        // a block is waited for, then one is fetched during it, two during that, and so on
+        let (work, most, mut size) = (work(a), ahead::blocks(a), 1);
+        let mut fetched = low.max(part * PART) / BLOCK * BLOCK;
+        let mut switch = fetched;
+        let mut ahead = Ahead::new(a, fetched, 1, end, 1);
         ahead.drain::<S>();
-        let (mut done, work) = (0, work(a) * fetched);
+        fetched += BLOCK;
         while part * PART < end {
             let (from, to) = (part * PART, end.min((part + 1) * PART));
             let count = a.queries.len();
@@ -162,10 +165,13 @@ pub unsafe fn attend<S: Simd>(a: &Tile) {
             while start < to {
                 if a.seen(start, start + BLOCK) {
                     let block = a.block(start);
-                    if done % fetched == 0 {
-                        ahead = Ahead::new(a, start + fetched * BLOCK, fetched, end, work);
+                    if start >= switch {
+                        fetched = fetched.max(start + BLOCK);
+                        let during = (fetched - start) / BLOCK;
+                        ahead = Ahead::new(a, fetched, size, end, work * during);
+                        (switch, fetched) = (fetched, fetched + size * BLOCK);
+                        size = most.min(size * 2);
                     }
-                    done += 1;
                     spans::fill::<S>(a, s, start);
                     scores::products::<S>(a, s, &block, &mut ahead);
                     softmax::weights::<S>(a, s, &block, &mut ahead);
@@ -173,19 +179,16 @@ pub unsafe fn attend<S: Simd>(a: &Tile) {
                 }
                 start += BLOCK;
             }
-            for (i, q) in a.queries.iter().enumerate() {
-                if q.low.max(from) >= q.high.min(to) {
-                    continue;
-                }
-                let (max, sum, o) = (*s.max.add(i), *s.sum.add(i), s.o.add(i * vw));
-                if a.whole {
-                    let (total_max, total_sum) = (&mut *s.total_max.add(i), &mut *s.total_sum.add(i));
-                    join::fold::<S>(total_max, total_sum, s.total.add(i * vw), max, sum, o, vw);
-                } else {
-                    let to = q.out.add((part - q.low / PART) * record(&a.layout));
-                    to.write(max);
-                    to.add(1).write(sum);
-                    core::ptr::copy_nonoverlapping(o, to.add(16), vw);
+            if a.whole {
+                join::all::<S>(a, s, from, to);
+            } else {
+                for (i, q) in a.queries.iter().enumerate() {
+                    if q.low.max(from) < q.high.min(to) {
+                        let to = q.out.add((part - q.low / PART) * record(&a.layout));
+                        to.write(*s.max.add(i));
+                        to.add(1).write(*s.sum.add(i));
+                        core::ptr::copy_nonoverlapping(s.o.add(i * vw), to.add(16), vw);
+                    }
                 }
             }
             part += 1;

@@ -23,7 +23,7 @@ pub struct Scratch {
     pub factor: *mut f32,
     /// A part's outputs, `[n][value width]`.
     pub o: *mut f32,
-    /// Maxima, sums and outputs of the parts so far.
+    /// Maxima, sums (`[n]` rounded up to 16) and outputs of the parts so far.
     pub total_max: *mut f32,
     pub total_sum: *mut f32,
     pub total: *mut f32,
@@ -71,8 +71,8 @@ impl Scratch {
             sum: c.take(padded),
             factor: c.take(padded),
             o: c.take(n * vw),
-            total_max: c.take(n),
-            total_sum: c.take(n),
+            total_max: c.take(padded),
+            total_sum: c.take(padded),
             total: c.take(n * vw),
             keys: c.take(if floats > 0 { 16 * kw } else { 0 }),
             values: c.take(BLOCK * SLICE),

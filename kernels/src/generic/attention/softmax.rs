@@ -5,7 +5,7 @@
 use super::ahead::Ahead;
 use super::spans::Span;
 use super::{BLOCK, Block, SOFTMAX, Scratch, Tile};
-use crate::generic::math::{exp, exps, tanhs};
+use crate::generic::math::{exp, exps_down, tanhs};
 use crate::kv::{KeyType, ValueType};
 use crate::simd::Simd;
 
@@ -69,22 +69,18 @@ unsafe fn sixteen<S: Simd>(
         S::store(news.as_mut_ptr(), new);
         S::store(s.factor.add(first), factor);
         let mut rows = [S::splat(0.0); 16];
-        for i in 0..count {
-            if (*s.spans.add(first + i)).sees() {
-                let p = s.p.add((first + i) * BLOCK);
-                let top = S::splat(news[i]);
-                let mut v = [top; STEPS];
-                for g in 0..STEPS {
-                    v[g] = S::sub(S::load(p.add(g * 16)), top);
-                }
-                let e = exps::<S, STEPS>(v);
-                rows[i] = S::add(S::add(S::add(e[0], e[1]), e[2]), e[3]);
-                for g in 0..STEPS {
-                    let weight = if let Some(scales) = scales { S::mul(e[g], scales[g]) } else { e[g] };
-                    S::store(p.add(g * 16), weight);
-                }
-                ahead.pay::<S>(SOFTMAX / 2);
+        let mut i = 0;
+        if S::ACCUMULATORS == 16 {
+            while count - i >= 2 {
+                exponentials::<S, 2, { 2 * STEPS }>(s, first + i, scales, &news[i..], &mut rows[i..]);
+                ahead.pay::<S>(SOFTMAX);
+                i += 2;
             }
+        }
+        while i < count {
+            exponentials::<S, 1, STEPS>(s, first + i, scales, &news[i..], &mut rows[i..]);
+            ahead.pay::<S>(SOFTMAX / 2);
+            i += 1;
         }
         let before = S::load(sum);
         S::store(old_sum.as_mut_ptr(), before);
@@ -94,6 +90,38 @@ unsafe fn sixteen<S: Simd>(
             let sees = (*s.spans.add(first + i)).sees();
             max.add(i).write(if sees { news[i] } else { old_max[i] });
             sum.add(i).write(if sees { sums[i] } else { old_sum[i] });
+        }
+    }
+}
+
+/// Logits of Q queries (N = Q · STEPS registers, side by side) to weights, and the sums of their lanes. Of a query
+/// that sees nothing neither is used.
+#[inline(always)]
+unsafe fn exponentials<S: Simd, const Q: usize, const N: usize>(
+    s: &Scratch,
+    first: usize,
+    scales: Option<&[S::F; STEPS]>,
+    tops: &[f32],
+    sums: &mut [S::F],
+) {
+    // SAFETY: the queries exist
+    unsafe {
+        let p = s.p.add(first * BLOCK);
+        let mut v = [S::splat(0.0); N];
+        for q in 0..Q {
+            let top = S::splat(tops[q]);
+            for g in 0..STEPS {
+                v[q * STEPS + g] = S::sub(S::load(p.add(q * BLOCK + g * 16)), top);
+            }
+        }
+        let e = exps_down::<S, N>(v);
+        for q in 0..Q {
+            let e = &e[q * STEPS..];
+            sums[q] = S::add(S::add(S::add(e[0], e[1]), e[2]), e[3]);
+            for g in 0..STEPS {
+                let weight = if let Some(scales) = scales { S::mul(e[g], scales[g]) } else { e[g] };
+                S::store(p.add(q * BLOCK + g * 16), weight);
+            }
         }
     }
 }

@@ -102,7 +102,10 @@ unsafe impl Simd for Avx512 {
         fn i_sub(a: Self::I, b: Self::I) -> Self::I { _mm512_sub_epi32(a, b) }
         fn i_half(a: Self::I) -> Self::I { _mm512_srai_epi32::<1>(a) }
         fn i_store(p: *mut i32, x: Self::I) { _mm512_storeu_si512(p.cast(), x) }
-        fn load_f16(p: *const u16) -> Self::F { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+        fn load_f16(p: *const u16) -> Self::F {
+            // the plain intrinsic asks for no exceptions, a form that takes no memory operand and one step more
+            _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(p.cast()))
+        }
         fn load_bf16(p: *const u16) -> Self::F {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
