@@ -1,17 +1,53 @@
 //! Names the shared library for the loader. Before 1.0 every minor version is its own binary interface, so the
-//! soname carries major.minor. Nothing else is decided here.
+//! soname carries major.minor.
+//!
+//! And keeps it clean: the grammar engine has a C interface of its own, whose names (abi/hidden.txt) rustc would
+//! export with ours. A second version script makes them local. Not every linker takes two; where a small library
+//! shows that this one does not, the names stay visible, and nothing else differs.
+
+use std::path::Path;
+use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=abi/hidden.txt");
     let var = |name| std::env::var(name).unwrap_or_default();
     let (major, minor) = (var("CARGO_PKG_VERSION_MAJOR"), var("CARGO_PKG_VERSION_MINOR"));
     match var("CARGO_CFG_TARGET_OS").as_str() {
         "linux" | "android" | "freebsd" => {
             println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libllm.so.{major}.{minor}");
+            if std::env::var_os("CARGO_FEATURE_CONSTRAINTS").is_some() {
+                hide(Path::new(&var("OUT_DIR")), &var("TARGET"));
+            }
         }
         "macos" | "ios" => {
             println!("cargo:rustc-cdylib-link-arg=-Wl,-install_name,@rpath/libllm.{major}.{minor}.dylib");
         }
         _ => {}
+    }
+}
+
+/// Makes the listed names local, if the linker can.
+fn hide(out: &Path, target: &str) {
+    let Ok(names) = std::fs::read_to_string("abi/hidden.txt") else { return };
+    let script = out.join("hidden.map");
+    let source = out.join("probe.rs");
+    let first = names.lines().next().unwrap_or_default();
+    let written = std::fs::write(&script, format!("{{ local: {}; }};\n", names.trim().replace('\n', "; ")))
+        .and_then(|()| {
+            std::fs::write(&source, format!("#[unsafe(no_mangle)]\npub extern \"C\" fn {first}() {{}}\n"))
+        });
+    let Some(rustc) = std::env::var_os("RUSTC").filter(|_| written.is_ok()) else { return };
+    let arguments =
+        [format!("-Wl,--version-script={}", script.display()), "-Wl,--undefined-version".to_owned()];
+    let mut probe = Command::new(rustc);
+    probe.args(["--edition", "2024", "--crate-type", "cdylib", "--target", target, "-o"]);
+    probe.arg(out.join("probe.so")).arg(&source);
+    if let Ok(linker) = std::env::var("RUSTC_LINKER") {
+        probe.arg(format!("-Clinker={linker}"));
+    }
+    probe.args(arguments.iter().map(|argument| format!("-Clink-arg={argument}")));
+    if probe.output().is_ok_and(|done| done.status.success()) {
+        arguments.iter().for_each(|argument| println!("cargo:rustc-cdylib-link-arg={argument}"));
     }
 }

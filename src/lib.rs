@@ -1,13 +1,18 @@
 //! libllm: maps a `.llm` file and runs the language model in it, inside the host's own process.
 //!
 //! The map, from the host inwards: [`ffi`] (C) → [`session`] → {[`sampler`], [`model`]} → {[`kv`], weights,
-//! device} → kernels. Samplers never see the model; nothing imports upwards. ARCHITECTURE.md draws it.
+//! device} → kernels; [`sampler`] → [`constraint`] → [`tokenizer`]. Samplers never see the model; nothing imports upwards. ARCHITECTURE.md draws it.
 
 #![deny(unsafe_code)]
 
 mod backend;
 pub mod cancel;
 pub mod chat;
+#[cfg(feature = "constraints")]
+pub mod constraint;
+#[cfg(not(feature = "constraints"))]
+#[path = "constraint/absent.rs"]
+pub mod constraint;
 mod cpu;
 mod device;
 pub mod error;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! messages, tools, variables ─→ template (Jinja) ─→ text ──────────────→ ids
+//! text, reasoning, tool calls ←─ parse ←─ the answer's text
 //! ```
 //!
 //! A template is a small program that came with a model. It runs in a sandbox ([`template`]), prints values the way
@@ -15,6 +16,7 @@ mod methods;
 pub mod origin;
 #[cfg(test)]
 mod origin_tests;
+pub mod parse;
 pub mod python;
 mod source;
 pub mod template;
@@ -25,6 +27,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result, Status};
 pub use clock::Clock;
+pub use parse::{Answer, Format, Segment};
 pub use template::{Limits, Template};
 
 /// Nesting that host JSON may have.

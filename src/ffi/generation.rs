@@ -61,8 +61,10 @@ pub const LLM_REASON_LENGTH: i32 = 4;
 pub const LLM_REASON_CANCELLED: i32 = 5;
 /// The session cannot hold more.
 pub const LLM_REASON_CONTEXT_FULL: i32 = 6;
-/// Bias and filters left no token.
+/// Constraint, bias and filters left no token.
 pub const LLM_REASON_DEAD_END: i32 = 7;
+/// The text is complete: the constraint lets nothing follow.
+pub const LLM_REASON_COMPLETE: i32 = 8;
 
 fn reason_number(reason: Option<Reason>) -> i32 {
     match reason {
@@ -74,6 +76,7 @@ fn reason_number(reason: Option<Reason>) -> i32 {
         Some(Reason::Cancelled) => LLM_REASON_CANCELLED,
         Some(Reason::ContextFull) => LLM_REASON_CONTEXT_FULL,
         Some(Reason::DeadEnd) => LLM_REASON_DEAD_END,
+        Some(Reason::Complete) => LLM_REASON_COMPLETE,
     }
 }
 

@@ -36,6 +36,7 @@ mod xtc;
 #[cfg(test)]
 mod tests;
 
+use crate::constraint::{self, Constraint};
 use crate::error::{Error, Result, Status};
 pub use bias::Bias;
 pub use candidates::{Candidate, Candidates};
@@ -86,6 +87,7 @@ pub struct Sampler {
     chain: Vec<chain::Step>,
     state: State,
     processors: Vec<Processor>,
+    constraint: Option<constraint::State>,
     stream: u64,
     /// Forks made so far; the next child's stream follows from it.
     forks: u64,
@@ -115,6 +117,7 @@ impl Sampler {
             params,
             chain,
             processors: Vec::new(),
+            constraint: None,
             stream: 0,
             forks: 0,
             candidates: Candidates::default(),
@@ -177,6 +180,24 @@ impl Sampler {
         self.processors.push(Processor { stage, pure, function });
     }
 
+    /// Puts the tokens accepted from now on under a constraint; none takes it away.
+    pub fn set_constraint(&mut self, constraint: Option<&Constraint>) {
+        self.constraint = constraint.map(constraint::State::new);
+    }
+
+    /// Whether the constraint lets nothing follow but an end; false without one.
+    pub fn is_complete(&self) -> bool {
+        self.constraint.as_ref().is_some_and(constraint::State::is_complete)
+    }
+
+    /// The tokens that the constraint lets follow in any case, in order; none without one.
+    ///
+    /// # Errors
+    /// As [`constraint::State::forced`].
+    pub fn forced(&mut self) -> Result<Vec<i32>> {
+        self.constraint.as_mut().map_or(Ok(Vec::new()), constraint::State::forced)
+    }
+
     /// Whether a choice depends on the logits and the tokens so far alone.
     pub fn is_pure(&self) -> bool {
         self.processors.iter().all(|processor| processor.pure)
@@ -187,7 +208,8 @@ impl Sampler {
     ///
     /// # Errors
     /// `INVALID_ARG` when `logits` is empty or holds NaN or +∞ (detail `token_index`), or the position is beyond
-    /// 2³²−1; `DEAD_END` when every token is forbidden (all −∞).
+    /// 2³²−1; `DEAD_END` when every token is forbidden (all −∞, or none that the constraint allows); `BUDGET` where the
+    /// constraint's limits are met.
     pub fn sample(&mut self, logits: &[f32], position: u64) -> Result<Choice> {
         let position = place(position)?;
         let log_sum = check_logits(logits)?;
@@ -202,7 +224,7 @@ impl Sampler {
         let chosen = chosen.filter(|c| c.logit > f32::NEG_INFINITY).ok_or_else(|| {
             Error::new(
                 Status::DEAD_END,
-                format!("sample: no token is allowed at position {position}: bias and filters left none"),
+                format!("sample: no token is allowed at position {position}: constraint, bias and filters left none"),
             )
         })?;
         // The filled row had at most i32::MAX entries, and the id indexes it.
@@ -229,6 +251,11 @@ impl Sampler {
     fn filter(&mut self, logits: &[f32], position: u32) -> Result<()> {
         let key = self.key(position);
         self.candidates.fill(logits);
+        if let Some(constraint) = &mut self.constraint {
+            let mask = constraint.mask()?;
+            self.candidates
+                .retain(|c| mask.get(c.id as usize / 32).is_some_and(|word| word >> (c.id % 32) & 1 == 1));
+        }
         if !self.processors.is_empty() {
             self.row.resize(logits.len(), 0.0);
         }
@@ -254,11 +281,19 @@ impl Sampler {
         Ok(())
     }
 
-    /// Takes `id` into the history: the only way the sampler's state moves on.
+    /// Takes `id` into the history and the constraint: the only way the sampler's state moves on.
     ///
     /// # Errors
-    /// `INVALID_ARG` for a negative id.
+    /// `INVALID_ARG` for a negative id and for a token that the constraint forbids; nothing changes then. `BUDGET`
+    /// where the constraint's limits are met.
     pub fn accept(&mut self, id: i32) -> Result<()> {
+        if let Some(constraint) = self.constraint.as_mut().filter(|_| id >= 0) {
+            constraint.advance(id)?;
+        }
+        self.remember(id)
+    }
+
+    fn remember(&mut self, id: i32) -> Result<()> {
         if id < 0 {
             return Err(Error::new(
                 Status::INVALID_ARG,
@@ -270,19 +305,23 @@ impl Sampler {
         Ok(())
     }
 
-    /// Takes the prompt into the history, so that penalties see it.
+    /// Takes the prompt into the history, so that penalties see it. The constraint does not: it begins behind the prompt.
     ///
     /// # Errors
     /// `INVALID_ARG` for a negative id (detail `token_index`); those before it have been taken.
     pub fn accept_prompt(&mut self, ids: &[i32]) -> Result<()> {
         for (index, &id) in ids.iter().enumerate() {
-            self.accept(id).map_err(|e| e.with("token_index", index as i64))?;
+            self.remember(id).map_err(|e| e.with("token_index", index as i64))?;
         }
         Ok(())
     }
 
-    /// Forgets the accepted tokens and what filters learned from them; parameters, bias, seed and stream stay.
+    /// Forgets the accepted tokens and what filters learned from them, and puts the constraint back to its beginning;
+    /// parameters, bias, seed and stream stay.
     pub fn reset(&mut self) {
+        if let Some(constraint) = &mut self.constraint {
+            constraint.reset();
+        }
         self.state.history.clear();
         self.chain.iter_mut().for_each(chain::Step::reset);
     }

@@ -529,4 +529,14 @@ impl generate::Evaluate for Session {
     fn decode(&mut self, id: i32, cancel: Option<&Cancel>) -> Result<()> {
         self.decode(id, cancel)
     }
+
+    fn decode_all(&mut self, ids: &[i32], cancel: Option<&Cancel>) -> Result<()> {
+        match self.prefill(ids, cancel, None) {
+            // As many as there is room for, as if they came one by one.
+            Err(e) if e.status() == Status::CONTEXT_FULL => {
+                ids.iter().try_for_each(|&id| self.decode(id, cancel))
+            }
+            done => done.map(drop),
+        }
+    }
 }

@@ -31,8 +31,9 @@ use encode::Scratch;
 use llm_format::tokens::{Layout, NONE, View, added as list, flag, setting};
 use normalize::Normalizers;
 use pretokenize::PreTokenizers;
+use std::any::Any;
 use std::borrow::Cow;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Working sets kept for reuse, one per thread that encodes at the same time.
 const KEPT: usize = 8;
@@ -45,6 +46,8 @@ pub struct Tokenizer {
     pre_tokenizers: PreTokenizers,
     decoders: Decoders,
     scratch: Mutex<Vec<Scratch>>,
+    /// What another room has made of the vocabulary and wants to find again.
+    derived: OnceLock<Arc<dyn Any + Send + Sync>>,
 }
 
 /// How to encode.
@@ -123,9 +126,30 @@ impl Tokenizer {
             pre_tokenizers: PreTokenizers::new(&layout.pre_tokenizer),
             decoders: Decoders::new(&layout.decoder),
             scratch: Mutex::new(Vec::new()),
+            derived: OnceLock::new(),
             bytes,
             layout,
         })
+    }
+
+    /// The same tokenizer over the same tables, with nothing derived from it.
+    ///
+    /// # Errors
+    /// None that opening it the first time did not have.
+    pub(crate) fn without_derived(&self) -> Result<Tokenizer> {
+        Self::from_tables(self.bytes.clone())
+    }
+
+    /// What [`Tokenizer::keep_derived`] keeps.
+    pub(crate) fn derived<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        Arc::clone(self.derived.get()?).downcast().ok()
+    }
+
+    /// Keeps what was made of the vocabulary for as long as the tokenizer lives, and gives back what is kept: of two
+    /// threads that made the same, the first one's.
+    pub(crate) fn keep_derived<T: Any + Send + Sync>(&self, made: Arc<T>) -> Arc<T> {
+        let kept = Arc::clone(self.derived.get_or_init(|| Arc::clone(&made) as Arc<dyn Any + Send + Sync>));
+        kept.downcast().unwrap_or(made)
     }
 
     fn view(&self) -> View<'_> {

@@ -49,6 +49,13 @@ pub trait Evaluate {
     /// # Errors
     /// `CONTEXT_FULL`, `CANCELLED`, `DEADLINE` and others; the tokens held are then as before the call.
     fn decode(&mut self, id: i32, cancel: Option<&Cancel>) -> Result<()>;
+    /// Appends several tokens, in one step where that is possible, and computes the logits behind the last.
+    ///
+    /// # Errors
+    /// As [`Evaluate::decode`]; tokens held before an error stay held.
+    fn decode_all(&mut self, ids: &[i32], cancel: Option<&Cancel>) -> Result<()> {
+        ids.iter().try_for_each(|&id| self.decode(id, cancel))
+    }
 }
 
 /// What a generation does with a tokenizer.
@@ -118,8 +125,10 @@ pub enum Reason {
     Cancelled,
     /// The session cannot hold the last token told.
     ContextFull,
-    /// Bias and filters left no token.
+    /// Constraint, bias and filters left no token.
     DeadEnd,
+    /// The text is complete: the constraint lets nothing follow.
+    Complete,
 }
 
 /// What one pull tells.
@@ -127,11 +136,12 @@ pub enum Reason {
 pub struct Event {
     /// Whether more follows.
     pub kind: Kind,
-    /// The token chosen by this pull, if any (all tokens held, for the event of `echo`).
+    /// The token chosen by this pull, if any, and those that a constraint lets follow in any case (all tokens held, for
+    /// the event of `echo`).
     pub ids: Vec<i32>,
     /// The text that is now certain; may be empty.
     pub text: String,
-    /// Of the token chosen, as [`crate::sampler::Choice::log_probability`]; 0 without one.
+    /// Of the first token, as [`crate::sampler::Choice::log_probability`]; 0 without one.
     pub log_probability: f32,
     /// The likeliest tokens at that place, as the model alone sees them, likeliest first.
     pub top: Vec<Alternative>,
@@ -159,7 +169,7 @@ pub struct Generation {
     stop: StopTexts,
     started: bool,
     /// Told, but not yet decoded.
-    pending: Option<i32>,
+    pending: Vec<i32>,
     /// An end or stop token, which the session does not get.
     last: Option<i32>,
     reason: Option<Reason>,
@@ -221,7 +231,7 @@ impl Generation {
             options: options.clone(),
             text,
             started: false,
-            pending: None,
+            pending: Vec::new(),
             last: None,
             reason: None,
             perf: Perf::default(),
@@ -241,7 +251,7 @@ impl Generation {
     /// The tokens told that the session does not hold: one that waits to be decoded, an end or stop token. A host
     /// that continues the sequence decodes them first, if it wants them.
     pub fn unheld(&self) -> impl Iterator<Item = i32> {
-        self.pending.into_iter().chain(self.last)
+        self.pending.iter().copied().chain(self.last)
     }
 
     /// Computes the next event. After [`Kind::Done`] it tells the same end again, without ids and text.
@@ -273,6 +283,10 @@ impl Generation {
             return Ok(self.end(Reason::Length));
         }
 
+        if sampler.is_complete() {
+            return Ok(self.end(Reason::Complete));
+        }
+
         let clock = Instant::now();
         let position = session.tokens().len() as u64;
         let logits = session.logits()?;
@@ -298,21 +312,63 @@ impl Generation {
             self.last = Some(choice.id);
             self.end(reason)
         } else {
-            self.pending = Some(choice.id);
-            let (text, stopped) = self.stop.push(&text);
-            if stopped {
-                // The session gets the token that completed the stop text, like those before it. Where it cannot take
-                // it, for whatever reason, the token stays among the unheld ones: the text is complete all the same.
-                self.advance(session, cancel).ok();
-                self.reason = Some(Reason::StopText);
-                Event::done(Reason::StopText, text)
-            } else {
-                Event::of(Kind::Text, text)
-            }
+            self.take(choice.id, &text, session, sampler, cancel)?
         };
-        event.ids.push(choice.id);
+        event.ids.insert(0, choice.id);
         event.log_probability = choice.log_probability;
         event.top = top;
+        Ok(event)
+    }
+
+    /// The event of a token that was accepted and does not end the generation by itself, with the tokens that follow it
+    /// in any case. Those are told at once and decoded together with it at the next pull; they are the tokens that
+    /// would have been chosen one by one.
+    fn take<E: Evaluate + ?Sized>(
+        &mut self,
+        id: i32,
+        text: &str,
+        session: &mut E,
+        sampler: &mut Sampler,
+        cancel: Option<&Cancel>,
+    ) -> Result<Event> {
+        self.pending.push(id);
+        let (mut text, mut stopped) = self.stop.push(text);
+        let mut event = Event::of(Kind::Text, String::new());
+        let mut ended = None;
+        let room = match self.options.max_tokens as u64 {
+            0 => usize::MAX,
+            most => most.saturating_sub(self.perf.tokens) as usize,
+        };
+        for next in sampler.forced()?.into_iter().take(room) {
+            ended = self.ends(next);
+            if stopped || ended.is_some() {
+                break;
+            }
+            let piece = self.text.as_mut().map_or(Ok(String::new()), |text| text.push(next))?;
+            sampler.accept(next)?;
+            self.perf.tokens += 1;
+            event.ids.push(next);
+            self.pending.push(next);
+            let (more, now) = self.stop.push(&piece);
+            text.push_str(&more);
+            stopped = now;
+        }
+        if stopped || (ended.is_none() && sampler.is_complete()) {
+            // The session gets the token that completed the text, like those before it. Where it cannot take it, for
+            // whatever reason, the token stays among the unheld ones: the text is complete all the same.
+            self.advance(session, cancel).ok();
+            if stopped {
+                self.reason = Some(Reason::StopText);
+                event.reason = self.reason;
+                event.kind = Kind::Done;
+            } else {
+                let ids = std::mem::take(&mut event.ids);
+                event = self.end(Reason::Complete);
+                text.push_str(&event.text);
+                event.ids = ids;
+            }
+        }
+        event.text = text;
         Ok(event)
     }
 
@@ -339,16 +395,22 @@ impl Generation {
         {
             return Ok(Some(Reason::Cancelled));
         }
-        let Some(id) = self.pending else { return Ok(None) };
+        if self.pending.is_empty() {
+            return Ok(None);
+        }
         let clock = Instant::now();
-        let outcome = session.decode(id, cancel);
+        let before = session.tokens().len();
+        let outcome = match self.pending[..] {
+            [id] => session.decode(id, cancel),
+            _ => session.decode_all(&self.pending, cancel),
+        };
         self.perf.decode += clock.elapsed();
+        // Of several tokens the first ones may be held although the last ones cannot be.
+        let held = session.tokens().len().saturating_sub(before).min(self.pending.len());
+        self.pending.drain(..held);
+        self.perf.decoded += held as u64;
         match outcome {
-            Ok(()) => {
-                self.pending = None;
-                self.perf.decoded += 1;
-                Ok(None)
-            }
+            Ok(()) => Ok(None),
             Err(e) => match e.status() {
                 Status::CANCELLED | Status::DEADLINE => Ok(Some(Reason::Cancelled)),
                 Status::CONTEXT_FULL => Ok(Some(Reason::ContextFull)),

@@ -1,0 +1,286 @@
+//! From a text of the host to a compiled constraint, within limits.
+//!
+//! The engine's compilers recurse over what they read. Depth is bounded before they see it, and they run on a thread
+//! of their own with a stack for everything the bounds allow; the caller waits for it.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
+
+use llguidance::api::{GrammarInit, GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::toktrie::InferenceCapabilities;
+use llguidance::{Logger, TokenParser};
+use serde_json::Value;
+
+use super::schema::{self, Lowered};
+use super::vocabulary::Vocabulary;
+use super::{Constraint, Inner, Limits};
+use crate::cancel::Cancel;
+use crate::error::{Error, Result, Status};
+use crate::tokenizer::Tokenizer;
+
+/// Stack of the compiling thread, in bytes; address space, of which only what is used becomes memory.
+const STACK: usize = 256 << 20;
+/// Attempts at finding the part of a schema that the engine refuses.
+const ATTEMPTS: usize = 200;
+
+pub(super) fn json_schema(
+    tokenizer: &Arc<Tokenizer>,
+    text: &str,
+    limits: &Limits,
+    cancel: Option<&Cancel>,
+) -> Result<Constraint> {
+    check_size(text, limits, cancel)?;
+    on_a_thread(|| {
+        let lowered = schema::lower(text, limits.depth)?;
+        if schema::has_control(&lowered.schema) && schema::has_free_beside_named(&lowered.schema) {
+            return Err(Error::new(
+                Status::SCHEMA,
+                "schema, at the root: control characters in texts need `additionalProperties: false` in every object",
+            ));
+        }
+        let vocabulary = Vocabulary::of(tokenizer)?;
+        check(cancel)?;
+        let parser = build(&vocabulary, grammar_of(&lowered.schema), limits)
+            .map_err(|e| refused(&vocabulary, &lowered, limits, &e))?;
+        Ok(constraint(tokenizer, parser))
+    })
+}
+
+pub(super) fn regex(
+    tokenizer: &Arc<Tokenizer>,
+    pattern: &str,
+    limits: &Limits,
+    cancel: Option<&Cancel>,
+) -> Result<Constraint> {
+    check_size(pattern, limits, cancel)?;
+    on_a_thread(|| {
+        // A look at the syntax first: its errors point at the place.
+        regex_syntax::Parser::new()
+            .parse(pattern)
+            .map_err(|e| Error::new(Status::GRAMMAR, format!("regular expression: {e}")))?;
+        let grammar = TopLevelGrammar::from_regex(pattern);
+        whole(tokenizer, grammar, limits, cancel, "regular expression")
+    })
+}
+
+pub(super) fn lark(
+    tokenizer: &Arc<Tokenizer>,
+    grammar: &str,
+    limits: &Limits,
+    cancel: Option<&Cancel>,
+) -> Result<Constraint> {
+    check_size(grammar, limits, cancel)?;
+    check_brackets(grammar, limits.depth)?;
+    on_a_thread(|| {
+        whole(tokenizer, TopLevelGrammar::from_lark(grammar.to_owned()), limits, cancel, "grammar")
+    })
+}
+
+pub(super) fn choice(
+    tokenizer: &Arc<Tokenizer>,
+    texts: &[&str],
+    limits: &Limits,
+    cancel: Option<&Cancel>,
+) -> Result<Constraint> {
+    if texts.is_empty() {
+        return Err(Error::new(Status::INVALID_ARG, "choice: expected at least one text, got none"));
+    }
+    let escaped: Vec<_> = texts.iter().map(|text| regex_syntax::escape(text)).collect();
+    regex(tokenizer, &format!("({})", escaped.join("|")), limits, cancel)
+}
+
+fn constraint(tokenizer: &Arc<Tokenizer>, parser: TokenParser) -> Constraint {
+    let inner = Inner { tokenizer: Arc::clone(tokenizer), fresh: Mutex::new(parser) };
+    Constraint { inner: Arc::new(inner) }
+}
+
+fn whole(
+    tokenizer: &Arc<Tokenizer>,
+    grammar: TopLevelGrammar,
+    limits: &Limits,
+    cancel: Option<&Cancel>,
+    what: &str,
+) -> Result<Constraint> {
+    let vocabulary = Vocabulary::of(tokenizer)?;
+    check(cancel)?;
+    let parser = build(&vocabulary, grammar, limits).map_err(|e| named(what, &e))?;
+    Ok(constraint(tokenizer, parser))
+}
+
+fn grammar_of(schema: &Value) -> TopLevelGrammar {
+    let mut schema = schema.clone();
+    // Escapes by number would let a property that has a schema of its own pass as a free one under another spelling
+    // of its name. The engine reads its options from the schema.
+    if schema::has_free_beside_named(&schema)
+        && let Value::Object(keywords) = &mut schema
+    {
+        keywords.insert("x-guidance".into(), serde_json::json!({ "json_allowed_escapes": "nrbtf\\\"" }));
+    }
+    TopLevelGrammar::from_grammar(GrammarWithLexer::from_json_schema(schema))
+}
+
+/// Runs the engine's compiler; its own message where it refuses.
+fn build(vocabulary: &Vocabulary, grammar: TopLevelGrammar, limits: &Limits) -> Result<TokenParser, String> {
+    let parser_limits = ParserLimits {
+        initial_lexer_fuel: limits.compile_work,
+        step_lexer_fuel: limits.step_work,
+        max_lexer_states: limits.lexer_states,
+        max_grammar_size: limits.grammar_size,
+        verbose_errors: false,
+        ..ParserLimits::default()
+    };
+    let made = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let mut parser = vocabulary.factory.create_parser_from_init_ext(
+            GrammarInit::Serialized(grammar),
+            Logger::new(0, 0),
+            InferenceCapabilities::default(),
+            parser_limits,
+        )?;
+        parser.start_without_prompt();
+        parser.check_stop()?;
+        Ok::<_, anyhow::Error>(parser)
+    }));
+    match made {
+        Ok(Ok(parser)) => Ok(parser),
+        Ok(Err(e)) => Err(first_line(&e.to_string())),
+        Err(_) => Err("the engine failed on it".to_owned()),
+    }
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().chars().take(400).collect()
+}
+
+/// The error for what the engine said of `what`.
+fn named(what: &str, message: &str) -> Error {
+    let limit = ["too large", "fuel", "limit", "too complex", "too big"];
+    let beyond = limit.iter().any(|word| message.contains(word));
+    Error::new(if beyond { Status::BUDGET } else { Status::GRAMMAR }, format!("{what}: {message}"))
+}
+
+/// The error for a refused schema, with the path of the smallest part that is refused alone.
+fn refused(vocabulary: &Vocabulary, lowered: &Lowered, limits: &Limits, message: &str) -> Error {
+    let error = named("schema", message);
+    if error.status() == Status::BUDGET {
+        return error;
+    }
+    let definitions = lowered.schema.get("$defs");
+    let mut attempts = 0;
+    let mut message = message.to_owned();
+    let mut path = String::new();
+    let mut node = &lowered.schema;
+    'deeper: loop {
+        for (step, child) in children(node, &lowered.origins) {
+            attempts += 1;
+            if attempts > ATTEMPTS {
+                break 'deeper;
+            }
+            let mut alone = child.clone();
+            if let (Value::Object(alone), Some(definitions)) = (&mut alone, definitions) {
+                alone.insert("$defs".into(), definitions.clone());
+            }
+            if let Err(says) = build(vocabulary, grammar_of(&alone), limits) {
+                (message, node) = (says, child);
+                match step {
+                    Step::Down(step) => path.push_str(&step),
+                    Step::Origin(origin) => path = origin,
+                }
+                continue 'deeper;
+            }
+        }
+        break;
+    }
+    let path = if path.is_empty() { "the root" } else { &path };
+    Error::new(Status::SCHEMA, format!("schema, at {path}: {message}"))
+}
+
+enum Step {
+    /// Appends to the path.
+    Down(String),
+    /// Is the path.
+    Origin(String),
+}
+
+/// The schemas directly in a lowered schema. Definitions are tried only from the root.
+fn children<'v>(
+    node: &'v Value,
+    origins: &std::collections::BTreeMap<String, String>,
+) -> Vec<(Step, &'v Value)> {
+    let Value::Object(keywords) = node else { return Vec::new() };
+    let mut found = Vec::new();
+    for (key, value) in keywords {
+        match (key.as_str(), value) {
+            ("$defs", Value::Object(all)) => {
+                found.extend(all.iter().map(|(name, value)| {
+                    (Step::Origin(origins.get(name).cloned().unwrap_or_default()), value)
+                }))
+            }
+            ("properties" | "patternProperties", Value::Object(all)) => {
+                found.extend(all.iter().map(|(name, value)| (Step::Down(format!("/{key}/{name}")), value)));
+            }
+            ("allOf" | "anyOf" | "oneOf" | "prefixItems", Value::Array(all)) => {
+                let step = |(index, value)| (Step::Down(format!("/{key}/{index}")), value);
+                found.extend(all.iter().enumerate().map(step));
+            }
+            ("items" | "additionalProperties", value) => found.push((Step::Down(format!("/{key}")), value)),
+            _ => {}
+        }
+    }
+    // A schema that allows nothing is refused alone and harmless where it stands.
+    found.retain(|(_, value)| value.is_object());
+    found
+}
+
+fn check(cancel: Option<&Cancel>) -> Result<()> {
+    cancel.map_or(Ok(()), Cancel::check)
+}
+
+fn check_size(text: &str, limits: &Limits, cancel: Option<&Cancel>) -> Result<()> {
+    if text.len() > limits.text_bytes {
+        return Err(Error::new(
+            Status::BUDGET,
+            format!("constraint: expected at most {} bytes of text, got {}", limits.text_bytes, text.len()),
+        )
+        .with("needed", text.len() as i64));
+    }
+    check(cancel)
+}
+
+/// Refuses brackets that nest deeper than `depth`, those in texts and patterns included unless they are escaped.
+fn check_brackets(grammar: &str, depth: usize) -> Result<()> {
+    let (mut open, mut escaped) = (0usize, false);
+    for (offset, c) in grammar.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '(' | '[' | '{' => {
+                open += 1;
+                if open > depth {
+                    let what = format!("grammar: brackets nest deeper than {depth} at byte {offset}");
+                    return Err(Error::new(Status::BUDGET, what).with("offset", offset as i64));
+                }
+            }
+            ')' | ']' | '}' => open = open.saturating_sub(1),
+            '\n' => escaped = false,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Runs `work` with a stack for deep recursion.
+fn on_a_thread(work: impl FnOnce() -> Result<Constraint> + Send) -> Result<Constraint> {
+    if cfg!(target_family = "wasm") {
+        return work();
+    }
+    std::thread::scope(|scope| {
+        let builder = std::thread::Builder::new().name("llm-compile".to_owned()).stack_size(STACK);
+        let thread = builder.spawn_scoped(scope, work).map_err(|e| {
+            Error::new(
+                Status::NO_MEMORY,
+                format!("constraint: a thread to compile on could not be started: {e}"),
+            )
+        })?;
+        thread.join().unwrap_or_else(|_| Err(Error::new(Status::INTERNAL, "constraint: compiling failed")))
+    })
+}
