@@ -121,6 +121,34 @@ fn chat_answers_every_line_and_the_same_again() {
     }
 }
 
+/// A schema whose texts the small model soon ends.
+fn pet(dir: &Path) -> PathBuf {
+    let file = dir.join("pet.json");
+    let schema = r#"{"type": "object", "properties": {"kind": {"enum": ["cat", "dog"]}, "legs": {"type": "integer",
+        "minimum": 3, "maximum": 4}}, "required": ["kind", "legs"], "additionalProperties": false}"#;
+    std::fs::write(&file, schema).unwrap();
+    file
+}
+
+#[test]
+fn schema_writes_what_is_valid_and_refuses_what_is_no_schema() {
+    let library = Library::find();
+    let Some((model, _)) = model(library.dir.path()) else { return };
+    let pet = pet(library.dir.path());
+    for cc in compilers() {
+        let schema = library.compile(&cc, &example("schema"), "schema", &[]);
+        let told = run(Command::new(&schema).arg(&model).arg(&pet).arg("A pet: "));
+        let told: serde_json::Value = serde_json::from_str(&told).unwrap_or_else(|e| panic!("{e}: {told}"));
+        assert!(["cat", "dog"].iter().any(|kind| told["kind"] == *kind), "{told}");
+        assert!([3, 4].iter().any(|legs| told["legs"] == *legs), "{told}");
+        let wrong = library.dir.path().join("wrong.json");
+        std::fs::write(&wrong, r#"{"properties": {"a": {"contains": {}}}}"#).unwrap();
+        let refused = Command::new(&schema).arg(&model).arg(&wrong).arg("x").output().unwrap();
+        let message = String::from_utf8_lossy(&refused.stderr);
+        assert!(message.starts_with("schema: LLM_SCHEMA: schema, at /properties/a/contains: "), "{message}");
+    }
+}
+
 #[test]
 fn misuse_is_answered_with_a_status() {
     let library = Library::find();
@@ -153,6 +181,8 @@ fn no_program_leaks_or_reads_what_it_may_not() {
     run(check().arg(&hello).arg(&model).arg("Once upon a time"));
     let chat = library.compile(&cc, &example("chat"), "chat", &[]);
     converse(check().arg(&chat).arg(&model), "Once\n");
+    let schema = library.compile(&cc, &example("schema"), "schema", &[]);
+    run(check().arg(&schema).arg(&model).arg(pet(library.dir.path())).arg("A pet: "));
     let misuse = library.compile(&cc, &root().join("tests/c/misuse.c"), "misuse", &["-lm"]);
     run(check().arg(&misuse).arg(&model).arg("no-fork"));
 }

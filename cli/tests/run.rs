@@ -220,6 +220,29 @@ fn a_trained_model_tells_the_published_story() {
 }
 
 #[test]
+fn generated_texts_follow_what_they_are_held_to() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(source) = common::stories(scratch.path()) else { return };
+    let stories = scratch.path().join("stories.llm");
+    ok(&["convert", p(&source), "-o", p(&stories), "--type", "f32"]);
+    let model = p(&stories);
+    let file = scratch.path().join("schema.json");
+    let schema = serde_json::json!({ "enum": [{ "a": [1, 2] }, { "a": [3] }] });
+    std::fs::write(&file, schema.to_string()).unwrap();
+    let held = |more: &[&str]| ok(&[&["generate", "-m", model, "-p", "Once"][..], more].concat());
+    let told: Value = serde_json::from_str(&held(&["--schema", p(&file)])).unwrap();
+    assert!(schema["enum"].as_array().unwrap().contains(&told), "{told}");
+    assert!(["x-1\n", "x-2\n"].contains(&held(&["--regex", "x-[12]"]).as_str()));
+    assert!(["left\n", "right\n"].contains(&held(&["--choice", "left", "--choice", "right"]).as_str()));
+    std::fs::write(&file, "start: \"ab\" \"c\"\n").unwrap();
+    assert_eq!(held(&["--lark", p(&file), "--chain", "top_k=5;temperature=0.7"]), "abc\n");
+    std::fs::write(&file, "{\"uniqueItems\": true}").unwrap();
+    let wrong = common::run(&["generate", "-m", model, "-p", "Once", "--schema", p(&file)]);
+    assert_eq!(wrong.status, Some(1));
+    assert!(wrong.err.contains("/uniqueItems"), "{}", wrong.err);
+}
+
+#[test]
 fn perplexity_is_that_of_token_after_token() {
     let scratch = tempfile::tempdir().unwrap();
     let Some(source) = common::stories(scratch.path()) else { return };

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The engine is llguidance: an Earley parser over lexemes matched by derivatives of regular expressions, run over a
-//! trie of the vocabulary. What is ours: schemas of all drafts and their errors by path ([`schema`]), the vocabulary
+//! trie of the vocabulary. What is ours: schemas of all drafts and their errors by path (`schema`), the vocabulary
 //! kept with its tokenizer, limits on everything an untrusted text could blow up, states that report and never panic.
 //!
 //! Objects are written in the order of the schema's `properties`, `format` is an assertion, whole numbers are written

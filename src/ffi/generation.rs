@@ -40,6 +40,7 @@ pub(super) struct Running {
     sampler: Loan<llm_sampler>,
     text: Text,
     ids: Vec<llm_token>,
+    top: (Vec<llm_token>, Vec<f32>),
 }
 
 /// Tokens or text; more may follow.
@@ -218,6 +219,18 @@ pub unsafe extern "C" fn llm_generation_options_set_ignore_end(
     })
 }
 
+/// How many of the likeliest tokens llm_generation_top tells of each choice; 0 (default): none. NULL_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_generation_options_set_top_logprobs(
+    options: *mut llm_generation_options,
+    top_logprobs: u32,
+) -> llm_status {
+    entry!(|host| {
+        handle::lock(host, options, "options")?.top_logprobs = top_logprobs as usize;
+        Ok(Status::OK)
+    })
+}
+
 /// Frees options; NULL is allowed. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_generation_options_free(options: *mut llm_generation_options) {
@@ -249,18 +262,26 @@ pub unsafe extern "C" fn llm_generation_new(
         };
         let generation = Generation::new(tokenizer, chosen)?;
         let (session, sampler) = (session.lend(), sampler.lend());
-        out.put(Running { generation, session, sampler, text: Text::new(b""), ids: Vec::new() })
+        out.put(Running {
+            generation,
+            session,
+            sampler,
+            text: Text::new(b""),
+            ids: Vec::new(),
+            top: Default::default(),
+        })
     })
 }
 
 /// One pull: fills the lent text and ids, and describes them.
 fn pull(running: &mut Running, cancel: Option<&Cancel>) -> Result<(Status, llm_event)> {
-    let Running { generation, session, sampler, text, ids } = running;
+    let Running { generation, session, sampler, text, ids, top } = running;
     let event = session
         .with(|session| sampler.with(|sampler| generation.next(&mut session.session, sampler, cancel)))?;
     text.set(event.text.as_bytes());
     ids.clear();
     ids.extend_from_slice(&event.ids);
+    *top = event.top.iter().map(|token| (token.id, token.log_probability)).unzip();
     let (kind, status) = match event.kind {
         Kind::Text => (LLM_EVENT_TEXT, Status::MORE),
         Kind::Done => (LLM_EVENT_DONE, Status::DONE),
@@ -379,6 +400,27 @@ pub unsafe extern "C" fn llm_generation_ids(
         let out = ptr::out_borrowed(host, out_ids, out_count, "out_ids")?;
         out.put(&handle::lock(host, generation, "generation")?.ids);
         Ok(Status::OK)
+    })
+}
+
+/// The likeliest tokens at the place of the last event's first token, and their log-probabilities under the model
+/// alone, likeliest first: two arrays of `cap` entries, ask or fill. NULL_ARG, BUSY, BUFFER_SMALL. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_generation_top(
+    generation: *mut llm_generation,
+    ids: *mut llm_token,
+    log_probabilities: *mut f32,
+    cap: usize,
+    out_needed: *mut usize,
+) -> llm_status {
+    entry!(|host| {
+        let running = handle::lock(host, generation, "generation")?;
+        let (top, values) = &running.top;
+        if cap >= values.len() {
+            ptr::check_fill(values.len(), log_probabilities, "log_probabilities")?;
+        }
+        ptr::fill(host, top, ids, cap, out_needed)?;
+        ptr::fill(host, values, log_probabilities, cap, out_needed)
     })
 }
 

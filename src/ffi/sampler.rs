@@ -1,13 +1,17 @@
 //! Samplers and their parameters.
 
+use std::ffi::{c_char, c_void};
+use std::sync::Arc;
+
+use super::callback::{self, Callback, Control};
 use super::error::llm_error;
 use super::handle;
 use super::plain::{self, Plain};
 use super::ptr;
 use super::session::llm_session;
-use super::types::{llm_status, llm_token};
-use crate::error::Status;
-use crate::sampler::{Sampler, SamplingParams};
+use super::types::{llm_control, llm_drop_fn, llm_status, llm_token};
+use crate::error::{Error, Result, Status};
+use crate::sampler::{Sampler, SamplingParams, Stage, processor};
 
 /// Chooses tokens from logits. Class X.
 pub struct llm_sampler {
@@ -88,6 +92,27 @@ impl From<&llm_sampling_params> for SamplingParams {
     }
 }
 
+/// On the model's logits, before the chain.
+pub const LLM_STAGE_BEFORE_PENALTIES: i32 = 0;
+/// Behind the last of the chain's penalties.
+pub const LLM_STAGE_AFTER_PENALTIES: i32 = 1;
+
+/// Changes logits: one for each of `logits_count` tokens, -INFINITY for those taken away. `position` is that of the
+/// token to be chosen, `ids` the tokens accepted so far, borrowed for the call. Answers LLM_CONTROL_CONTINUE; anything
+/// else fails the call with CANCELLED.
+pub type llm_processor_fn = Option<
+    unsafe extern "C" fn(
+        user_data: *mut c_void,
+        position: u64,
+        ids: *const llm_token,
+        ids_count: usize,
+        logits: *mut f32,
+        logits_count: usize,
+    ) -> llm_control,
+>;
+type ProcessorFn =
+    unsafe extern "C" fn(*mut c_void, u64, *const llm_token, usize, *mut f32, usize) -> llm_control;
+
 /// Fills a struct, whose struct_size the host has set, with defaults. NULL_ARG, INVALID_ARG. S.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_sampling_params_init(params: *mut llm_sampling_params) -> llm_status {
@@ -114,7 +139,87 @@ pub unsafe extern "C" fn llm_sampler_new(
     })
 }
 
-/// Forgets the accepted tokens; parameters and bias stay. NULL_ARG, BUSY. X.
+/// Makes a sampler whose chain is given as text, such as "penalties=1.1;dry=0.8;top_k=40;temperature=0.8;mirostat=5":
+/// filters in the order they act, their values behind `=`, separated by commas. The filters are bias, penalties, dry,
+/// top_k, typical, top_p, min_p, xtc, temperature, mirostat, which is also the order of llm_sampler_new; values that are
+/// left out are those of `params` (NULL: the defaults). NULL_ARG, BAD_UTF8, INVALID_ARG naming what is wrong. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_sampler_new_chain(
+    params: *const llm_sampling_params,
+    chain: *const c_char,
+    chain_length: usize,
+    out_sampler: *mut *mut llm_sampler,
+    out_err: *mut *mut llm_error,
+) -> llm_status {
+    entry!(out_err, |host| {
+        let out = ptr::out_handle(host, out_sampler, "out_sampler")?;
+        let chain = ptr::text_required(host, chain, chain_length, "chain")?;
+        let mut chosen = SamplingParams::default();
+        if !params.is_null() {
+            chosen = (&plain::read(host, params, (&chosen).into(), "params")?).into();
+        }
+        out.put(Sampler::with_chain(&chosen, chain)?)
+    })
+}
+
+/// A sampler of its own with the same parameters, history, constraint and processors, and a stream of noise of its own.
+/// NULL_ARG, BUSY, NO_MEMORY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_sampler_fork(
+    sampler: *mut llm_sampler,
+    out_sampler: *mut *mut llm_sampler,
+) -> llm_status {
+    entry!(|host| {
+        let out = ptr::out_handle(host, out_sampler, "out_sampler")?;
+        let fork = handle::lock(host, sampler, "sampler")?.fork();
+        out.put(fork)
+    })
+}
+
+/// Adds the host's own code at a stage, one of LLM_STAGE. `pure` is 1 where it looks at position, ids and logits alone:
+/// without that nothing can be drafted for the sampler. It runs on the thread of each call that chooses a token; forks
+/// share it, so that it may run on several threads. NULL_ARG, INVALID_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_sampler_add_processor(
+    sampler: *mut llm_sampler,
+    stage: i32,
+    pure: i32,
+    function: llm_processor_fn,
+    user_data: *mut c_void,
+    drop: llm_drop_fn,
+) -> llm_status {
+    let callback = Callback::new(function, user_data, drop);
+    entry!(|host| {
+        let mut sampler = handle::lock(host, sampler, "sampler")?;
+        let stage = match stage {
+            LLM_STAGE_BEFORE_PENALTIES => Stage::BeforePenalties,
+            LLM_STAGE_AFTER_PENALTIES => Stage::AfterPenalties,
+            other => {
+                let what = format!("stage: expected an LLM_STAGE value (0 or 1), got {other}");
+                return Err(Error::new(Status::INVALID_ARG, what));
+            }
+        };
+        if !callback.is_set() {
+            return Err(Error::new(Status::NULL_ARG, "`function` is NULL, expected a processor"));
+        }
+        sampler.add_processor(stage, pure != 0, Arc::new(move |input, row| process(&callback, input, row)));
+        Ok(Status::OK)
+    })
+}
+
+fn process(callback: &Callback<ProcessorFn>, input: &processor::Input, row: &mut [f32]) -> Result<()> {
+    let answer = callback.call(|function, data| {
+        let (ids, count) = (input.ids.as_ptr(), input.ids.len());
+        // SAFETY: the host's function with its own data; ids and logits live for the call.
+        unsafe { function(data, input.position, ids, count, row.as_mut_ptr(), row.len()) }
+    });
+    match answer.map_or(Ok(Control::Continue), callback::control)? {
+        Control::Continue => Ok(()),
+        Control::Stop | Control::Cancel => Err(Error::new(Status::CANCELLED, "a processor ended the call")),
+    }
+}
+
+/// Forgets the accepted tokens and puts the constraint back to its beginning; parameters and bias stay. NULL_ARG, BUSY. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_sampler_reset(sampler: *mut llm_sampler) -> llm_status {
     entry!(|host| {
@@ -143,8 +248,8 @@ pub unsafe extern "C" fn llm_sampler_set_bias(
 }
 
 /// Chooses a token from a session's current logits, without accepting it. `out_log_probability` is the token's under
-/// the model alone; it may be NULL. BAD_STATE on an empty session, DEAD_END if bias and filters left no token,
-/// NULL_ARG, BUSY. X on both.
+/// the model alone; it may be NULL. BAD_STATE on an empty session, DEAD_END if constraint, bias and filters
+/// left no token, BUDGET where the constraint meets its limits, NULL_ARG, BUSY. X on both.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_sampler_sample(
     sampler: *mut llm_sampler,
@@ -164,9 +269,9 @@ pub unsafe extern "C" fn llm_sampler_sample(
     })
 }
 
-/// Takes tokens into the history that penalties look at: each chosen one, and the prompt's if they shall count.
-/// The only way a sampler's state moves on. NULL_ARG, INVALID_ARG (detail TOKEN_INDEX; those before it are taken),
-/// BUSY. X.
+/// Takes tokens into the history that penalties look at, and into the constraint: each chosen one, and, before a
+/// constraint is set, the prompt's if they shall count. The only way a sampler's state moves on. NULL_ARG, INVALID_ARG
+/// also for a token that the constraint forbids (detail TOKEN_INDEX; those before it are taken), BUSY. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_sampler_accept(
     sampler: *mut llm_sampler,
@@ -176,7 +281,7 @@ pub unsafe extern "C" fn llm_sampler_accept(
 ) -> llm_status {
     entry!(out_err, |host| {
         let mut sampler = handle::lock(host, sampler, "sampler")?;
-        sampler.accept_prompt(ptr::slice(host, ids, count, "ids")?)?;
+        sampler.accept_all(ptr::slice(host, ids, count, "ids")?)?;
         Ok(Status::OK)
     })
 }

@@ -11,7 +11,7 @@ use super::model::llm_model;
 use super::ptr::{self, Text};
 use super::tokenizer::llm_tokenizer;
 use super::types::{llm_status, llm_token};
-use crate::chat::Template;
+use crate::chat::{Answer, Format, Template};
 use crate::error::{Error, Result, Status};
 
 /// A compiled chat template. Class S.
@@ -143,6 +143,44 @@ pub unsafe extern "C" fn llm_chat_render_tokens(
         let rendered =
             template.template.render_tokens(&chat, generation_prompt(flags)?, &tokenizer.tokenizer)?;
         ptr::fill(host, &rendered, ids, cap, out_needed)
+    })
+}
+
+/// Nothing follows the text.
+pub const LLM_PARSE_FINAL: u32 = 1;
+/// The prompt ended inside reasoning, which the answer goes on with.
+pub const LLM_PARSE_IN_REASONING: u32 = 2;
+
+/// Takes a model's answer, or what there is of it, apart: a JSON object with `format` (plain, hermes, llama3, mistral,
+/// deepseek or harmony, by the template's text) and `segments`, a list of objects with `type` (text, reasoning or
+/// tool_call), `complete`, and `text` or `name`, `arguments` (JSON as text) and `id`. The text must hold the format's
+/// marks: decode without LLM_DECODE_SKIP_SPECIAL. `flags` are of LLM_PARSE. The host frees the buffer. NULL_ARG,
+/// BAD_UTF8, INVALID_ARG. S.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_chat_parse(
+    template: *const llm_template,
+    text: *const c_char,
+    text_length: usize,
+    flags: u32,
+    out_json: *mut *mut llm_buffer,
+    out_err: *mut *mut llm_error,
+) -> llm_status {
+    entry!(out_err, |host| {
+        let out = ptr::out_handle(host, out_json, "out_json")?;
+        let template = handle::get(host, template, "template")?;
+        let text = ptr::text_required(host, text, text_length, "text")?;
+        if flags & !(LLM_PARSE_FINAL | LLM_PARSE_IN_REASONING) != 0 {
+            return Err(Error::new(Status::INVALID_ARG, format!("unknown LLM_PARSE flags in {flags:#x}")));
+        }
+        let format = Format::of_template(template.template.source());
+        let mut answer = Answer::new(format, flags & LLM_PARSE_IN_REASONING != 0);
+        answer.push(text);
+        if flags & LLM_PARSE_FINAL != 0 {
+            answer.finish();
+        }
+        let segments: Vec<_> = answer.segments().iter().map(|segment| segment.to_json()).collect();
+        let json = serde_json::json!({ "format": format.name(), "segments": segments });
+        out.put(Text::new(json.to_string().as_bytes()))
     })
 }
 

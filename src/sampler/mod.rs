@@ -305,6 +305,17 @@ impl Sampler {
         Ok(())
     }
 
+    /// [`Sampler::accept`] for each.
+    ///
+    /// # Errors
+    /// As there (detail `token_index`); those before it have been taken.
+    pub fn accept_all(&mut self, ids: &[i32]) -> Result<()> {
+        for (index, &id) in ids.iter().enumerate() {
+            self.accept(id).map_err(|e| e.with("token_index", index as i64))?;
+        }
+        Ok(())
+    }
+
     /// Takes the prompt into the history, so that penalties see it. The constraint does not: it begins behind the prompt.
     ///
     /// # Errors

@@ -3,7 +3,9 @@
 #![cfg(feature = "constraints")]
 
 mod corpora;
+mod generated;
 mod hostile;
+mod validator;
 mod writing;
 
 use std::sync::Arc;

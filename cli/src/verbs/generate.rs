@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use llm::constraint::{Constraint, Limits};
 use llm::model::Model;
 use llm::sampler::Sampler;
 use llm::session::generate::{Generation, GenerationOptions, Kind};
@@ -28,6 +29,11 @@ pub struct Args {
     max_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    constraint: ConstraintArgs,
+    /// Filters in this order, with their values: "penalties=1.1;top_k=40;temperature=0.8;mirostat=5"
+    #[arg(long, value_name = "CHAIN")]
+    chain: Option<String>,
     /// End where this text would appear (may be given several times)
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -39,6 +45,44 @@ pub struct Args {
     json: bool,
 }
 
+/// What the text must follow.
+#[derive(clap::Args)]
+#[group(multiple = false)]
+struct ConstraintArgs {
+    /// Write JSON that is valid under the JSON schema in this file
+    #[arg(long, value_name = "FILE")]
+    schema: Option<PathBuf>,
+    /// Write a text that matches this regular expression
+    #[arg(long, value_name = "PATTERN")]
+    regex: Option<String>,
+    /// Write a text that follows the Lark grammar in this file
+    #[arg(long, value_name = "FILE")]
+    lark: Option<PathBuf>,
+    /// Write one of the texts given so
+    #[arg(long, value_name = "TEXT")]
+    choice: Vec<String>,
+}
+
+impl ConstraintArgs {
+    /// The constraint, if one is asked for.
+    fn compile(&self, model: &Model) -> Result<Option<Constraint>> {
+        let limits = Limits::default();
+        let tokenizer = || model.tokenizer();
+        Ok(Some(if let Some(file) = &self.schema {
+            Constraint::json_schema(tokenizer()?, &common::read_text(file)?, &limits, None)?
+        } else if let Some(pattern) = &self.regex {
+            Constraint::regex(tokenizer()?, pattern, &limits, None)?
+        } else if let Some(file) = &self.lark {
+            Constraint::lark(tokenizer()?, &common::read_text(file)?, &limits, None)?
+        } else if !self.choice.is_empty() {
+            let texts: Vec<&str> = self.choice.iter().map(String::as_str).collect();
+            Constraint::choice(tokenizer()?, &texts, &limits, None)?
+        } else {
+            return Ok(None);
+        }))
+    }
+}
+
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
@@ -48,12 +92,17 @@ pub fn run(args: &Args) -> Result<()> {
     common::not_empty(&prompt)?;
 
     let mut session = args.model.session(&model, prompt.len() + args.max_tokens)?;
-    let mut sampler = Sampler::new(&args.sampling.params())?;
+    let mut sampler = match &args.chain {
+        Some(chain) => Sampler::with_chain(&args.sampling.params(), chain)?,
+        None => Sampler::new(&args.sampling.params())?,
+    };
+    let constraint = args.constraint.compile(&model)?;
     let cancel = crate::stop::on_ctrl_c();
     let prefill_started = Instant::now();
     session.prefill(&prompt, Some(&cancel), None)?;
     let prefill = prefill_started.elapsed();
     sampler.accept_prompt(&prompt)?;
+    sampler.set_constraint(constraint.as_ref());
 
     let options = GenerationOptions {
         max_tokens: args.max_tokens,
