@@ -216,6 +216,11 @@
 /* Rendering ends with the beginning of an answer, for the model to continue. */
 #define LLM_RENDER_GENERATION_PROMPT 1
 
+/* Nothing follows the text. */
+#define LLM_PARSE_FINAL 1
+/* The prompt ended inside reasoning, which the answer goes on with. */
+#define LLM_PARSE_IN_REASONING 2
+
 /* The same bits on this machine whatever the number of threads, chunks and sessions (default). */
 #define LLM_DETERMINISM_BATCH 0
 /* Also the same bits on other instruction sets. */
@@ -223,6 +228,11 @@
 /* As LLM_DETERMINISM_BATCH on this machine, but f16 and bf16 weights may be multiplied in bf16 where the processor
    has AMX: results then differ from those of the other levels. */
 #define LLM_DETERMINISM_FAST 2
+
+/* On the model's logits, before the chain. */
+#define LLM_STAGE_BEFORE_PENALTIES 0
+/* Behind the last of the chain's penalties. */
+#define LLM_STAGE_AFTER_PENALTIES 1
 
 /* Tokens or text; more may follow. */
 #define LLM_EVENT_TEXT 0
@@ -243,8 +253,10 @@
 #define LLM_REASON_CANCELLED 5
 /* The session cannot hold more. */
 #define LLM_REASON_CONTEXT_FULL 6
-/* Bias and filters left no token. */
+/* Constraint, bias and filters left no token. */
 #define LLM_REASON_DEAD_END 7
+/* The text is complete: the constraint lets nothing follow. */
+#define LLM_REASON_COMPLETE 8
 
 /* Bytes that the library owns: a text or a document. Class S. */
 typedef struct llm_buffer llm_buffer;
@@ -254,6 +266,12 @@ typedef struct llm_cancel llm_cancel;
 
 /* A conversation to render with a template: messages, tools, variables. Class X. */
 typedef struct llm_chat llm_chat;
+
+/* What a text must follow: a JSON schema, a regular expression, a grammar, a choice. Class S. */
+typedef struct llm_constraint llm_constraint;
+
+/* A text being written under a constraint. Class X. */
+typedef struct llm_constraint_state llm_constraint_state;
 
 /* What went wrong in a call. Class S. */
 typedef struct llm_error llm_error;
@@ -376,6 +394,16 @@ typedef struct llm_sampling_params {
     /* Zero. */
     uint32_t reserved[4];
 } llm_sampling_params;
+
+/* Changes logits: one for each of `logits_count` tokens, -INFINITY for those taken away. `position` is that of the
+ * token to be chosen, `ids` the tokens accepted so far, borrowed for the call. Answers LLM_CONTROL_CONTINUE; anything
+ * else fails the call with CANCELLED. */
+typedef llm_control (*llm_processor_fn)(void *user_data,
+                                        uint64_t position,
+                                        const llm_token *ids,
+                                        size_t ids_count,
+                                        float *logits,
+                                        size_t logits_count);
 
 /* One event of a generation. Text and ids are read with llm_generation_text and llm_generation_ids. */
 typedef struct llm_event {
@@ -784,6 +812,18 @@ llm_status llm_chat_render_tokens(struct llm_chat *chat,
                                   size_t *out_needed,
                                   struct llm_error **out_err);
 
+/* Takes a model's answer, or what there is of it, apart: a JSON object with `format` (plain, hermes, llama3, mistral,
+ * deepseek or harmony, by the template's text) and `segments`, a list of objects with `type` (text, reasoning or
+ * tool_call), `complete`, and `text` or `name`, `arguments` (JSON as text) and `id`. The text must hold the format's
+ * marks: decode without LLM_DECODE_SKIP_SPECIAL. `flags` are of LLM_PARSE. The host frees the buffer. NULL_ARG,
+ * BAD_UTF8, INVALID_ARG. S. */
+llm_status llm_chat_parse(const struct llm_template *template_,
+                          const char *text,
+                          size_t text_length,
+                          uint32_t flags,
+                          struct llm_buffer **out_json,
+                          struct llm_error **out_err);
+
 /* Frees a template; NULL is allowed. S. */
 void llm_template_free(struct llm_template *template_);
 
@@ -890,7 +930,32 @@ llm_status llm_sampler_new(const struct llm_sampling_params *params,
                            struct llm_sampler **out_sampler,
                            struct llm_error **out_err);
 
-/* Forgets the accepted tokens; parameters and bias stay. NULL_ARG, BUSY. X. */
+/* Makes a sampler whose chain is given as text, such as "penalties=1.1;dry=0.8;top_k=40;temperature=0.8;mirostat=5":
+ * filters in the order they act, their values behind `=`, separated by commas. The filters are bias, penalties, dry,
+ * top_k, typical, top_p, min_p, xtc, temperature, mirostat, which is also the order of llm_sampler_new; values that are
+ * left out are those of `params` (NULL: the defaults). NULL_ARG, BAD_UTF8, INVALID_ARG naming what is wrong. X. */
+llm_status llm_sampler_new_chain(const struct llm_sampling_params *params,
+                                 const char *chain,
+                                 size_t chain_length,
+                                 struct llm_sampler **out_sampler,
+                                 struct llm_error **out_err);
+
+/* A sampler of its own with the same parameters, history, constraint and processors, and a stream of noise of its own.
+ * NULL_ARG, BUSY, NO_MEMORY. X. */
+llm_status llm_sampler_fork(struct llm_sampler *sampler,
+                            struct llm_sampler **out_sampler);
+
+/* Adds the host's own code at a stage, one of LLM_STAGE. `pure` is 1 where it looks at position, ids and logits alone:
+ * without that nothing can be drafted for the sampler. It runs on the thread of each call that chooses a token; forks
+ * share it, so that it may run on several threads. NULL_ARG, INVALID_ARG, BUSY. X. */
+llm_status llm_sampler_add_processor(struct llm_sampler *sampler,
+                                     int32_t stage,
+                                     int32_t pure,
+                                     llm_processor_fn function,
+                                     void *user_data,
+                                     llm_drop_fn drop);
+
+/* Forgets the accepted tokens and puts the constraint back to its beginning; parameters and bias stay. NULL_ARG, BUSY. X. */
 llm_status llm_sampler_reset(struct llm_sampler *sampler);
 
 /* Replaces the values added to the logits of `count` tokens, given as parallel arrays; -INFINITY forbids a token.
@@ -901,17 +966,17 @@ llm_status llm_sampler_set_bias(struct llm_sampler *sampler,
                                 size_t count);
 
 /* Chooses a token from a session's current logits, without accepting it. `out_log_probability` is the token's under
- * the model alone; it may be NULL. BAD_STATE on an empty session, DEAD_END if bias and filters left no token,
- * NULL_ARG, BUSY. X on both. */
+ * the model alone; it may be NULL. BAD_STATE on an empty session, DEAD_END if constraint, bias and filters
+ * left no token, BUDGET where the constraint meets its limits, NULL_ARG, BUSY. X on both. */
 llm_status llm_sampler_sample(struct llm_sampler *sampler,
                               struct llm_session *session,
                               llm_token *out_id,
                               float *out_log_probability,
                               struct llm_error **out_err);
 
-/* Takes tokens into the history that penalties look at: each chosen one, and the prompt's if they shall count.
- * The only way a sampler's state moves on. NULL_ARG, INVALID_ARG (detail TOKEN_INDEX; those before it are taken),
- * BUSY. X. */
+/* Takes tokens into the history that penalties look at, and into the constraint: each chosen one, and, before a
+ * constraint is set, the prompt's if they shall count. The only way a sampler's state moves on. NULL_ARG, INVALID_ARG
+ * also for a token that the constraint forbids (detail TOKEN_INDEX; those before it are taken), BUSY. X. */
 llm_status llm_sampler_accept(struct llm_sampler *sampler,
                               const llm_token *ids,
                               size_t count,
@@ -919,6 +984,98 @@ llm_status llm_sampler_accept(struct llm_sampler *sampler,
 
 /* Frees a sampler; NULL is allowed. X. */
 void llm_sampler_free(struct llm_sampler *sampler);
+
+/* Text that is JSON and valid under a schema (JSON Schema, drafts 4 to 2020-12), with the properties in the schema's
+ * order. The first compilation over a tokenizer takes time in proportion to its vocabulary. `max_bytes` limits the
+ * text, `max_work` the steps of compiling and of each token; 0 for the defaults. The constraint keeps what it needs of
+ * the tokenizer. SCHEMA where it is no schema or asks what cannot be held to (the message begins with the path),
+ * BUDGET beyond a limit, CANCELLED, DEADLINE, UNSUPPORTED in a build without constraints, NULL_ARG, BAD_UTF8. S. */
+llm_status llm_constraint_compile_json_schema(const struct llm_tokenizer *tokenizer,
+                                              const char *text,
+                                              size_t text_length,
+                                              size_t max_bytes,
+                                              uint64_t max_work,
+                                              const struct llm_cancel *cancel,
+                                              struct llm_constraint **out_constraint,
+                                              struct llm_error **out_err);
+
+/* Text that as a whole matches a regular expression, without look-around. As llm_constraint_compile_json_schema, with
+ * GRAMMAR for a text that is no expression. S. */
+llm_status llm_constraint_compile_regex(const struct llm_tokenizer *tokenizer,
+                                        const char *text,
+                                        size_t text_length,
+                                        size_t max_bytes,
+                                        uint64_t max_work,
+                                        const struct llm_cancel *cancel,
+                                        struct llm_constraint **out_constraint,
+                                        struct llm_error **out_err);
+
+/* Text that follows a grammar in Lark's notation from its rule `start` on. As llm_constraint_compile_regex. S. */
+llm_status llm_constraint_compile_lark(const struct llm_tokenizer *tokenizer,
+                                       const char *text,
+                                       size_t text_length,
+                                       size_t max_bytes,
+                                       uint64_t max_work,
+                                       const struct llm_cancel *cancel,
+                                       struct llm_constraint **out_constraint,
+                                       struct llm_error **out_err);
+
+/* One of `count` texts, given as parallel arrays of pointers and lengths. As llm_constraint_compile_regex, and
+ * INVALID_ARG without any text. S. */
+llm_status llm_constraint_compile_choice(const struct llm_tokenizer *tokenizer,
+                                         const char *const *texts,
+                                         const size_t *text_lengths,
+                                         size_t count,
+                                         size_t max_bytes,
+                                         uint64_t max_work,
+                                         const struct llm_cancel *cancel,
+                                         struct llm_constraint **out_constraint,
+                                         struct llm_error **out_err);
+
+/* Frees a constraint; NULL is allowed. What was made from it goes on. S. */
+void llm_constraint_free(struct llm_constraint *constraint);
+
+/* Puts the tokens that a sampler accepts from now on under a constraint, from its beginning; NULL takes it away. The
+ * prompt is to be accepted before. A generation ends with LLM_REASON_COMPLETE where nothing more may follow. NULL_ARG,
+ * BUSY. X on the sampler, S on the constraint. */
+llm_status llm_sampler_set_constraint(struct llm_sampler *sampler,
+                                      const struct llm_constraint *constraint);
+
+/* The beginning of a text under a constraint. NULL_ARG, NO_MEMORY. S on the constraint. */
+llm_status llm_constraint_state_new(const struct llm_constraint *constraint,
+                                    struct llm_constraint_state **out_state);
+
+/* The tokens that may follow, ask or fill: one bit per id, from the lowest of the first word on; ids beyond may not.
+ * BUDGET where the limits are met, DEAD_END where nothing fits, NULL_ARG, BUSY, BUFFER_SMALL. X. */
+llm_status llm_constraint_state_mask(struct llm_constraint_state *state,
+                                     uint32_t *words,
+                                     size_t cap,
+                                     size_t *out_needed,
+                                     struct llm_error **out_err);
+
+/* Takes a token in. INVALID_ARG for one that may not follow (nothing changes), BUDGET, NULL_ARG, BUSY. X. */
+llm_status llm_constraint_state_advance(struct llm_constraint_state *state,
+                                        llm_token id,
+                                        struct llm_error **out_err);
+
+/* The tokens that follow in any case, in order, ask or fill; none where there is a choice. BUDGET, NULL_ARG, BUSY,
+ * BUFFER_SMALL. X. */
+llm_status llm_constraint_state_forced(struct llm_constraint_state *state,
+                                       llm_token *ids,
+                                       size_t cap,
+                                       size_t *out_needed,
+                                       struct llm_error **out_err);
+
+/* Whether nothing but an end can follow: 1 or 0. NULL_ARG, BUSY. X. */
+llm_status llm_constraint_state_is_complete(struct llm_constraint_state *state,
+                                            int32_t *out_complete);
+
+/* A state of its own at the same place. NULL_ARG, BUSY, NO_MEMORY. X. */
+llm_status llm_constraint_state_fork(struct llm_constraint_state *state,
+                                     struct llm_constraint_state **out_state);
+
+/* Frees a state; NULL is allowed. X. */
+void llm_constraint_state_free(struct llm_constraint_state *state);
 
 /* Makes options with defaults: 128 tokens, the model's own end tokens. NULL_ARG, NO_MEMORY. X. */
 llm_status llm_generation_options_new(struct llm_generation_options **out_options);
@@ -940,6 +1097,10 @@ llm_status llm_generation_options_add_stop_token(struct llm_generation_options *
 /* 1: go on past the model's end tokens; 0 (default): end there. NULL_ARG, BUSY. X. */
 llm_status llm_generation_options_set_ignore_end(struct llm_generation_options *options,
                                                  int32_t ignore_end);
+
+/* How many of the likeliest tokens llm_generation_top tells of each choice; 0 (default): none. NULL_ARG, BUSY. X. */
+llm_status llm_generation_options_set_top_logprobs(struct llm_generation_options *options,
+                                                   uint32_t top_logprobs);
 
 /* Frees options; NULL is allowed. X. */
 void llm_generation_options_free(struct llm_generation_options *options);
@@ -983,6 +1144,14 @@ llm_status llm_generation_text(struct llm_generation *generation,
 llm_status llm_generation_ids(struct llm_generation *generation,
                               const llm_token **out_ids,
                               size_t *out_count);
+
+/* The likeliest tokens at the place of the last event's first token, and their log-probabilities under the model
+ * alone, likeliest first: two arrays of `cap` entries, ask or fill. NULL_ARG, BUSY, BUFFER_SMALL. X. */
+llm_status llm_generation_top(struct llm_generation *generation,
+                              llm_token *ids,
+                              float *log_probabilities,
+                              size_t cap,
+                              size_t *out_needed);
 
 /* Why it ended: one of LLM_REASON. NULL_ARG, BUSY. X. */
 llm_status llm_generation_reason(struct llm_generation *generation, int32_t *out_reason);

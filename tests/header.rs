@@ -27,6 +27,7 @@ const SOURCES: &[&str] = &[
     "template",
     "session",
     "sampler",
+    "constraint",
     "generation",
 ];
 
@@ -103,6 +104,8 @@ fn family(line: &str) -> &str {
         "LLM_DETERMINISM",
         "LLM_EVENT",
         "LLM_REASON",
+        "LLM_STAGE",
+        "LLM_PARSE",
     ];
     families.into_iter().find(|family| name.starts_with(family)).unwrap_or("LLM_")
 }
