@@ -12,7 +12,7 @@ use std::fs::File;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
-use memmap2::{Mmap, MmapMut, MmapOptions};
+use memmap2::{Mmap, MmapOptions};
 
 use crate::error::{Error, Result, Status};
 
@@ -32,7 +32,7 @@ pub struct Bytes {
 #[derive(Clone)]
 enum Owner {
     /// Kept apart, because only a mapping takes advice.
-    Mapping(Arc<Mmap>),
+    Mapping(#[cfg_attr(not(unix), allow(dead_code))] Arc<Mmap>), // elsewhere held for its drop alone
     Other(#[allow(dead_code)] Arc<dyn Send + Sync>), // held for its drop alone
 }
 
@@ -96,6 +96,12 @@ impl Bytes {
             let got = std::os::unix::fs::FileExt::read_at(file, target, offset + done as u64);
             #[cfg(windows)]
             let got = std::os::windows::fs::FileExt::seek_read(file, target, offset + done as u64);
+            #[cfg(not(any(unix, windows)))]
+            let got = {
+                use std::io::{Read, Seek, SeekFrom};
+                let mut file = file;
+                file.seek(SeekFrom::Start(offset + done as u64)).and_then(|_| file.read(target))
+            };
             match got {
                 Ok(0) => {
                     return Err(Error::new(
@@ -207,7 +213,12 @@ pub fn duplicate(fd: std::os::fd::RawFd) -> Result<File> {
 
 /// Zeroed memory of our own whose pages the system commits when they are first written.
 #[derive(Debug)]
-pub struct Reservation(MmapMut);
+pub struct Reservation(Memory);
+
+#[cfg(any(unix, windows))]
+type Memory = memmap2::MmapMut;
+#[cfg(not(any(unix, windows)))]
+type Memory = heap::Memory;
 
 impl Reservation {
     /// Reserves `len` bytes (at least one).
@@ -215,11 +226,13 @@ impl Reservation {
     /// # Errors
     /// `NO_MEMORY`.
     pub fn new(len: usize) -> Result<Self> {
-        let mapping = MmapOptions::new().len(len.max(1)).no_reserve_swap().map_anon();
-        let refused = |e: std::io::Error| {
+        #[cfg(any(unix, windows))]
+        let memory = MmapOptions::new().len(len.max(1)).no_reserve_swap().map_anon();
+        #[cfg(not(any(unix, windows)))]
+        let memory = heap::Memory::new(len);
+        memory.map(Self).map_err(|e| {
             Error::new(Status::NO_MEMORY, format!("reserving {len} bytes: {e}")).with("needed", len as i64)
-        };
-        mapping.map(Self).map_err(refused)
+        })
     }
 
     /// Gives the memory behind the first `from` bytes back to the system; what lay there is lost, the address space
@@ -257,6 +270,60 @@ impl Deref for Reservation {
 impl DerefMut for Reservation {
     fn deref_mut(&mut self) -> &mut [u8] {
         &mut self.0
+    }
+}
+
+/// A system without mappings: memory of the heap.
+#[cfg(not(any(unix, windows)))]
+mod heap {
+    use std::collections::TryReserveError;
+    use std::ops::{Deref, DerefMut};
+
+    #[derive(Clone)]
+    #[repr(C, align(64))]
+    struct Line([u8; 64]);
+
+    /// Zeroed bytes at a multiple of 64.
+    pub struct Memory {
+        lines: Vec<Line>,
+        len: usize,
+    }
+
+    impl Memory {
+        pub fn new(len: usize) -> Result<Self, TryReserveError> {
+            let mut lines = Vec::new();
+            lines.try_reserve_exact(len.div_ceil(64))?;
+            lines.resize(len.div_ceil(64), Line([0; 64]));
+            Ok(Self { lines, len })
+        }
+    }
+
+    impl Deref for Memory {
+        type Target = [u8];
+
+        fn deref(&self) -> &[u8] {
+            // SAFETY: the lines are at least `len` bytes one after the other, written by `new`.
+            unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        }
+    }
+
+    impl DerefMut for Memory {
+        fn deref_mut(&mut self) -> &mut [u8] {
+            // SAFETY: as `deref`, and borrowed for us alone.
+            unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        }
+    }
+
+    impl AsRef<[u8]> for Memory {
+        fn as_ref(&self) -> &[u8] {
+            self
+        }
+    }
+
+    impl std::fmt::Debug for Memory {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "Memory({} bytes)", self.len)
+        }
     }
 }
 

@@ -165,6 +165,23 @@ impl Model {
         open().map_err(|e| e.context(format_args!("descriptor {fd}")))
     }
 
+    /// As on other systems, but here there are no descriptors to open.
+    ///
+    /// # Errors
+    /// `UNSUPPORTED`.
+    #[cfg(not(unix))]
+    pub fn open_fd(
+        _: &Runtime,
+        fd: i32,
+        _: u64,
+        _: u64,
+        _: &OpenOptions,
+        _: Option<&Cancel>,
+    ) -> Result<Self> {
+        let text = format!("descriptor {fd}: expected a system with descriptors; open the file by its path");
+        Err(Error::new(Status::UNSUPPORTED, text))
+    }
+
     fn open_file(
         runtime: &Runtime,
         file: &File,
@@ -173,7 +190,9 @@ impl Model {
         options: &OpenOptions,
         cancel: Option<&Cancel>,
     ) -> Result<Self> {
-        match options.load {
+        // a system without mappings has only the other way
+        let load = if cfg!(any(unix, windows)) { options.load } else { Load::Copy };
+        match load {
             Load::Map => Self::open(runtime, Bytes::map(file, offset, len)?, None, options, cancel),
             Load::Copy => {
                 let mut charge = runtime.charge(Memory::Weights, 0)?;
