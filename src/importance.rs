@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! RuntimeOptions { importance: Some(&sums) } ──▶ device: every product adds its input's squares to its matrix's sums
-//! sums.of(&model) ──▶ per tensor: [columns], or [count, columns] of a stack
+//! model.importance(&sums) ──▶ per tensor: [columns], or [count, columns] of a stack
 //! ```
 //! An error in a weight costs as much as the square of what it is multiplied with: encoders weigh by these numbers.
 //! A runtime without them pays one comparison per product. It does not know what the text was.
@@ -12,8 +12,6 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use llm_kernels::Input;
-
-use crate::model::Model;
 
 /// Sums of squares of the inputs of all matrices that a runtime multiplied with. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -65,10 +63,13 @@ impl Importance {
         }
     }
 
-    /// What was seen of `model`'s tensors, in the order of its file.
-    pub fn of(&self, model: &Model) -> Vec<Columns> {
+    /// What was seen of tensors: their names, whether they are stacks, and where they lie.
+    pub(crate) fn columns<'a>(
+        &self,
+        tensors: impl Iterator<Item = (&'a str, bool, &'a [u8])>,
+    ) -> Vec<Columns> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let columns = model.places().filter_map(|(name, stack, bytes)| {
+        let columns = tensors.filter_map(|(name, stack, bytes)| {
             let sums = all.get(&(bytes.as_ptr() as usize))?;
             let mean = |(squares, &rows): (&[f64], &u64)| {
                 squares.iter().map(|sum| (sum / rows.max(1) as f64) as f32).collect()

@@ -128,7 +128,7 @@ fn importance_lowers_what_few_bits_cost_on_a_text_it_was_not_gathered_on() {
         logits(&exact, &SessionOptions::default(), &ids);
     }
     let ids: Vec<i32> = pieces.take(20).flat_map(|ids| ids[..256].to_vec()).collect();
-    let columns = sums.of(&exact);
+    let columns = exact.importance(&sums);
     // The embedding is the head as well; 7 matrices in each of 5 layers.
     assert_eq!(columns.len(), 1 + 5 * 7);
     assert!(columns.iter().flat_map(|c| &c.mean_squares).flatten().all(|v| *v > 0.0));

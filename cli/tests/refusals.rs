@@ -15,7 +15,7 @@ fn wrong_usage_is_status_2() {
         &["sing"],
         &["convert"],
         &["convert", "somewhere"],
-        &["convert", "somewhere", "-o", "out.llm", "--type", "q3"],
+        &["convert", "somewhere", "-o", "out.llm", "--type", "q7"],
         &["generate", "-m", "model.llm"],
         &["generate", "-m", "model.llm", "-p", "text", "--tokens-file", "ids.json"],
         &["generate", "-m", "model.llm", "-p", "text", "-n", "many"],

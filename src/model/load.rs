@@ -22,6 +22,7 @@ use super::spec::{Attention, Ffn, Spec};
 use crate::cancel::Cancel;
 use crate::chat::Template;
 use crate::error::{Error, Result, Status};
+use crate::importance::{Columns, Importance};
 use crate::kv::{KvType, PageShape};
 use crate::mmap::Bytes;
 use crate::runtime::{Charge, LogLevel, Memory, Runtime};
@@ -353,13 +354,13 @@ impl Model {
         self.0.index.tensors().iter().all(|tensor| tensor.ty == Type::F32)
     }
 
-    /// Name, whether it is a stack, and place of every tensor.
-    pub(crate) fn places(&self) -> impl Iterator<Item = (&str, bool, &[u8])> {
-        self.0.index.tensors().iter().map(|tensor| {
+    /// What `sums`, given to this model's runtime, saw of its tensors, in the order of the file.
+    pub fn importance(&self, sums: &Importance) -> Vec<Columns> {
+        sums.columns(self.0.index.tensors().iter().map(|tensor| {
             // The reader proved that the range lies in the file.
             let bytes = &self.0.file[tensor.offset as usize..][..tensor.len as usize];
             (tensor.name.as_str(), tensor.shape.len() == 3, bytes)
-        })
+        }))
     }
 
     pub(crate) fn forward(&self) -> Forward<'_> {

@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> Result<()> {
         progress.at((i * window + part.len()) as u64, ids.len() as u64, "");
     }
     progress.end();
-    let columns = sums.of(&model);
+    let columns = model.importance(&sums);
     let bytes = llm_convert::importance::serialize(&columns)?;
     common::write_whole(&args.out, |out| Ok(out.write_all(&bytes)?))?;
     say!("{}: {} tensors over {} tokens", args.out.display(), columns.len(), ids.len())
