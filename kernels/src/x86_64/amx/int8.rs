@@ -185,6 +185,9 @@ struct Decoder<const BITS: u8> {
     /// Lines made, and to be made.
     done: usize,
     lines: usize,
+    /// Place of the next line: its block, and its number in that block's record, `(tile · halves + h) · 16 + row`.
+    block: usize,
+    line: usize,
 }
 
 impl<const BITS: u8> Decoder<BITS> {
@@ -195,9 +198,9 @@ impl<const BITS: u8> Decoder<BITS> {
         unsafe {
             let lines = self.halves * 32;
             let ahead = record_bytes(BITS, 2).div_ceil(64);
-            let per = ahead.div_ceil(lines);
+            let per = if self.halves == 2 { ahead.div_ceil(64) } else { ahead.div_ceil(32) };
             while self.done < until {
-                let (block, i) = (self.done / lines, self.done % lines);
+                let (block, i) = (self.block, self.line);
                 let record = self.record.add(block * self.block_bytes);
                 if i == 0 {
                     for t in 0..2 {
@@ -212,14 +215,19 @@ impl<const BITS: u8> Decoder<BITS> {
                     S::prefetch(hint.wrapping_add(line * 64));
                 }
                 if BITS != Q8 {
-                    let (t, h, row) = (i / (16 * self.halves), i / 16 % self.halves, i % 16);
+                    let (pair, row) = (i / 16, i % 16);
+                    let (t, h) = if self.halves == 2 { (pair / 2, pair % 2) } else { (pair, 0) };
                     let (low, high) =
                         codes::line::<S, BITS, false>(self.table, record, self.halves, t, row, h);
-                    let to = self.to.add(block * 32 * DEPTH + ((t * self.halves + h) * 2 * 16 + row) * 64);
+                    let to = self.to.add(block * 32 * DEPTH + (pair * 32 + row) * 64);
                     S::b_store(to, low);
                     S::b_store(to.add(TILE), high);
                 }
                 self.done += 1;
+                self.line += 1;
+                if self.line == lines {
+                    (self.line, self.block) = (0, block + 1);
+                }
             }
         }
     }
@@ -261,6 +269,8 @@ pub unsafe fn product<const BITS: u8>(a: &IntBlock) {
                     scales,
                     done: 0,
                     lines: a.count * halves * 32,
+                    block: 0,
+                    line: 0,
                 }
             };
             let mut now = decoder(0);
