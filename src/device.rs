@@ -2,31 +2,39 @@
 
 use std::sync::Arc;
 
-use llm_kernels::{Cpu, Isa};
+use llm_kernels::{Cpu, Isa, available};
 
 use crate::backend::Backend;
 use crate::cpu::CpuBackend;
 use crate::error::{Error, Result, Status};
 use crate::importance::Importance;
 
-/// The device with `threads` threads (0: what the process may use), which adds what it multiplies to `importance`.
+/// The device with `threads` threads (0: what the process may use) and the instruction set that `LLM_ISA` names, else
+/// `isa`, else the best. It adds what it multiplies to `importance`.
 pub(crate) fn open(
     threads: usize,
     isa: Option<&str>,
     importance: Option<Importance>,
 ) -> Result<Arc<dyn Backend>> {
-    let Some(name) = isa else {
-        return Ok(Arc::new(CpuBackend::new(Cpu::new(threads), importance)));
-    };
-    let known = || Isa::ALL.map(Isa::name).join(", ");
-    let isa = Isa::parse(name).ok_or_else(|| {
-        Error::new(
-            Status::INVALID_ARG,
-            format!("instruction set `{name}` does not exist; there are {}", known()),
-        )
-    })?;
-    let cpu = Cpu::with_isa(threads, isa).ok_or_else(|| {
-        Error::new(Status::UNSUPPORTED, format!("this machine does not have the instruction set `{name}`"))
-    })?;
+    let variable = std::env::var_os("LLM_ISA").filter(|name| !name.is_empty());
+    let variable = variable.as_ref().map(|name| name.to_string_lossy());
+    let cpu = match (variable, isa) {
+        (Some(name), _) => named(threads, &name, "LLM_ISA"),
+        (None, Some(name)) => named(threads, name, "option `isa`"),
+        (None, None) => Ok(Cpu::new(threads)),
+    }?;
     Ok(Arc::new(CpuBackend::new(cpu, importance)))
+}
+
+/// A CPU with the instruction set `name`, which came from `source`.
+fn named(threads: usize, name: &str, source: &str) -> Result<Cpu> {
+    let here = available().into_iter().map(Isa::name).collect::<Vec<_>>().join(", ");
+    let isa = Isa::parse(name).ok_or_else(|| {
+        let message = format!("{source}: there is no instruction set `{name}`; this machine has {here}");
+        Error::new(Status::INVALID_ARG, message)
+    })?;
+    Cpu::with_isa(threads, isa).ok_or_else(|| {
+        let message = format!("{source}: this machine does not have `{name}`; it has {here}");
+        Error::new(Status::UNSUPPORTED, message)
+    })
 }

@@ -9,6 +9,8 @@ pub enum Isa {
     Scalar,
     /// AVX2, FMA, F16C.
     Avx2,
+    /// AVX2 and the 256-bit products of AVX-VNNI.
+    AvxVnni,
     /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
     /// AMX tiles of int8 and bf16 for products of many vectors, AVX-512 for the rest.
@@ -23,14 +25,23 @@ pub enum Isa {
 
 impl Isa {
     /// All, of each machine the slowest first.
-    pub const ALL: [Isa; 7] =
-        [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Amx, Isa::Neon, Isa::NeonDotprod, Isa::NeonI8mm];
+    pub const ALL: [Isa; 8] = [
+        Isa::Scalar,
+        Isa::Avx2,
+        Isa::AvxVnni,
+        Isa::Avx512,
+        Isa::Amx,
+        Isa::Neon,
+        Isa::NeonDotprod,
+        Isa::NeonI8mm,
+    ];
 
     /// Its name in `LLM_ISA`.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
             Isa::Amx => "amx",
             Isa::Neon => "neon",
@@ -59,11 +70,13 @@ impl Isa {
         #[cfg(target_arch = "aarch64")]
         use crate::aarch64::neon;
         #[cfg(target_arch = "x86_64")]
-        use crate::x86_64::{amx, avx2, avx512};
+        use crate::x86_64::{amx, avx2, avx512, avxvnni};
         match self {
             Isa::Scalar => Some((|| true, &crate::scalar::OPS)),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Some((avx2::available, &avx2::OPS)),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Some((avxvnni::available, &avxvnni::OPS)),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => Some((avx512::available, &avx512::OPS)),
             #[cfg(target_arch = "x86_64")]
@@ -84,7 +97,8 @@ pub fn available() -> Vec<Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
 }
 
-/// The fastest available, or the one that `LLM_ISA` names if it is available.
+/// The fastest available, or the one that `LLM_ISA` names if it is available; a host that wants to hear of a name
+/// that is not asks [`Isa::parse`] first.
 pub fn detect() -> Isa {
     let wanted =
         std::env::var("LLM_ISA").ok().and_then(|name| Isa::parse(&name)).filter(|isa| isa.is_available());

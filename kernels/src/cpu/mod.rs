@@ -91,6 +91,12 @@ impl Cpu {
         })
     }
 
+    /// Kernels that are no instruction set of their own, for a test of them.
+    #[cfg(all(test, target_arch = "x86_64"))]
+    pub(crate) fn with_ops(threads: usize, ops: &'static Ops) -> Option<Cpu> {
+        Some(Cpu { ops, ..Cpu::with_isa(threads, Isa::Scalar)? })
+    }
+
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.isa

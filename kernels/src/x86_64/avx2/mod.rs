@@ -7,10 +7,53 @@ use crate::generic::{float, panel};
 use crate::simd::Simd;
 use crate::x86_64::lanes;
 use core::arch::x86_64::*;
+use core::marker::PhantomData;
+
+/// How bytes are multiplied in registers of 32.
+///
+/// # Safety
+/// Sums are exact for what [`Simd`]'s `dot` and `dot_lanes` are given.
+pub unsafe trait Multiply: Copy + 'static {
+    /// [`Simd::BIAS`], 0 or 128.
+    const BIAS: i32;
+    /// Products of 32 weights and 32 activations, added by fours to the eight lanes of `acc`.
+    ///
+    /// # Safety
+    /// The machine has the instructions.
+    unsafe fn rows(acc: __m256i, w: __m256i, x: __m256i) -> __m256i;
+    /// The same where `x` is what the next calls have, too.
+    ///
+    /// # Safety
+    /// The machine has the instructions.
+    unsafe fn lanes(acc: __m256i, w: __m256i, x: __m256i) -> __m256i;
+}
+
+/// AVX2, FMA, F16C, and a way to multiply bytes.
+#[derive(Clone, Copy)]
+pub struct Wide<M>(PhantomData<M>);
+
+/// Multiplies with `vpmaddubsw`.
+#[derive(Clone, Copy)]
+pub struct Pairs;
 
 /// AVX2, FMA, F16C.
-#[derive(Clone, Copy)]
-pub struct Avx2;
+pub type Avx2 = Wide<Pairs>;
+
+// SAFETY: two products fit 16 bits, so that the sums are exact.
+unsafe impl Multiply for Pairs {
+    const BIAS: i32 = 0;
+    #[inline(always)]
+    unsafe fn rows(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: passed on
+        unsafe { dot32(acc, w, x) }
+    }
+    /// The magnitudes of `x` are made once.
+    #[inline(always)]
+    unsafe fn lanes(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: passed on
+        unsafe { dot32(acc, x, w) }
+    }
+}
 
 /// Whether the machine and its system have all of it.
 pub fn available() -> bool {
@@ -82,14 +125,14 @@ macro_rules! both {
 }
 
 // SAFETY: every method computes what `Scalar`'s does; the tests hold them together bit for bit.
-unsafe impl Simd for Avx2 {
+unsafe impl<M: Multiply> Simd for Wide<M> {
     type F = (__m256, __m256);
     type I = (__m256i, __m256i);
     type B = (__m256i, __m256i);
     type P = __m256i;
     /// The table's low and high eight entries as words, in both 128-bit lanes.
     type T = (__m256i, __m256i);
-    const BIAS: i32 = 0;
+    const BIAS: i32 = M::BIAS;
     const PACKS: bool = true;
 
     lanes! {
@@ -173,7 +216,13 @@ unsafe impl Simd for Avx2 {
             _mm256_storeu_si256(p.cast(), x.0);
             _mm256_storeu_si256(p.add(32).cast(), x.1)
         }
-        fn biased(w: Self::B) -> Self::B { w }
+        fn biased(w: Self::B) -> Self::B {
+            if M::BIAS == 0 {
+                return w;
+            }
+            let bias = Self::b_splat(-128);
+            both!(_mm256_xor_si256(w, bias))
+        }
         fn table(p: *const i8) -> Self::T {
             let words = _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()));
             let low = _mm256_broadcastsi128_si256(_mm256_castsi256_si128(words));
@@ -247,7 +296,7 @@ unsafe impl Simd for Avx2 {
             (both!(_mm256_shuffle_epi8(tables, low)), both!(_mm256_shuffle_epi8(tables, high)))
         }
         fn p_zero() -> Self::P { _mm256_setzero_si256() }
-        fn dot(acc: Self::P, w: Self::B, x: Self::B) -> Self::P { dot32(dot32(acc, w.0, x.0), w.1, x.1) }
+        fn dot(acc: Self::P, w: Self::B, x: Self::B) -> Self::P { M::rows(M::rows(acc, w.0, x.0), w.1, x.1) }
         fn fold4(p: &[Self::P; 4]) -> Self::P {
             let (x, y) = (unpacked(p[0], p[1]), unpacked(p[2], p[3]));
             _mm256_add_epi32(_mm256_unpacklo_epi64(x, y), _mm256_unpackhi_epi64(x, y))
@@ -257,7 +306,7 @@ unsafe impl Simd for Avx2 {
         }
         fn dot4(acc: Self::I, w: Self::B, x: i32) -> Self::I {
             let x = _mm256_set1_epi32(x);
-            (dot32(acc.0, w.0, x), dot32(acc.1, w.1, x))
+            (M::rows(acc.0, w.0, x), M::rows(acc.1, w.1, x))
         }
         fn dot_lanes[const W: usize](acc: Self::I, w: *const u8, x: Self::B) -> Self::I {
             let w = match W {
@@ -265,8 +314,7 @@ unsafe impl Simd for Avx2 {
                 8 => _mm256_set1_epi64x(w.cast::<i64>().read_unaligned()),
                 _ => _mm256_broadcastsi128_si256(_mm_loadu_si128(w.cast())),
             };
-            // the activations' magnitudes are the same for every row, so they are the unsigned factor here
-            (dot32(acc.0, x.0, w), dot32(acc.1, x.1, w))
+            (M::lanes(acc.0, w, x.0), M::lanes(acc.1, w, x.1))
         }
         fn fold_pairs(a: Self::I, b: Self::I) -> Self::I { both!(pairs(a, b)) }
         fn fold_quads(p: [Self::I; 4]) -> Self::I {
