@@ -231,17 +231,18 @@ impl Search {
     ) -> Choice {
         let mut choice = Choice { error: 0.0, scale, multipliers: *near };
         let scaled = Scaled::new(x, scale);
-        for g in 0..x.len().div_ceil(self.group) {
+        let groups = x.len().div_ceil(self.group);
+        for (g, (&near, to)) in near.iter().zip(&mut choice.multipliers).enumerate().take(groups) {
             let range = g * self.group..(g + 1) * self.group;
             let group = Group {
                 y: &scaled.y[range.clone()],
                 cells: &scaled.cells[range.clone()],
                 weights: &weights[range],
             };
-            let m = i32::from(near[g]);
+            let m = i32::from(near);
             let (error, m) = if walk { self.walk(m, &group) } else { (self.error(m, &group), m) };
             choice.error += error;
-            choice.multipliers[g] = m as i8;
+            *to = m as i8;
         }
         choice.error *= (scale / unit) * (scale / unit);
         choice
@@ -293,11 +294,11 @@ impl Search {
     fn fit(&self, x: &[f32], weights: &[f32; INPUTS], choice: &Choice) -> f32 {
         let scaled = Scaled::new(x, choice.scale);
         let (mut cross, mut square) = (0.0f64, 0.0f64);
-        for k in 0..INPUTS {
+        for (k, &weight) in weights.iter().enumerate() {
             let m = choice.multipliers[k / self.group];
             let w = f64::from(self.level(scaled.cells[k], m).1) * if m < 0 { -1.0 } else { 1.0 };
-            cross += f64::from(weights[k]) * w * f64::from(scaled.y[k]);
-            square += f64::from(weights[k]) * w * w;
+            cross += f64::from(weight) * w * f64::from(scaled.y[k]);
+            square += f64::from(weight) * w * w;
         }
         if square > 0.0 { (cross / square) as f32 } else { 1.0 }
     }
