@@ -535,6 +535,12 @@ llm_status llm_runtime_options_new(struct llm_runtime_options **out_options);
 llm_status llm_runtime_options_set_threads(struct llm_runtime_options *options,
                                            uint32_t threads);
 
+/* Binds thread i to core `cores[i mod count]`. Thread 0 is the calling one, which is left where it is; `count` 0
+ * binds nobody (default). Linux only, elsewhere without effect. NULL_ARG, BUSY. X. */
+llm_status llm_runtime_options_set_affinity(struct llm_runtime_options *options,
+                                            const uint32_t *cores,
+                                            size_t count);
+
 /* Bytes of memory that models and sessions of the runtime may allocate, mapped weights not counted; 0: no limit.
  * What would exceed it gets BUDGET. NULL_ARG, BUSY. X. */
 llm_status llm_runtime_options_set_host_limit(struct llm_runtime_options *options,
@@ -572,6 +578,11 @@ llm_status llm_model_options_set_load_mode(struct llm_model_options *options, in
 
 /* How much to check: one of LLM_VERIFY. NULL_ARG, INVALID_ARG, BUSY. X. */
 llm_status llm_model_options_set_verify(struct llm_model_options *options, int32_t verify);
+
+/* Whether a thread of the model reads a mapped file in the background while the first tokens are computed: 1 (default)
+ * or 0. It ends with the model at the latest. Linux only, elsewhere without effect. NULL_ARG, BUSY. X. */
+llm_status llm_model_options_set_prefetch(struct llm_model_options *options,
+                                          int32_t prefetch);
 
 /* Tells a callback how far copying and full checking are; it may answer CANCEL. NULL takes it away. NULL_ARG,
  * BUSY. X. */

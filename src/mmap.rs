@@ -11,6 +11,8 @@
 use std::fs::File;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
 use memmap2::{Mmap, MmapOptions};
 
@@ -69,6 +71,9 @@ impl Bytes {
         // map, which the head of this file and docs/embedding.md state; all that is read from it is checked.
         let mapping = unsafe { MmapOptions::new().offset(offset).len(len).map(file) }
             .map_err(|e| Error::from(e).context("mapping the file"))?;
+        // Where the system keeps files in large pages, reading makes them and mapping them costs next to nothing.
+        #[cfg(target_os = "linux")]
+        let _ = mapping.advise(memmap2::Advice::HugePage); // advice that is refused changes nothing but speed
         Ok(Self { start: mapping.as_ptr(), len: mapping.len(), owner: Owner::Mapping(Arc::new(mapping)) })
     }
 
@@ -140,13 +145,63 @@ impl Bytes {
         Self { start: part.as_ptr(), len: part.len(), owner: self.owner.clone() }
     }
 
-    /// Tells the system that these bytes will be read soon. Does nothing for memory that is not a mapping.
-    pub fn will_need(&self) {
-        #[cfg(unix)]
-        if let Owner::Mapping(mapping) = &self.owner {
-            let offset = self.start as usize - mapping.as_ptr() as usize;
-            // Advice that is refused changes nothing but speed.
-            let _ = mapping.advise_range(memmap2::Advice::WillNeed, offset, self.len);
+    /// Reads these bytes in the background, from offset `first` on and then from the start, so that who uses them
+    /// finds them in memory and in the page table. `None` for memory that is not a mapping, where the system has no
+    /// such call, and where the bytes are more than the machine's memory.
+    pub(crate) fn prefetch(&self, first: usize) -> Option<Prefetch> {
+        #[cfg(target_os = "linux")]
+        if let Owner::Mapping(mapping) = &self.owner
+            && self.len as u64 <= physical_memory()
+        {
+            let (mapping, len) = (mapping.clone(), self.len);
+            let before = self.start as usize - mapping.as_ptr() as usize;
+            let stop = Arc::new(AtomicBool::new(false));
+            let stopped = stop.clone();
+            let read = move || {
+                let starts = |range: Range<usize>| range.step_by(PART);
+                let first = first.min(len);
+                for start in starts(first..len).chain(starts(0..first)) {
+                    let part = PART.min(len - start);
+                    // Unlike a read, this answers with an error where the file was cut or the disk fails.
+                    if stopped.load(Ordering::Relaxed)
+                        || mapping.advise_range(memmap2::Advice::PopulateRead, before + start, part).is_err()
+                    {
+                        return;
+                    }
+                }
+            };
+            let thread = std::thread::Builder::new().name("llm-prefetch".into()).spawn(read).ok()?;
+            return Some(Prefetch { stop, thread: Some(thread) });
+        }
+        let _ = first;
+        None
+    }
+}
+
+/// Bytes that are read before anybody looks whether the reading shall end: a few milliseconds of a slow disk.
+#[cfg(target_os = "linux")]
+const PART: usize = 4 << 20;
+
+/// Bytes of the machine's memory.
+#[cfg(target_os = "linux")]
+fn physical_memory() -> u64 {
+    // SAFETY: takes and returns numbers.
+    let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    u64::try_from(pages).unwrap_or(0).saturating_mul(u64::try_from(size).unwrap_or(0))
+}
+
+/// A thread that reads a mapping ahead of its use. It ends by itself when all is read, and when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Prefetch {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Prefetch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join(); // it has nothing that panics
         }
     }
 }
@@ -349,8 +404,22 @@ mod tests {
             let read = Bytes::read(&file, offset as u64, len as u64, &mut |_, _| Ok(())).unwrap();
             assert_eq!(&*mapped, &content[offset..end]);
             assert_eq!(&*read, &content[offset..end]);
-            mapped.will_need();
+            for first in [0, 4096, mapped.len(), usize::MAX] {
+                drop(mapped.prefetch(first));
+            }
         }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_prefetch_keeps_the_file_no_longer_than_itself() {
+        let mapped = Bytes::map(&file(&vec![7; 9 << 20]), 0, 0).unwrap();
+        let prefetch = mapped.prefetch(5 << 20).unwrap();
+        assert!(mapped.slice(4096..8192).prefetch(0).is_some());
+        assert!(Bytes::from(vec![1u8; 10]).prefetch(0).is_none());
+        let Owner::Mapping(mapping) = &mapped.owner else { panic!("a mapping") };
+        drop(prefetch);
+        assert_eq!(Arc::strong_count(mapping), 1);
     }
 
     #[test]

@@ -36,6 +36,9 @@ pub type LogSink = Box<dyn FnMut(LogLevel, &str) + Send>;
 pub struct RuntimeOptions {
     /// Compute threads, the calling one included; 0: the cores that the process may use.
     pub threads: usize,
+    /// Cores that the threads are bound to: thread i to `affinity[i mod length]`. Thread 0 is the calling one, which
+    /// is left where it is. Empty: nobody is bound. Linux only.
+    pub affinity: Vec<usize>,
     /// Name of an instruction set in place of the best one (`LLM_ISA` overrides it).
     pub isa: Option<String>,
     /// Log sink; `None`: silence.
@@ -53,6 +56,7 @@ impl fmt::Debug for RuntimeOptions {
         let log = self.log.as_ref().map(|_| "sink");
         f.debug_struct("RuntimeOptions")
             .field("threads", &self.threads)
+            .field("affinity", &self.affinity)
             .field("isa", &self.isa)
             .field("log", &log)
             .field("log_level", &self.log_level)
@@ -104,13 +108,13 @@ impl Runtime {
     /// # Errors
     /// `INVALID_ARG` for more than 1024 threads or an instruction set that does not exist, `UNSUPPORTED` for one this machine lacks.
     pub fn new(options: RuntimeOptions) -> Result<Self> {
-        let RuntimeOptions { threads, isa, log, log_level, host_limit, importance } = options;
+        let RuntimeOptions { threads, affinity, isa, log, log_level, host_limit, importance } = options;
         // Far more threads than cores take the whole process down once the system runs out of mappings.
         if threads > MOST_THREADS {
             let message = format!("{threads} threads: expected at most {MOST_THREADS}, or 0 for the cores");
             return Err(Error::new(Status::INVALID_ARG, message));
         }
-        let backend = device::open(threads, isa.as_deref(), importance)?;
+        let backend = device::open(threads, &affinity, isa.as_deref(), importance)?;
         let level = log_level.unwrap_or(LogLevel::Warn);
         let runtime = Self(Arc::new(Inner {
             backend,

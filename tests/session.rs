@@ -171,7 +171,7 @@ fn the_limit_of_a_runtime_holds_and_its_memory_comes_back() {
     drop(session);
     assert_eq!(used(), [0, 0, 0]);
     let size = std::fs::metadata(&path).unwrap().len();
-    let copy = OpenOptions { load: Load::Copy, verify: Verify::Full, progress: None };
+    let copy = OpenOptions { load: Load::Copy, verify: Verify::Full, ..OpenOptions::default() };
     match Model::open_path(&runtime, &path, &copy, None) {
         Ok(_copied) => assert_eq!(used(), [size, 0, 0]),
         Err(e) => assert!(e.status() == Status::BUDGET && size > 1 << 20, "{e}"),
@@ -195,7 +195,12 @@ fn every_way_of_opening_gives_the_same_model() {
             Ok(())
         })
     };
-    let copy = OpenOptions { load: Load::Copy, verify: Verify::Full, progress: Some(progress) };
+    let copy = OpenOptions {
+        load: Load::Copy,
+        verify: Verify::Full,
+        progress: Some(progress),
+        ..OpenOptions::default()
+    };
     assert!(run(Model::open_path(&runtime, &path, &copy, None).unwrap()) == expected);
     let bytes = std::fs::read(&path).unwrap();
     assert_eq!(told.load(std::sync::atomic::Ordering::Relaxed), bytes.len() as u64);

@@ -62,7 +62,7 @@ pub struct RunArgs {
     #[arg(long, default_value = "64", value_parser = ["16", "32", "64"])]
     pub page: String,
     /// Tokens in a step of prefill
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = positive)]
     pub chunk: usize,
     /// batch: the same bits on this machine; portable: on every instruction set as well; fast: as batch, but f16 and
     /// bf16 weights are multiplied in bf16 where the processor has AMX
@@ -114,6 +114,15 @@ impl RunArgs {
 pub fn open(path: &Path, threads: usize) -> Result<Model> {
     let runtime = Runtime::new(RuntimeOptions { threads, ..RuntimeOptions::default() })?;
     Ok(Model::open_path(&runtime, path, &OpenOptions::default(), None)?)
+}
+
+/// A number of at least one, as an argument.
+pub fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected at least 1".into()),
+        Ok(n) => Ok(n),
+        Err(e) => Err(e.to_string()),
+    }
 }
 
 /// A file's bytes, mapped.

@@ -112,6 +112,19 @@ pub unsafe extern "C" fn llm_model_options_set_verify(
     })
 }
 
+/// Whether a thread of the model reads a mapped file in the background while the first tokens are computed: 1 (default)
+/// or 0. It ends with the model at the latest. Linux only, elsewhere without effect. NULL_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_model_options_set_prefetch(
+    options: *mut llm_model_options,
+    prefetch: i32,
+) -> llm_status {
+    entry!(|host| {
+        handle::lock(host, options, "options")?.prefetch = prefetch != 0;
+        Ok(Status::OK)
+    })
+}
+
 /// Tells a callback how far copying and full checking are; it may answer CANCEL. NULL takes it away. NULL_ARG,
 /// BUSY. X.
 #[unsafe(no_mangle)]

@@ -31,6 +31,7 @@ classes! {
 #[derive(Default)]
 pub(super) struct Options {
     threads: usize,
+    affinity: Vec<usize>,
     host_limit: Option<u64>,
     log: Option<(LogLevel, Arc<Callback<LogFn>>)>,
 }
@@ -89,6 +90,21 @@ pub unsafe extern "C" fn llm_runtime_options_set_threads(
     })
 }
 
+/// Binds thread i to core `cores[i mod count]`. Thread 0 is the calling one, which is left where it is; `count` 0
+/// binds nobody (default). Linux only, elsewhere without effect. NULL_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_runtime_options_set_affinity(
+    options: *mut llm_runtime_options,
+    cores: *const u32,
+    count: usize,
+) -> llm_status {
+    entry!(|host| {
+        let cores = ptr::slice(host, cores, count, "cores")?;
+        handle::lock(host, options, "options")?.affinity = cores.iter().map(|&core| core as usize).collect();
+        Ok(Status::OK)
+    })
+}
+
 /// Bytes of memory that models and sessions of the runtime may allocate, mapped weights not counted; 0: no limit.
 /// What would exceed it gets BUDGET. NULL_ARG, BUSY. X.
 #[unsafe(no_mangle)]
@@ -140,6 +156,7 @@ pub unsafe extern "C" fn llm_runtime_new(
         let mut chosen = RuntimeOptions::default();
         if let Some(options) = &options {
             chosen.threads = options.threads;
+            chosen.affinity = options.affinity.clone();
             chosen.host_limit = options.host_limit;
             if let Some((level, sink)) = &options.log {
                 let sink = Arc::clone(sink);

@@ -24,7 +24,7 @@ use crate::chat::Template;
 use crate::error::{Error, Result, Status};
 use crate::importance::{Columns, Importance};
 use crate::kv::{KvType, PageShape};
-use crate::mmap::Bytes;
+use crate::mmap::{Bytes, Prefetch};
 use crate::runtime::{Charge, LogLevel, Memory, Runtime};
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
@@ -55,7 +55,7 @@ pub enum Verify {
 pub type OpenProgress = Arc<dyn Fn(u64, u64) -> Result<()> + Send + Sync>;
 
 /// How to open.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct OpenOptions {
     /// Map or copy.
     pub load: Load,
@@ -63,6 +63,15 @@ pub struct OpenOptions {
     pub verify: Verify,
     /// Told how far copying and full checking are.
     pub progress: Option<OpenProgress>,
+    /// Whether a thread of the model reads a mapped file in the background while the first tokens are computed
+    /// (default). It ends with the model at the latest. Linux only; elsewhere pages come as they are used.
+    pub prefetch: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { load: Load::default(), verify: Verify::default(), progress: None, prefetch: true }
+    }
 }
 
 impl std::fmt::Debug for OpenOptions {
@@ -72,6 +81,7 @@ impl std::fmt::Debug for OpenOptions {
             .field("load", &self.load)
             .field("verify", &self.verify)
             .field("progress", &progress)
+            .field("prefetch", &self.prefetch)
             .finish()
     }
 }
@@ -89,6 +99,8 @@ struct Inner {
     tokenizer: OnceLock<Result<Arc<Tokenizer>>>,
     /// The copy of the file, if it was copied.
     _charge: Option<Charge>,
+    /// Held for its end.
+    _prefetch: Option<Prefetch>,
 }
 
 /// What a model is, in numbers.
@@ -251,10 +263,20 @@ impl Model {
         let spec = read_spec(index.metadata())?;
         runnable(&spec)?;
         let weights = Weights::find(&spec, &index, &file)?;
-        file.will_need();
+        // The embedding comes last: of it a prompt uses a few rows.
+        let first = weights.embedding.bytes.as_ptr_range().end as usize - file.as_ptr() as usize;
+        let prefetch = if options.prefetch { file.prefetch(first) } else { None };
         let tokenizer = OnceLock::new();
-        let inner =
-            Inner { runtime: runtime.clone(), file, index, spec, weights, tokenizer, _charge: charge };
+        let inner = Inner {
+            runtime: runtime.clone(),
+            file,
+            index,
+            spec,
+            weights,
+            tokenizer,
+            _charge: charge,
+            _prefetch: prefetch,
+        };
         let model = Self(Arc::new(inner));
         runtime.log(LogLevel::Info, &format!("opened {model:?}"));
         Ok(model)

@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(short, long, default_value_t = 1)]
     batch: usize,
     /// Repetitions
-    #[arg(short, long, default_value_t = 5)]
+    #[arg(short, long, default_value_t = 5, value_parser = common::positive)]
     repetitions: usize,
     #[command(flatten)]
     run: RunArgs,
@@ -55,9 +55,6 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
-    if args.repetitions == 0 {
-        bail!("-r 0: expected at least one repetition");
-    }
     if args.batch == 0 {
         bail!("-b 0: expected at least one sequence");
     }

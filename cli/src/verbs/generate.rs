@@ -115,7 +115,13 @@ pub fn run(args: &Args) -> Result<()> {
     let decode_started = Instant::now();
     let mut out = std::io::stdout().lock();
     let reason = loop {
-        let event = generation.next(&mut session, &mut sampler, Some(&cancel))?;
+        // The session is not used afterwards, so the last token need not run through the model.
+        let enough = args.max_tokens > 0 && ids.len() >= args.max_tokens;
+        let event = if enough {
+            generation.finish()
+        } else {
+            generation.next(&mut session, &mut sampler, Some(&cancel))?
+        };
         first_token.get_or_insert_with(|| started.elapsed());
         ids.extend_from_slice(&event.ids);
         if args.json {

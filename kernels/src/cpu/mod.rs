@@ -77,18 +77,21 @@ pub struct Cpu {
 impl Cpu {
     /// `threads` in all (0: what the process may use) with the instruction set that [`detect`] chooses.
     pub fn new(threads: usize) -> Cpu {
-        let isa = detect();
-        Cpu { isa, ops: isa.ops(), pool: Pool::new(threads), parts: Mutex::default() }
+        Cpu::with_pool(Pool::new(threads), detect())
     }
 
     /// The same with a given instruction set; `None` if the machine lacks it.
     pub fn with_isa(threads: usize, isa: Isa) -> Option<Cpu> {
-        isa.is_available().then(|| Cpu {
-            isa,
-            ops: isa.ops(),
-            pool: Pool::new(threads),
-            parts: Mutex::default(),
-        })
+        isa.is_available().then(|| Cpu::with_pool(Pool::new(threads), isa))
+    }
+
+    /// The same with threads made already.
+    ///
+    /// # Panics
+    /// If the machine lacks `isa`.
+    pub fn with_pool(pool: Pool, isa: Isa) -> Cpu {
+        assert!(isa.is_available(), "this machine does not have {}", isa.name());
+        Cpu { isa, ops: isa.ops(), pool, parts: Mutex::default() }
     }
 
     /// Kernels that are no instruction set of their own, for a test of them.

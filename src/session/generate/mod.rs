@@ -372,6 +372,15 @@ impl Generation {
         Ok(event)
     }
 
+    /// Ends it here, for a host that wants no more: tells the text that was held back. The token told last stays
+    /// among the unheld ones, which saves the forward pass that a pull would run for it.
+    pub fn finish(&mut self) -> Event {
+        match self.reason {
+            Some(reason) => Event::done(reason, String::new()),
+            None => self.end(Reason::Length),
+        }
+    }
+
     /// Shows the text stream what the session holds; its text if the host wants it.
     fn begin(&mut self, held: &[i32]) -> Result<Option<String>> {
         let from = if self.options.echo { 0 } else { held.len().saturating_sub(CONTEXT_TOKENS) };
