@@ -109,12 +109,16 @@ fn whole(
 
 fn grammar_of(schema: &Value) -> TopLevelGrammar {
     let mut schema = schema.clone();
-    // Escapes by number would let a property that has a schema of its own pass as a free one under another spelling
-    // of its name. The engine reads its options from the schema.
-    if schema::has_free_beside_named(&schema)
-        && let Value::Object(keywords) = &mut schema
-    {
-        keywords.insert("x-guidance".into(), serde_json::json!({ "json_allowed_escapes": "nrbtf\\\"" }));
+    // The engine reads its options from the schema. White space between tokens is optional and bounded: a model that
+    // likes it would never come to an end.
+    if let Value::Object(keywords) = &mut schema {
+        let mut options = serde_json::json!({ "whitespace_pattern": "\\x20|\\x0A\\x20{0,8}" });
+        // Escapes by number would let a property that has a schema of its own pass as a free one under another
+        // spelling of its name.
+        if schema::has_free_beside_named(&Value::Object(keywords.clone())) {
+            options["json_allowed_escapes"] = "nrbtf\\\"".into();
+        }
+        keywords.insert("x-guidance".into(), options);
     }
     TopLevelGrammar::from_grammar(GrammarWithLexer::from_json_schema(schema))
 }
