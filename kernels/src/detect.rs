@@ -23,6 +23,9 @@ pub enum Isa {
     NeonI8mm,
 }
 
+/// Whether this machine has it, and its kernels.
+type Built = (fn() -> bool, &'static Ops);
+
 impl Isa {
     /// All, of each machine the slowest first.
     pub const ALL: [Isa; 8] = [
@@ -66,7 +69,7 @@ impl Isa {
     }
 
     /// The question whether this machine has it, and its kernels; `None` on another architecture.
-    fn built(self) -> Option<(fn() -> bool, &'static Ops)> {
+    fn built(self) -> Option<Built> {
         #[cfg(target_arch = "aarch64")]
         use crate::aarch64::neon;
         #[cfg(target_arch = "x86_64")]

@@ -320,13 +320,8 @@ impl<'a> Lowering<'a> {
                     also.extend(self.dependencies(value, place, key, draft, depth)?);
                 }
                 "not" => also.push(self.negated(value, &at(key))?),
-                key if REFUSED.contains(&key) && draft.asserts(key) => {
-                    if !is_idle(key, value, keywords) {
-                        return Err(refuse(
-                            &at(key),
-                            "the keyword cannot be held to by a grammar; remove it",
-                        ));
-                    }
+                key if REFUSED.contains(&key) && draft.asserts(key) && !is_idle(key, value, keywords) => {
+                    return Err(refuse(&at(key), "the keyword cannot be held to by a grammar; remove it"));
                 }
                 key if PLAIN.contains(&key) => {
                     out.insert(key.to_owned(), value.clone());
