@@ -225,8 +225,9 @@
 #define LLM_DETERMINISM_BATCH 0
 /* Also the same bits on other instruction sets. */
 #define LLM_DETERMINISM_PORTABLE 1
+
 /* As LLM_DETERMINISM_BATCH on this machine, but f16 and bf16 weights may be multiplied in bf16 where the processor
-   has AMX: results then differ from those of the other levels. */
+ * has AMX: results then differ from those of the other levels. */
 #define LLM_DETERMINISM_FAST 2
 
 /* On the model's logits, before the chain. */
