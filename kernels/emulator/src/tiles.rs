@@ -118,7 +118,7 @@ impl Tiles {
         if fits { Ok((tc, ta, tb)) } else { Err(Fault::Operands) }
     }
 
-    /// `tdpbssd`: c[m][n] += Σ over four bytes of a[m][k] · b[k][n], signed, modulo 2³².
+    /// `tdpbssd`: `c[m][n] += Σ over four bytes of a[m][k] · b[k][n]`, signed, modulo 2³².
     pub fn int8(&mut self, c: usize, a: usize, b: usize) -> Result<(), Fault> {
         let (mut tc, ta, tb) = self.operands(c, a, b)?;
         for m in 0..tc.rows {

@@ -14,7 +14,7 @@ use super::{AdamW, PIECE};
 /// Values that share a scale.
 pub const BLOCK: usize = 256;
 
-/// Moments of `n` values: codes, and a scale for every [`BLOCK`] of them.
+/// Moments of `n` values: codes, and a scale for every 256 of them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Moments8 {
     /// Codes of the first moment, −127 to 127, as bytes.
