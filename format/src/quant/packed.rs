@@ -16,7 +16,48 @@
 //! bits zero there. It does not know which codes are good ones: see [`super::search`].
 
 use super::search::Search;
-use super::{HALF, INPUTS, ROWS, halves, low_set, put_scale, scale};
+use super::{
+    HALF, HEAD, INPUTS, Quant, ROWS, Type, halves, integer_row, low_set, put_scale, record_block_bytes, scale,
+};
+
+/// What sets one type of this kind apart from the others.
+pub(super) trait Packing {
+    /// Its layout and its rule.
+    const LAYOUT: Packed;
+
+    /// What finds its codes, made when a matrix is first written.
+    fn search() -> &'static Search;
+}
+
+/// The entry of [`super::QUANTS`] of the type with packing `P`.
+pub(super) const fn entry<P: Packing>(ty: Type, name: &'static str, id: u32) -> Quant {
+    Quant {
+        ty,
+        name,
+        id,
+        // a multiplier of 8 bits per group, a scale of 16 per record
+        bits: P::LAYOUT.bits as f32 + 8.0 / P::LAYOUT.group as f32 + 16.0 / INPUTS as f32,
+        head: HEAD,
+        block_bytes: |cols| record_block_bytes(cols, P::LAYOUT.bytes(2) as u64, P::LAYOUT.bytes(1) as u64),
+        encode_block: |head, values, importance, cols, out| {
+            P::LAYOUT.encode_block(P::search(), head, values, importance, cols, out);
+        },
+        decode_row: |head, block, cols, r, out| integer_row(int8::<P>, head, block, cols, r, out),
+        decode_int8: Some(int8::<P>),
+    }
+}
+
+/// [`super::Quant::decode_int8`] of packing `P`.
+fn int8<P: Packing>(
+    head: &[u8],
+    block: &[u8],
+    cols: usize,
+    r: usize,
+    record: usize,
+    out: &mut [i8; INPUTS],
+) -> f32 {
+    P::LAYOUT.decode_int8(head, block, cols, r, record, out)
+}
 
 /// A type of this kind: its layout and its rule.
 pub(super) struct Packed {

@@ -10,34 +10,28 @@
 //! The multiplier scales the table, not the weights: 8 products per group make a lookup table, and what comes out
 //! is int8 like every other type. Lines: see [`super::packed`].
 
-use super::packed::{Packed, table_weight};
+use super::packed::{self, Packed, Packing, table_weight};
 use super::search::Search;
-use super::{HEAD, Quant, Type, integer_row, record_block_bytes};
+use super::{Quant, Type};
 use std::sync::LazyLock;
 
 /// The entry of [`super::QUANTS`].
-pub const Q3: Quant = Quant {
-    ty: Type::Q3,
-    name: "q3",
-    id: 24,
-    bits: 3.5625,
-    head: HEAD,
-    block_bytes: |cols| record_block_bytes(cols, LAYOUT.bytes(2) as u64, LAYOUT.bytes(1) as u64),
-    encode_block: |head, values, importance, cols, out| {
-        LAYOUT.encode_block(&SEARCH, head, values, importance, cols, out);
-    },
-    decode_row: |head, block, cols, r, out| {
-        integer_row(|h, b, c, r, i, out| LAYOUT.decode_int8(h, b, c, r, i, out), head, block, cols, r, out);
-    },
-    decode_int8: Some(|h, b, c, r, i, out| LAYOUT.decode_int8(h, b, c, r, i, out)),
-};
+pub const Q3: Quant = packed::entry::<Three>(Type::Q3, "q3", 24);
 
-const LAYOUT: Packed = Packed { bits: 3, group: 16, weight: table_weight };
+/// The packing.
+struct Three;
+
+impl Packing for Three {
+    const LAYOUT: Packed = Packed { bits: 3, group: 16, weight: table_weight };
+
+    fn search() -> &'static Search {
+        static SEARCH: LazyLock<Search> = LazyLock::new(|| {
+            let ties = |m: i8| m.unsigned_abs() == 64;
+            Search::new(16, 8, ties, |code, m| i32::from(table_weight(&TABLE.map(|t| t as u8), code, m)))
+        });
+        &SEARCH
+    }
+}
 
 /// The table written with every q3 matrix: odd, ascending, denser around zero.
 pub const TABLE: [i8; 8] = [-127, -79, -47, -19, 7, 35, 67, 115];
-
-static SEARCH: LazyLock<Search> = LazyLock::new(|| {
-    let ties = |m: i8| m.unsigned_abs() == 64;
-    Search::new(16, 8, ties, |code, m| i32::from(table_weight(&TABLE.map(|t| t as u8), code, m)))
-});

@@ -9,36 +9,30 @@
 //! ```
 //! A product is a tie only where m = 32 (mod 64); the writer leaves those multipliers out. Lines: see [`super::packed`].
 
-use super::packed::Packed;
+use super::packed::{self, Packed, Packing};
 use super::search::Search;
-use super::{HEAD, Quant, Type, integer_row, record_block_bytes};
+use super::{Quant, Type};
 use std::sync::LazyLock;
 
 /// The entry of [`super::QUANTS`].
-pub const Q6: Quant = Quant {
-    ty: Type::Q6,
-    name: "q6",
-    id: 48,
-    bits: 6.5625,
-    head: HEAD,
-    block_bytes: |cols| record_block_bytes(cols, LAYOUT.bytes(2) as u64, LAYOUT.bytes(1) as u64),
-    encode_block: |head, values, importance, cols, out| {
-        LAYOUT.encode_block(&SEARCH, head, values, importance, cols, out);
-    },
-    decode_row: |head, block, cols, r, out| {
-        integer_row(|h, b, c, r, i, out| LAYOUT.decode_int8(h, b, c, r, i, out), head, block, cols, r, out);
-    },
-    decode_int8: Some(|h, b, c, r, i, out| LAYOUT.decode_int8(h, b, c, r, i, out)),
-};
+pub const Q6: Quant = packed::entry::<Six>(Type::Q6, "q6", 48);
 
-const LAYOUT: Packed = Packed { bits: 6, group: 16, weight: |_, code, m| weight(code, m) as i8 };
+/// The packing.
+struct Six;
+
+impl Packing for Six {
+    const LAYOUT: Packed = Packed { bits: 6, group: 16, weight: |_, code, m| weight(code, m) as i8 };
+
+    fn search() -> &'static Search {
+        static SEARCH: LazyLock<Search> = LazyLock::new(|| {
+            let ties = |m: i8| m.unsigned_abs() % 64 == 32;
+            Search::new(16, 64, ties, weight)
+        });
+        &SEARCH
+    }
+}
 
 /// The decoded weight; an int8 for the multipliers that a writer writes.
 fn weight(code: u8, m: i8) -> i32 {
     ((2 * i32::from(code) - 71) * i32::from(m) + 32) >> 6
 }
-
-static SEARCH: LazyLock<Search> = LazyLock::new(|| {
-    let ties = |m: i8| m.unsigned_abs() % 64 == 32;
-    Search::new(16, 64, ties, weight)
-});
