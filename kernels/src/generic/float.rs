@@ -23,8 +23,10 @@ pub struct FloatBlock {
     pub x: *const f32,
     /// The same as bf16 for matrix tiles, `[cols/32][tokens/16 rounded up][16 pairs][16 tokens][2]`; null where they
     /// are not used.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only matrix tiles of x86 read it
     pub tiles: *const u8,
     /// Tokens of the input.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only matrix tiles of x86 read it
     pub tokens: usize,
     pub from: usize,
     pub to: usize,
