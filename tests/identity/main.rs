@@ -1,0 +1,110 @@
+//! The same tokens and the same bits, however a session comes to them: threads, batches with random neighbours, chunks,
+//! page sizes, KV types, and pages that were computed, forked, found, truncated and run again, restored from a snapshot,
+//! evicted and computed again, or swapped out and in. Random cases on a model of each kind of attention and on a trained
+//! one, each against the plain run: one thread, one session, one prompt, then token by token.
+//!
+//! A failure names its case; `LLM_IDENTITY=gqa:17 cargo test --test identity` runs that one alone. `LLM_LONG=20` runs
+//! twenty times as many.
+
+mod case;
+mod run;
+mod subject;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+
+use case::{Case, Dice, WAYS};
+use llm_format::quant::Type;
+use subject::Subject;
+
+/// Cases of each subject in a run of all tests.
+const CASES: u64 = 240;
+
+fn bits(values: &[f32]) -> impl Iterator<Item = u32> {
+    values.iter().map(|v| v.to_bits())
+}
+
+fn check(name: &str, dir: &Path, ty: Type, text: &[i32]) {
+    let long = std::env::var("LLM_LONG").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let one = match std::env::var("LLM_IDENTITY") {
+        Err(_) => None,
+        Ok(one) => match one.split_once(':') {
+            Some((subject, number)) if subject == name => Some(number.parse::<u64>().unwrap()),
+            Some(_) => return,
+            None => panic!("LLM_IDENTITY={one}: expected a subject and a number, such as gqa:17"),
+        },
+    };
+    let subject = Subject::new(name, dir, ty, text);
+    let totals = subject.totals();
+    let numbers = one.map_or(0..CASES * long, |n| n..n + 1);
+    let mut ways = [0; WAYS.len()];
+    for number in numbers {
+        let mut dice = Dice::new(number);
+        let case = Case::draw(&mut dice, &totals);
+        ways[WAYS.iter().position(|way| *way == case.way).unwrap()] += 1;
+        let ran = catch_unwind(AssertUnwindSafe(|| run::run(&subject, case, &mut dice)));
+        if let Err(panic) = ran {
+            eprintln!("{case:#?}\nfailed; again: LLM_IDENTITY={name}:{number} cargo test --test identity");
+            resume_unwind(panic);
+        }
+    }
+    assert!(one.is_some() || ways.iter().all(|n| *n > 10), "{ways:?}");
+}
+
+/// On a checkpoint of `reference/`.
+fn reference(name: &str, directory: &str, ty: Type) {
+    let Some(dir) = llm_testdata::shared(&format!("reference/{directory}")) else { return };
+    check(name, &dir, ty, &[]);
+}
+
+#[test]
+fn grouped_queries() {
+    reference("gqa", "llama_untied", Type::Q4);
+}
+
+#[test]
+fn sliding_window() {
+    reference("window", "mistral_swa", Type::Q8);
+}
+
+#[test]
+fn sliding_window_beside_full_layers() {
+    reference("alternating", "gemma3", Type::Q8);
+}
+
+#[test]
+fn sinks_window_and_experts() {
+    reference("sinks", "gpt_oss", Type::Q8);
+}
+
+#[test]
+fn alibi() {
+    reference("alibi", "bloom", Type::Q8);
+}
+
+#[test]
+fn latent_attention() {
+    reference("latent", "deepseek_v3", Type::Q8);
+}
+
+#[test]
+fn experts() {
+    reference("experts", "mixtral", Type::Q4);
+}
+
+#[test]
+fn scaled_rotary() {
+    reference("rotary", "llama_rope_dynamic", Type::Bf16);
+}
+
+#[test]
+fn trained() {
+    let Some(place) = llm_testdata::shared("data/weights/stories260K") else { return };
+    let text: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(place.join("reference.json")).unwrap()).unwrap();
+    let ids = text["greedy"]["ids"].as_array().unwrap();
+    let ids: Vec<_> = ids.iter().map(|v| v.as_i64().unwrap() as i32).collect();
+    check("trained", &place.join("hf"), Type::Q4, &ids);
+}
