@@ -90,7 +90,7 @@
 #define LLM_BAD_VERSION -15
 /* A checksum differs. */
 #define LLM_CHECKSUM -16
-/* A snapshot, adapter or draft does not belong to this model. */
+/* A snapshot, pool, adapter or draft does not belong to this model. */
 #define LLM_MISMATCH -17
 /* Not supported by this build or for this model. */
 #define LLM_UNSUPPORTED -18
@@ -221,6 +221,24 @@
 /* The prompt ended inside reasoning, which the answer goes on with. */
 #define LLM_PARSE_IN_REASONING 2
 
+/* F32 for a file of f32, F16 where heads are narrower than 32, else I8_F16 (default). */
+#define LLM_KV_TYPE_AUTO 0
+/* Keys and values as computed. */
+#define LLM_KV_TYPE_F32 1
+/* Both in half precision. */
+#define LLM_KV_TYPE_F16 2
+/* Keys in int8 with a scale per token and head, values in half precision. */
+#define LLM_KV_TYPE_I8_F16 3
+/* Both in int8. */
+#define LLM_KV_TYPE_I8 4
+
+/* No cached page goes by itself. */
+#define LLM_EVICTION_NONE 0
+/* The cached pages go first that were not used for longest (default). */
+#define LLM_EVICTION_LEAST_RECENT 1
+/* Those of sessions of the lowest priority; among equals those that were not used for longest. */
+#define LLM_EVICTION_PRIORITY 2
+
 /* The same bits on this machine whatever the number of threads, chunks and sessions (default). */
 #define LLM_DETERMINISM_BATCH 0
 /* Also the same bits on other instruction sets. */
@@ -282,6 +300,12 @@ typedef struct llm_generation llm_generation;
 
 /* What a generation shall do. Class X. */
 typedef struct llm_generation_options llm_generation_options;
+
+/* What a KV pool shall be. Class X. */
+typedef struct llm_kv_options llm_kv_options;
+
+/* Pages of keys and values that sessions of one model share: forks, a prefix cache, eviction. Class I. */
+typedef struct llm_kv_pool llm_kv_pool;
 
 /* An opened model: weights, tokenizer, metadata. Class S. */
 typedef struct llm_model llm_model;
@@ -360,6 +384,44 @@ typedef struct llm_model_info {
 /* Id of a token. */
 typedef int32_t llm_token;
 
+/* A pool's numbers at one moment: pages, unless said otherwise. used + cached + free = total. */
+typedef struct llm_kv_stats {
+    /* sizeof(llm_kv_stats), set by the host. */
+    uint32_t struct_size;
+    /* One of LLM_KV_TYPE, never AUTO. */
+    int32_t kv_type;
+    /* Tokens of a page. */
+    uint64_t page_tokens;
+    /* Bytes of a page, all layers. */
+    uint64_t page_bytes;
+    /* All pages. */
+    uint64_t total;
+    /* Pages that sessions hold. */
+    uint64_t used;
+    /* Pages that no session holds and that can be found again. */
+    uint64_t cached;
+    /* The others. */
+    uint64_t free;
+    /* Of the used, those that more than one session holds. */
+    uint64_t shared;
+    /* Of the used and cached, those that are pinned. */
+    uint64_t pinned;
+    /* The most free pages in a row. */
+    uint64_t longest_free_run;
+    /* Bytes of pages that were ever written and not given back to the system. */
+    uint64_t committed_bytes;
+    /* Bytes that swapped sessions take. */
+    uint64_t swapped_bytes;
+    /* Tokens that were found in the cache instead of computed, since the start. */
+    uint64_t hit_tokens;
+    /* Cached pages that went to make room, since the start. */
+    uint64_t evictions;
+    /* Pages copied because a session wrote into one it shared, since the start. */
+    uint64_t copies;
+    /* Zero. */
+    uint64_t reserved[4];
+} llm_kv_stats;
+
 /* Told how far a prefill is: tokens in all, tokens reused, tokens done, milliseconds so far. Answers one of
  * LLM_CONTROL. */
 typedef llm_control (*llm_prefill_fn)(void *user_data,
@@ -367,6 +429,34 @@ typedef llm_control (*llm_prefill_fn)(void *user_data,
                                       uint32_t reused,
                                       uint32_t done,
                                       uint64_t milliseconds);
+
+/* A session's numbers at one moment. A fork begins to count at 0. */
+typedef struct llm_session_stats {
+    /* sizeof(llm_session_stats), set by the host. */
+    uint32_t struct_size;
+    /* 1 while its pages are swapped out, else 0. */
+    uint32_t swapped_out;
+    /* Tokens it holds. */
+    uint64_t tokens;
+    /* Tokens it can hold. */
+    uint64_t max_tokens;
+    /* Pages it holds; 0 while it is swapped out. */
+    uint64_t pages;
+    /* Of those, pages that other sessions hold as well. */
+    uint64_t shared_pages;
+    /* Tokens that were found in the pool instead of computed. */
+    uint64_t reused_tokens;
+    /* Tokens computed and kept by calls of several tokens. */
+    uint64_t prefilled_tokens;
+    /* Tokens computed and kept by calls of one token. */
+    uint64_t decoded_tokens;
+    /* Nanoseconds of calls of several tokens; of a batch, the whole step's. */
+    uint64_t prefill_ns;
+    /* Nanoseconds of calls of one token; of a batch, the whole step's. */
+    uint64_t decode_ns;
+    /* Zero. */
+    uint64_t reserved[4];
+} llm_session_stats;
 
 /* What a sampler does. Filled by llm_sampling_params_init; the defaults are in parentheses. */
 typedef struct llm_sampling_params {
@@ -839,6 +929,75 @@ llm_status llm_chat_parse(const struct llm_template *template_,
 /* Frees a template; NULL is allowed. S. */
 void llm_template_free(struct llm_template *template_);
 
+/* Makes options with defaults: room for one sequence of the model's trained context, pages of 64 tokens, type AUTO,
+ * eviction LEAST_RECENT, a prefix cache, no memory for swapped sessions. NULL_ARG, NO_MEMORY. X. */
+llm_status llm_kv_options_new(struct llm_kv_options **out_options);
+
+/* Bytes that all pages together may take; 0: room for one sequence of the trained context. NULL_ARG, BUSY. X. */
+llm_status llm_kv_options_set_budget_bytes(struct llm_kv_options *options,
+                                           uint64_t bytes);
+
+/* How many tokens a page holds: 16, 32 or 64. NULL_ARG, INVALID_ARG, BUSY. X. */
+llm_status llm_kv_options_set_page_tokens(struct llm_kv_options *options, uint32_t tokens);
+
+/* How keys and values are stored: one of LLM_KV_TYPE. NULL_ARG, INVALID_ARG, BUSY. X. */
+llm_status llm_kv_options_set_type(struct llm_kv_options *options, int32_t kv_type);
+
+/* Which cached pages go when no page is free: one of LLM_EVICTION. NULL_ARG, INVALID_ARG, BUSY. X. */
+llm_status llm_kv_options_set_eviction(struct llm_kv_options *options, int32_t eviction);
+
+/* 1 (default): full pages are kept and found again by the tokens they hold, also by other sessions; 0: not. NULL_ARG,
+ * BUSY. X. */
+llm_status llm_kv_options_set_prefix_cache(struct llm_kv_options *options,
+                                           int32_t prefix_cache);
+
+/* Bytes beside the pool that swapped sessions may take; 0 (default): none can be swapped out. NULL_ARG, BUSY. X. */
+llm_status llm_kv_options_set_swap_bytes(struct llm_kv_options *options,
+                                         uint64_t bytes);
+
+/* Frees options; NULL is allowed. X. */
+void llm_kv_options_free(struct llm_kv_options *options);
+
+/* Makes a pool for sessions of a model, which it keeps alive. Address space for the whole budget is reserved; memory is
+ * taken page by page as sessions write. NULL options are the defaults. NULL_ARG, INVALID_ARG for a budget below one
+ * page (detail NEEDED: its bytes), UNSUPPORTED, NO_MEMORY, BUSY. S on the model, X on the options. */
+llm_status llm_kv_pool_new(const struct llm_model *model,
+                           struct llm_kv_options *options,
+                           struct llm_kv_pool **out_pool,
+                           struct llm_error **out_err);
+
+/* Another handle on the same pool, to be freed as well. NULL_ARG, NO_MEMORY. I. */
+llm_status llm_kv_pool_retain(const struct llm_kv_pool *pool, struct llm_kv_pool **out_pool);
+
+/* The pool's numbers, into a struct whose struct_size the host has set. Waits for a step that is running, a chunk of a
+ * prefill at most. NULL_ARG, INVALID_ARG. I. */
+llm_status llm_kv_pool_stats(const struct llm_kv_pool *pool,
+                             struct llm_kv_stats *out_stats);
+
+/* Frees at least `bytes` bytes of cached pages that nobody holds or has pinned, if there are so many; `out_freed` (may
+ * be NULL) tells how many bytes it were. Waits as llm_kv_pool_stats. NULL_ARG. I. */
+llm_status llm_kv_pool_evict(const struct llm_kv_pool *pool,
+                             uint64_t bytes,
+                             uint64_t *out_freed);
+
+/* Forgets every cached page that no session holds, the pinned ones too. Waits as llm_kv_pool_stats. NULL_ARG. I. */
+llm_status llm_kv_pool_clear_cache(const struct llm_kv_pool *pool);
+
+/* Moves pages together and gives the memory of free ones back to the system; only the numbers show it. `out_moved`
+ * (may be NULL) tells how many pages moved. Waits as llm_kv_pool_stats. NULL_ARG. I. */
+llm_status llm_kv_pool_defrag(const struct llm_kv_pool *pool,
+                              uint64_t *out_moved);
+
+/* Changes the budget: cached pages go where they must, and a budget larger than any before copies the pages in use.
+ * INVALID_ARG below one page; KV_FULL if more is held or pinned (detail NEEDED: pages), NO_MEMORY: nothing has changed
+ * then. Waits as llm_kv_pool_stats. NULL_ARG. I. */
+llm_status llm_kv_pool_resize(const struct llm_kv_pool *pool,
+                              uint64_t budget_bytes,
+                              struct llm_error **out_err);
+
+/* Frees a pool handle; NULL is allowed. The pages go with the last handle on the pool and its last session. I. */
+void llm_kv_pool_free(struct llm_kv_pool *pool);
+
 /* Makes options with defaults: the model's trained context, chunks of 512, batch determinism, rollback on cancel.
  * NULL_ARG, NO_MEMORY. X. */
 llm_status llm_session_options_new(struct llm_session_options **out_options);
@@ -860,12 +1019,19 @@ llm_status llm_session_options_set_determinism(struct llm_session_options *optio
 llm_status llm_session_options_set_cancel_rollback(struct llm_session_options *options,
                                                    int32_t rollback);
 
+/* Pages the session leaves in a pool with eviction PRIORITY go after those of lower priority; 0 (default). NULL_ARG,
+ * BUSY. X. */
+llm_status llm_session_options_set_priority(struct llm_session_options *options,
+                                            int32_t priority);
+
 /* Frees options; NULL is allowed. X. */
 void llm_session_options_free(struct llm_session_options *options);
 
-/* Makes an empty session with pages of its own; it keeps the model alive. NULL options are the defaults. NULL_ARG,
- * INVALID_ARG, NO_MEMORY, BUDGET, BUSY. I on the model. */
+/* Makes an empty session, which keeps model and pool alive. Without a pool (NULL) it has pages of its own, as many as
+ * its largest number of tokens takes. NULL options are the defaults. NULL_ARG, INVALID_ARG, MISMATCH for a pool of
+ * another model, NO_MEMORY, BUDGET, BUSY. S on the model, I on the pool, X on the options. */
 llm_status llm_session_new(const struct llm_model *model,
+                           const struct llm_kv_pool *pool,
                            struct llm_session_options *options,
                            struct llm_session **out_session,
                            struct llm_error **out_err);
@@ -933,6 +1099,53 @@ llm_status llm_session_top(struct llm_session *session,
 
 /* Frees a session; NULL is allowed. One that a generation has goes when the generation does. X. */
 void llm_session_free(struct llm_session *session);
+
+/* Makes a session of the same pool, options, tokens and logits that goes its own way. Pages are shared; one that both
+ * go on in is copied by whoever writes to it first. NULL_ARG, KV_FULL where a swapped session cannot come back,
+ * NO_MEMORY, BUDGET, BUSY. X. */
+llm_status llm_session_fork(struct llm_session *session,
+                            struct llm_session **out_session,
+                            struct llm_error **out_err);
+
+/* Makes sure now that `tokens` tokens more will find pages, until the session is truncated, reset or swapped out.
+ * CONTEXT_FULL, KV_FULL, BUDGET: nothing has changed then. NULL_ARG, BUSY. X. */
+llm_status llm_session_reserve(struct llm_session *session,
+                               uint32_t tokens,
+                               struct llm_error **out_err);
+
+/* How many tokens at the beginning of `ids` need not be computed: those the session holds, or those that its pool
+ * could give to an empty session like it, whichever are more. NULL_ARG, BUSY. X. */
+llm_status llm_session_match_prefix(struct llm_session *session,
+                                    const llm_token *ids,
+                                    size_t count,
+                                    size_t *out_tokens);
+
+/* Protects the session's full pages from eviction, also after its end, until llm_session_unpin of a session that holds
+ * them or llm_kv_pool_clear_cache. `out_tokens` (may be NULL) tells how many tokens those hold: 0 without a prefix
+ * cache, as in a private pool. NULL_ARG, BUSY. X. */
+llm_status llm_session_pin(struct llm_session *session,
+                           size_t *out_tokens);
+
+/* Takes back one llm_session_pin of each full page. `out_tokens` (may be NULL) tells how many tokens those hold.
+ * NULL_ARG, BUSY. X. */
+llm_status llm_session_unpin(struct llm_session *session,
+                             size_t *out_tokens);
+
+/* Copies the session's pages to memory beside the pool and gives them back. The next call that needs them brings them
+ * back by itself; tokens and logits stay readable. BUDGET where the pool's swap bytes would be passed (detail NEEDED),
+ * NO_MEMORY: nothing has changed then. NULL_ARG, BUSY. X. */
+llm_status llm_session_swap_out(struct llm_session *session,
+                                struct llm_error **out_err);
+
+/* Brings the pages of a swapped session back; without effect on another. KV_FULL, BUDGET: it is swapped out as before
+ * then. NULL_ARG, BUSY. X. */
+llm_status llm_session_swap_in(struct llm_session *session,
+                               struct llm_error **out_err);
+
+/* The session's numbers, into a struct whose struct_size the host has set. Waits for a step of another session of its
+ * pool that is running. NULL_ARG, INVALID_ARG, BUSY. X. */
+llm_status llm_session_get_stats(struct llm_session *session,
+                                 struct llm_session_stats *out_stats);
 
 /* Fills a struct, whose struct_size the host has set, with defaults. NULL_ARG, INVALID_ARG. S. */
 llm_status llm_sampling_params_init(struct llm_sampling_params *params);

@@ -159,6 +159,42 @@ fn misuse_is_answered_with_a_status() {
     }
 }
 
+/// Long enough for more than one page of 16 tokens.
+const STORY: &str = "Once upon a time, there was a little girl named Lily. She loved to play outside";
+
+#[test]
+fn fork_reads_once_and_gives_every_page_back() {
+    let library = Library::find();
+    let Some((model, _)) = model(library.dir.path()) else { return };
+    for cc in compilers() {
+        let fork = library.compile(&cc, &example("fork"), "fork", &[]);
+        let told = run(Command::new(&fork).arg(&model).arg(STORY));
+        let lines: Vec<_> = told.lines().collect();
+        let numbers = |when: &str| -> Vec<u32> {
+            let line = lines.iter().find(|line| line.starts_with(when)).unwrap_or_else(|| panic!("{told}"));
+            line.split([' ', ',']).filter_map(|word| word.parse().ok()).collect()
+        };
+        let [used, shared, cached, free, total, copied] = numbers("read")[..] else { panic!("{told}") };
+        assert!(used > 1 && used + free == total && (shared, cached, copied) == (0, 0, 0), "{told}");
+        assert_eq!(numbers("forked"), [used, used, 0, free, total, 0], "{told}");
+        assert_eq!(numbers("told")[1], used - 1, "the last page is everybody's own: {told}");
+        assert_eq!(numbers("told")[5], 3, "{told}");
+        assert_eq!(numbers("freed")[..5], [0, 0, 0, total, total], "{told}");
+        let tales: Vec<_> = (1..=3).map(|i| told.split(&format!("\n{i}:")).nth(1).unwrap()).collect();
+        assert!(tales[0] != tales[1] && tales[1] != tales[2], "{told}");
+        assert_eq!(told, run(Command::new(&fork).arg(&model).arg(STORY)));
+    }
+}
+
+#[test]
+fn pools_and_their_sessions_answer_every_use() {
+    let library = Library::find();
+    let Some((model, _)) = model(library.dir.path()) else { return };
+    for cc in compilers() {
+        run(Command::new(library.compile(&cc, &root().join("tests/c/pool.c"), "pool", &[])).arg(&model));
+    }
+}
+
 /// Valgrind knows no AVX-512, so the AVX2 kernels run.
 #[test]
 fn no_program_leaks_or_reads_what_it_may_not() {
@@ -183,6 +219,10 @@ fn no_program_leaks_or_reads_what_it_may_not() {
     converse(check().arg(&chat).arg(&model), "Once\n");
     let schema = library.compile(&cc, &example("schema"), "schema", &[]);
     run(check().arg(&schema).arg(&model).arg(pet(library.dir.path())).arg("A pet: "));
+    let fork = library.compile(&cc, &example("fork"), "fork", &[]);
+    run(check().arg(&fork).arg(&model).arg(STORY));
+    let pool = library.compile(&cc, &root().join("tests/c/pool.c"), "pool", &[]);
+    run(check().arg(&pool).arg(&model));
     let misuse = library.compile(&cc, &root().join("tests/c/misuse.c"), "misuse", &["-lm"]);
     run(check().arg(&misuse).arg(&model).arg("no-fork"));
 }

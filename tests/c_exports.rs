@@ -113,6 +113,14 @@ fn lost(parameter: &str) -> String {
 
 /// Whether a parameter's type is one of the opaque handles.
 fn is_handle(parameter: &str) -> bool {
-    let plain = ["llm_token ", "llm_event ", "llm_perf ", "llm_model_info ", "llm_sampling_params "];
+    let plain = [
+        "llm_token ",
+        "llm_event ",
+        "llm_perf ",
+        "llm_model_info ",
+        "llm_sampling_params ",
+        "llm_kv_stats ",
+        "llm_session_stats ",
+    ];
     parameter.contains("llm_") && !plain.iter().any(|p| parameter.contains(p))
 }

@@ -137,7 +137,7 @@ int main(int argc, char **argv) {
         status = llm_template_compile(PLAIN, LLM_NTS, NULL, 0, NULL, 0, &template, &error);
     }
     if (failed("template", status, &error)) goto end;
-    if (failed("session", llm_session_new(model, NULL, &session, &error), &error)) goto end;
+    if (failed("session", llm_session_new(model, NULL, NULL, &session, &error), &error)) goto end;
     if (failed("sampler", llm_sampler_new(&params, &sampler, &error), &error)) goto end;
     if (failed("options", llm_generation_options_new(&options), NULL)) goto end;
     if (failed("stop text", llm_generation_options_add_stop_text(options, "\nuser:", LLM_NTS), NULL)) goto end;

@@ -28,7 +28,7 @@ int main(int argc, char **argv) {
     if (failed("tokenizer", llm_model_tokenizer(model, &tokenizer), NULL)) goto end;
     if (failed("encode", llm_tokenizer_encode(tokenizer, argv[2], LLM_NTS, LLM_ENCODE_ADD_SPECIAL, ids, 1024, &count),
                NULL)) goto end;
-    if (failed("session", llm_session_new(model, NULL, &session, &error), &error)) goto end;
+    if (failed("session", llm_session_new(model, NULL, NULL, &session, &error), &error)) goto end;
     if (failed("prefill", llm_session_prefill(session, ids, count, NULL, NULL, NULL, NULL, NULL, &error), &error)) goto end;
     if (failed("sampler", llm_sampler_new(NULL, &sampler, &error), &error)) goto end;
     if (failed("generation", llm_generation_new(session, sampler, NULL, &generation, &error), &error)) goto end;

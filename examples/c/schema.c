@@ -41,7 +41,7 @@ int main(int argc, char **argv) {
     /* Once per schema; any number of samplers share it. */
     if (failed("schema", llm_constraint_compile_json_schema(tokenizer, schema, length, 0, 0, NULL, &constraint, &error),
                &error)) goto end;
-    if (failed("session", llm_session_new(model, NULL, &session, &error), &error)) goto end;
+    if (failed("session", llm_session_new(model, NULL, NULL, &session, &error), &error)) goto end;
     if (failed("prefill", llm_session_prefill(session, ids, count, NULL, NULL, NULL, NULL, NULL, &error), &error)) goto end;
     if (failed("sampler", llm_sampler_new(NULL, &sampler, &error), &error)) goto end;
     if (failed("constraint", llm_sampler_set_constraint(sampler, constraint), NULL)) goto end;

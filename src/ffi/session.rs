@@ -8,6 +8,7 @@ use super::cancel::llm_cancel;
 use super::error::llm_error;
 use super::guard::Alive;
 use super::handle;
+use super::kv::llm_kv_pool;
 use super::model::llm_model;
 use super::ptr;
 use super::types::{llm_drop_fn, llm_prefill_fn, llm_status, llm_token};
@@ -33,7 +34,17 @@ classes! {
 /// A session, and what keeps its runtime counted.
 pub(super) struct Held {
     pub(super) session: Session,
-    _alive: Alive,
+    alive: Alive,
+}
+
+impl Held {
+    pub(super) fn new(session: Session, alive: Alive) -> Self {
+        Self { session, alive }
+    }
+
+    pub(super) fn alive(&self) -> Alive {
+        self.alive.clone()
+    }
 }
 
 /// The same bits on this machine whatever the number of threads, chunks and sessions (default).
@@ -115,17 +126,32 @@ pub unsafe extern "C" fn llm_session_options_set_cancel_rollback(
     })
 }
 
+/// Pages the session leaves in a pool with eviction PRIORITY go after those of lower priority; 0 (default). NULL_ARG,
+/// BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_options_set_priority(
+    options: *mut llm_session_options,
+    priority: i32,
+) -> llm_status {
+    entry!(|host| {
+        handle::lock(host, options, "options")?.priority = priority;
+        Ok(Status::OK)
+    })
+}
+
 /// Frees options; NULL is allowed. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_session_options_free(options: *mut llm_session_options) {
     entry!(else (), |host| handle::free(host, options))
 }
 
-/// Makes an empty session with pages of its own; it keeps the model alive. NULL options are the defaults. NULL_ARG,
-/// INVALID_ARG, NO_MEMORY, BUDGET, BUSY. I on the model.
+/// Makes an empty session, which keeps model and pool alive. Without a pool (NULL) it has pages of its own, as many as
+/// its largest number of tokens takes. NULL options are the defaults. NULL_ARG, INVALID_ARG, MISMATCH for a pool of
+/// another model, NO_MEMORY, BUDGET, BUSY. S on the model, I on the pool, X on the options.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_session_new(
     model: *const llm_model,
+    pool: *const llm_kv_pool,
     options: *mut llm_session_options,
     out_session: *mut *mut llm_session,
     out_err: *mut *mut llm_error,
@@ -133,10 +159,18 @@ pub unsafe extern "C" fn llm_session_new(
     entry!(out_err, |host| {
         let out = ptr::out_handle(host, out_session, "out_session")?;
         let model = handle::get(host, model, "model")?;
+        let pool = handle::get_optional(host, pool, "pool")?;
         let options = handle::lock_optional(host, options, "options")?;
         let options = options.as_deref().cloned().unwrap_or_default();
-        let session = Session::new(&model.model, options)?;
-        out.put(Held { session, _alive: model.alive() })
+        let session = match pool {
+            None => Session::new(&model.model, options)?,
+            Some(pool) if pool.pool.model().is(&model.model) => Session::in_pool(&pool.pool, options)?,
+            Some(_) => {
+                let message = "the pool was made for another model, or for another opening of its file";
+                return Err(Error::new(Status::MISMATCH, message));
+            }
+        };
+        out.put(Held::new(session, model.alive()))
     })
 }
 

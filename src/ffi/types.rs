@@ -73,7 +73,7 @@ pub const LLM_BAD_FORMAT: i32 = -14;
 pub const LLM_BAD_VERSION: i32 = -15;
 /// A checksum differs.
 pub const LLM_CHECKSUM: i32 = -16;
-/// A snapshot, adapter or draft does not belong to this model.
+/// A snapshot, pool, adapter or draft does not belong to this model.
 pub const LLM_MISMATCH: i32 = -17;
 /// Not supported by this build or for this model.
 pub const LLM_UNSUPPORTED: i32 = -18;

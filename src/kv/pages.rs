@@ -401,6 +401,12 @@ impl Pages {
         }
     }
 
+    /// How many pages a table has, and how many of them other tables have too.
+    pub(crate) fn held_by(&self, id: TableId) -> (usize, usize) {
+        let pages = &self.table(id).pages;
+        (pages.len(), pages.iter().filter(|page| self.refs[**page as usize] > 1).count())
+    }
+
     /// Takes a page that nobody has, an idle cached one if there is no other.
     pub(super) fn take(&mut self) -> Result<u32> {
         loop {

@@ -282,6 +282,11 @@ impl Model {
         Ok(model)
     }
 
+    /// Whether two handles are on the same opened model.
+    pub fn is(&self, other: &Model) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// The runtime it was opened with.
     pub fn runtime(&self) -> &Runtime {
         &self.0.runtime

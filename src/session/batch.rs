@@ -9,6 +9,7 @@
 //! who runs when, nor tokens.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use llm_kernels::{FloatControl, Row};
 
@@ -97,6 +98,7 @@ impl Batch {
     /// `CANCELLED`, `DEADLINE`, `NO_MEMORY`, `BUDGET`: nothing ran then, and every session is as before.
     pub fn run(&mut self, slots: &mut [Slot<'_>], cancel: Option<&Cancel>) -> Result<()> {
         let _float = FloatControl::default_for_now();
+        let clock = Instant::now();
         self.enter(slots);
         let run = self.compute(slots, cancel);
         let pool = self.pool.clone();
@@ -118,6 +120,8 @@ impl Batch {
                 continue;
             }
             session.tokens.extend_from_slice(&slot.ids[outcome.from - outcome.before..]);
+            let (given, reused) = (slot.ids.len(), outcome.from - outcome.before);
+            session.counters.call(given, reused, given - reused, clock.elapsed());
             if session.tokens.len() > outcome.before {
                 pages.publish(session.table, &session.tokens);
                 session.logits_at = None;

@@ -13,6 +13,9 @@ pub mod batch;
 pub mod generate;
 mod share;
 pub mod snapshot;
+mod stats;
+
+use std::time::Instant;
 
 use llm_kernels::{FloatControl, Row};
 
@@ -26,6 +29,7 @@ use crate::model::rope::Frequencies;
 use crate::runtime::{Charge, Memory};
 
 pub use llm_kernels::Level;
+pub use stats::SessionStats;
 
 /// Rows whose logits are computed at once where all are asked for: bounds the memory that a large vocabulary takes.
 const LOGIT_ROWS: usize = 16;
@@ -119,6 +123,7 @@ pub struct Session {
     logits: Vec<f32>,
     /// How many tokens the logits are behind of.
     logits_at: Option<usize>,
+    counters: stats::Counters,
 }
 
 impl std::fmt::Debug for Session {
@@ -211,6 +216,7 @@ impl Session {
             ids: Vec::new(),
             logits: Vec::new(),
             logits_at: None,
+            counters: stats::Counters::default(),
         };
         let spec = session.model.spec();
         let charge = &mut session.charge;
@@ -279,10 +285,13 @@ impl Session {
         progress: Option<OnProgress<'_>>,
     ) -> Result<()> {
         let _float = FloatControl::default_for_now();
-        let before = self.tokens.len();
+        let (before, clock) = (self.tokens.len(), Instant::now());
         let reused = self.begin(ids, ids.len().saturating_sub(1))?;
         let run = self.run(ids, reused, cancel, progress);
-        self.end(before, before + reused, run)
+        let ended = self.end(before, before + reused, run);
+        let kept = self.tokens.len() - before;
+        self.counters.call(ids.len(), reused.min(kept), kept.saturating_sub(reused), clock.elapsed());
+        ended
     }
 
     /// Appends `ids` and passes the logits behind each of them to `each`, in order.
@@ -291,13 +300,15 @@ impl Session {
     /// As [`Session::prefill`], and what `each` returns; the session is then as before the call.
     pub fn prefill_each(&mut self, ids: &[i32], cancel: Option<&Cancel>, each: OnLogits<'_>) -> Result<()> {
         let _float = FloatControl::default_for_now();
-        let before = self.tokens.len();
+        let (before, clock) = (self.tokens.len(), Instant::now());
         self.begin(ids, 0)?;
         let run = self.run_each(ids, cancel, each);
         if run.is_err() {
             self.forget(before);
         }
-        self.end(before, before, run)
+        let ended = self.end(before, before, run);
+        self.counters.call(ids.len(), 0, self.tokens.len() - before, clock.elapsed());
+        ended
     }
 
     /// Appends one token; its logits are ready afterwards.

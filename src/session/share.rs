@@ -54,6 +54,7 @@ impl Session {
         pages.swap_in(self.table, &self.tokens)?;
         let reused = pages.adopt(self.table, self.tokens.len(), ids, ids.len());
         self.tokens.extend_from_slice(&ids[..reused]);
+        self.counters.call(ids.len(), reused, 0, std::time::Duration::ZERO);
         Ok(reused)
     }
 

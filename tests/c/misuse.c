@@ -160,7 +160,7 @@ static void wrong_handles(llm_runtime *runtime, llm_model *model) {
     llm_runtime_options *options = NULL;
     int dropped = 0;
     uint32_t now = 5;
-    EXPECT(llm_session_new((llm_model *)runtime, NULL, &session, NULL), LLM_INVALID_ARG);
+    EXPECT(llm_session_new((llm_model *)runtime, NULL, NULL, &session, NULL), LLM_INVALID_ARG);
     TRUE(session == NULL);
     llm_session_free((llm_session *)model); /* another class: nothing happens */
     EXPECT(llm_runtime_options_new(&options), LLM_OK);
@@ -262,7 +262,7 @@ static llm_session *prompted(llm_model *model) {
     llm_session *session = NULL;
     llm_token ids[3] = {1, 5, 9};
     uint32_t now = 0;
-    EXPECT(llm_session_new(model, NULL, &session, NULL), LLM_OK);
+    EXPECT(llm_session_new(model, NULL, NULL, &session, NULL), LLM_OK);
     EXPECT(llm_session_prefill(session, ids, 3, NULL, NULL, NULL, NULL, &now, NULL), LLM_OK);
     EXPECT(now, 3);
     return session;
@@ -440,7 +440,7 @@ int main(int argc, char **argv) {
     EXPECT(llm_runtime_new(NULL, &runtime, NULL), LLM_OK);
     EXPECT(llm_model_open_path(runtime, argv[1], LLM_NTS, NULL, NULL, &model, NULL), LLM_OK);
     EXPECT(llm_model_tokenizer(model, &tokenizer), LLM_OK);
-    EXPECT(llm_session_new(model, NULL, &session, NULL), LLM_OK);
+    EXPECT(llm_session_new(model, NULL, NULL, &session, NULL), LLM_OK);
     if (failures > 0) return 1;
     damaged_files(runtime);
     verifying(argv[1]);
