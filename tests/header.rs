@@ -30,6 +30,7 @@ const SOURCES: &[&str] = &[
     "session_pool",
     "sampler",
     "constraint",
+    "speculation",
     "generation",
 ];
 

@@ -11,6 +11,7 @@
 #[macro_use]
 mod common;
 mod progress;
+mod speculate;
 mod stop;
 mod verbs;
 

@@ -7,12 +7,13 @@ use std::time::Duration;
 use super::callback::{self, Callback, Control};
 use super::cancel::llm_cancel;
 use super::error::llm_error;
-use super::guard::Host;
+use super::guard::{Alive, Host};
 use super::handle::{self, Loan};
 use super::plain::{self, Plain};
 use super::ptr::{self, Text};
 use super::sampler::llm_sampler;
 use super::session::llm_session;
+use super::speculation::{Spec, llm_spec_options, llm_spec_stats};
 use super::types::{llm_control, llm_drop_fn, llm_status, llm_token};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
@@ -29,8 +30,28 @@ pub struct llm_generation {
 }
 
 classes! {
-    exclusive llm_generation_options(b"gopt"): GenerationOptions;
+    exclusive llm_generation_options(b"gopt"): Wanted;
     exclusive llm_generation(b"gene"): Running;
+}
+
+/// Options, and how tokens are guessed.
+#[derive(Default)]
+pub(super) struct Wanted {
+    options: GenerationOptions,
+    spec: Option<Spec>,
+}
+
+impl std::ops::Deref for Wanted {
+    type Target = GenerationOptions;
+    fn deref(&self) -> &GenerationOptions {
+        &self.options
+    }
+}
+
+impl std::ops::DerefMut for Wanted {
+    fn deref_mut(&mut self) -> &mut GenerationOptions {
+        &mut self.options
+    }
 }
 
 /// A generation with what it works on, and the last event as it is lent.
@@ -38,6 +59,8 @@ pub(super) struct Running {
     generation: Generation,
     session: Loan<llm_session>,
     sampler: Loan<llm_sampler>,
+    /// Keeps the draft's runtime counted.
+    _draft: Option<Alive>,
     text: Text,
     ids: Vec<llm_token>,
     top: (Vec<llm_token>, Vec<f32>),
@@ -157,7 +180,7 @@ type EventFn = unsafe extern "C" fn(
 pub unsafe extern "C" fn llm_generation_options_new(
     out_options: *mut *mut llm_generation_options,
 ) -> llm_status {
-    entry!(|host| ptr::out_handle(host, out_options, "out_options")?.put(GenerationOptions::default()))
+    entry!(|host| ptr::out_handle(host, out_options, "out_options")?.put(Wanted::default()))
 }
 
 /// How many tokens to choose at most; 0: until something else ends it. NULL_ARG, BUSY. X.
@@ -231,6 +254,21 @@ pub unsafe extern "C" fn llm_generation_options_set_top_logprobs(
     })
 }
 
+/// Guesses tokens and verifies several in one step; `spec` is copied, NULL (default) takes it away. Tokens and text are
+/// those of a generation without. An event may tell several tokens then. Nothing is guessed for a sampler with an impure
+/// processor. NULL_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_generation_options_set_spec(
+    options: *mut llm_generation_options,
+    spec: *mut llm_spec_options,
+) -> llm_status {
+    entry!(|host| {
+        let mut options = handle::lock(host, options, "options")?;
+        options.spec = handle::lock_optional(host, spec, "spec")?.as_deref().cloned();
+        Ok(Status::OK)
+    })
+}
+
 /// Frees options; NULL is allowed. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_generation_options_free(options: *mut llm_generation_options) {
@@ -239,7 +277,8 @@ pub unsafe extern "C" fn llm_generation_options_free(options: *mut llm_generatio
 
 /// Begins a generation behind the tokens a session holds. The generation has session and sampler for its lifetime:
 /// meanwhile calls on them return BUSY (they may be freed; they go when the generation does). Without a tokenizer in
-/// the file all texts are empty. NULL options are the defaults. NULL_ARG, BUSY, UNSUPPORTED. X.
+/// the file all texts are empty. NULL options are the defaults. NULL_ARG, BUSY, UNSUPPORTED;
+/// MISMATCH for a draft of another vocabulary. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_generation_new(
     session: *mut llm_session,
@@ -253,19 +292,24 @@ pub unsafe extern "C" fn llm_generation_new(
         let session = handle::lock(host, session, "session")?;
         let sampler = handle::lock(host, sampler, "sampler")?;
         let options = handle::lock_optional(host, options, "options")?;
-        let defaults = GenerationOptions::default();
+        let defaults = Wanted::default();
         let chosen = options.as_deref().unwrap_or(&defaults);
         let tokenizer = match session.session.model().tokenizer() {
             Ok(tokenizer) => Some(Arc::clone(tokenizer)),
             Err(e) if e.status() == Status::NOT_FOUND => None,
             Err(e) => return Err(e),
         };
-        let generation = Generation::new(tokenizer, chosen)?;
+        let mut generation = Generation::new(tokenizer, &chosen.options)?;
+        let spec = chosen.spec.clone();
+        if let Some(spec) = &spec {
+            generation.speculate(spec.options.start(session.session.model())?);
+        }
         let (session, sampler) = (session.lend(), sampler.lend());
         out.put(Running {
             generation,
             session,
             sampler,
+            _draft: spec.and_then(|spec| spec.alive),
             text: Text::new(b""),
             ids: Vec::new(),
             top: Default::default(),
@@ -275,7 +319,7 @@ pub unsafe extern "C" fn llm_generation_new(
 
 /// One pull: fills the lent text and ids, and describes them.
 fn pull(running: &mut Running, cancel: Option<&Cancel>) -> Result<(Status, llm_event)> {
-    let Running { generation, session, sampler, text, ids, top } = running;
+    let Running { generation, session, sampler, text, ids, top, .. } = running;
     let event = session
         .with(|session| sampler.with(|sampler| generation.next(&mut session.session, sampler, cancel)))?;
     text.set(event.text.as_bytes());
@@ -456,6 +500,20 @@ pub unsafe extern "C" fn llm_generation_perf(
             reserved: [0; 4],
         };
         plain::write(host, out_perf, &perf, "out_perf")?;
+        Ok(Status::OK)
+    })
+}
+
+/// What guessing did so far, into a struct whose struct_size the host has set; zeros where llm_generation_options_set_spec
+/// was not called. NULL_ARG, INVALID_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_generation_spec_stats(
+    generation: *mut llm_generation,
+    out_stats: *mut llm_spec_stats,
+) -> llm_status {
+    entry!(|host| {
+        let stats = handle::lock(host, generation, "generation")?.generation.spec_stats().unwrap_or_default();
+        plain::write(host, out_stats, &llm_spec_stats::of(&stats), "out_stats")?;
         Ok(Status::OK)
     })
 }

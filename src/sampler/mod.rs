@@ -347,6 +347,23 @@ impl Sampler {
         child
     }
 
+    /// Makes `copy` choose as this one would from other logits: for guesses. What it was is forgotten, but its buffers
+    /// stay.
+    pub fn imitate(&self, copy: &mut Option<Self>) {
+        let (candidates, row) = copy.take().map(|old| (old.candidates, old.row)).unwrap_or_default();
+        *copy = Some(Self {
+            params: self.params.clone(),
+            chain: self.chain.clone(),
+            state: self.state.clone(),
+            processors: self.processors.clone(),
+            constraint: self.constraint.clone(),
+            stream: self.stream,
+            forks: self.forks,
+            candidates,
+            row,
+        });
+    }
+
     /// A copy that makes the same choices as this one would.
     #[must_use]
     pub fn fork_same_stream(&self) -> Self {

@@ -32,6 +32,9 @@ pub enum Want {
     Last,
     /// Those behind every token. Nothing is reused from the pool then.
     All,
+    /// Those behind each of the last so many tokens, some of which may be taken back: [`Session::keep`] has to follow.
+    /// Nothing is reused from the pool or left in it before.
+    Verify(usize),
 }
 
 /// A session's part in a step.
@@ -123,7 +126,9 @@ impl Batch {
             let (given, reused) = (slot.ids.len(), outcome.from - outcome.before);
             session.counters.call(given, reused, given - reused, clock.elapsed());
             if session.tokens.len() > outcome.before {
-                pages.publish(session.table, &session.tokens);
+                if !matches!(slot.want, Want::Verify(_)) {
+                    pages.publish(session.table, &session.tokens);
+                }
                 session.logits_at = None;
             }
             if let Some(last) = outcome.logits.clone().last() {
@@ -187,7 +192,7 @@ impl Batch {
                 let most = match slot.want {
                     Want::None => slot.ids.len(),
                     Want::Last => slot.ids.len().saturating_sub(1),
-                    Want::All => 0,
+                    Want::All | Want::Verify(_) => 0,
                 };
                 let reused = session.enter(&mut pages, slot.ids, most)?;
                 level = Some(own);
@@ -217,6 +222,7 @@ impl Batch {
                 Want::None => 0,
                 Want::Last => 1,
                 Want::All => ids.len(),
+                Want::Verify(rows) => rows.min(ids.len()),
             };
             outcome.logits = logits..logits + rows;
             if rows > 0 {

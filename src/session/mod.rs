@@ -7,13 +7,16 @@
 //! A call that fails leaves the session as it was: pages behind the old end hold nothing that anybody reads, so it is
 //! enough to forget the tokens. Chunks, threads and page sizes do not change a bit of what is computed, and neither
 //! does where a page came from: computed, shared by a fork, found in the pool, or brought back. It does not know text
-//! or sampling. `batch` runs several at once, `share` is what a session does with its pool.
+//! or sampling. `batch` runs several at once, `share` is what a session does with its pool, `verify` a step that may be
+//! taken back in part.
 
 pub mod batch;
 pub mod generate;
 mod share;
 pub mod snapshot;
+pub mod speculative;
 mod stats;
+mod verify;
 
 use std::time::Instant;
 
@@ -124,6 +127,8 @@ pub struct Session {
     /// How many tokens the logits are behind of.
     logits_at: Option<usize>,
     counters: stats::Counters,
+    /// Rows of logits in the scratch that a verification left there.
+    verified: usize,
 }
 
 impl std::fmt::Debug for Session {
@@ -217,6 +222,7 @@ impl Session {
             logits: Vec::new(),
             logits_at: None,
             counters: stats::Counters::default(),
+            verified: 0,
         };
         let spec = session.model.spec();
         let charge = &mut session.charge;
@@ -346,6 +352,7 @@ impl Session {
     /// Checks `ids`, takes over what the pool holds of them (at most `most` tokens) and makes room for the rest.
     /// Returns how many tokens were taken over.
     fn begin(&mut self, ids: &[i32], most: usize) -> Result<usize> {
+        self.verified = 0;
         self.check_ids(ids)?;
         self.scratch.room(self.model.spec(), ids.len().min(self.options.chunk), &mut self.charge)?;
         let pool = self.pool.clone();
@@ -549,5 +556,21 @@ impl generate::Evaluate for Session {
             }
             done => done.map(drop),
         }
+    }
+
+    fn verifiable(&self) -> usize {
+        self.verifiable()
+    }
+
+    fn verify(&mut self, ids: &[i32], rows: usize, cancel: Option<&Cancel>) -> Result<()> {
+        self.verify(ids, rows, cancel)
+    }
+
+    fn row(&self, row: usize) -> Result<&[f32]> {
+        self.verified_row(row)
+    }
+
+    fn keep(&mut self, tokens: usize, logits: Option<&[f32]>) -> Result<()> {
+        self.keep(tokens, logits)
     }
 }

@@ -172,6 +172,11 @@ impl Tokenizer {
         self.layout.special.get(at).copied().filter(|id| *id != NONE)
     }
 
+    /// Whether the other one was made from the same bytes, and so is the same.
+    pub(crate) fn same_tables(&self, other: &Self) -> bool {
+        self.bytes[..] == other.bytes[..]
+    }
+
     /// Ids are below this.
     pub fn size(&self) -> usize {
         self.layout.size as usize

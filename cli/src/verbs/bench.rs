@@ -4,7 +4,8 @@
 //! `file`, `file_bytes`, `isa`, `threads`, `batch` (sequences decoding together), `depth`, `prefill_tokens` and
 //! `decode_tokens` (of one sequence), `prefill_tokens_per_second` and `decode_tokens_per_second` (of all sequences
 //! together), `weight_bytes_per_token`, `read_bytes_per_second`, `decode_share_of_read_bandwidth` (weights once a step),
-//! `start_to_first_token_ms`, `anonymous_bytes_after_first_token`.
+//! `start_to_first_token_ms`, `anonymous_bytes_after_first_token`. With `--speculate` there is `speculation`, a list of
+//! comparisons, in their place.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -18,6 +19,7 @@ use llm_format::quant::Type;
 use serde_json::{Value, json};
 
 use crate::common::{self, RunArgs};
+use crate::speculate;
 
 /// Measure speed
 #[derive(clap::Args)]
@@ -43,6 +45,9 @@ pub struct Args {
     /// Sequences that decode together, each after a prefill of its own; speeds are of all of them together
     #[arg(short, long, default_value_t = 1)]
     batch: usize,
+    /// Compare generations of -n tokens with and without guessed tokens instead
+    #[arg(long, conflicts_with = "batch")]
+    speculate: bool,
     /// Repetitions
     #[arg(short, long, default_value_t = 5, value_parser = common::positive)]
     repetitions: usize,
@@ -68,6 +73,9 @@ pub fn run(args: &Args) -> Result<()> {
         (None, Some(path)) => path.clone(),
         (None, None) => bail!("give -m FILE or --random SHAPE"),
     };
+    if args.speculate {
+        return compare(args, &path);
+    }
     let report = measure(args, &path, scratch.path())?;
     if args.json {
         say!("{report}")?;
@@ -75,6 +83,21 @@ pub fn run(args: &Args) -> Result<()> {
         show(&report)?;
     }
     Ok(())
+}
+
+/// Speculation beside plain decoding.
+fn compare(args: &Args, path: &Path) -> Result<()> {
+    let model = args.run.open(path)?;
+    let vocab = i64::from(model.spec().vocab);
+    let prompt: Vec<i32> = (0..args.prefill).map(|i| ((i as i64 * 7919 + 13) % vocab) as i32).collect();
+    let options = args.run.session_options(args.prefill + args.decode + 1)?;
+    let cases = speculate::bench(&model, options, &prompt, args.decode, args.repetitions)?;
+    if args.json {
+        let (isa, threads) = (model.runtime().isa(), model.runtime().threads());
+        say!("{}", json!({ "isa": isa, "threads": threads, "tokens": args.decode, "speculation": cases }))
+    } else {
+        speculate::show(&cases)
+    }
 }
 
 fn make_random(shape: &str, ty: &str, path: &Path) -> Result<()> {

@@ -12,6 +12,7 @@ use llm::session::generate::{Generation, GenerationOptions, Kind};
 use llm::tokenizer::EncodeOptions;
 
 use crate::common::{self, ModelArgs, SamplingArgs};
+use crate::speculate::{self, SpecArgs};
 
 /// Continue a text
 #[derive(clap::Args)]
@@ -31,6 +32,8 @@ pub struct Args {
     sampling: SamplingArgs,
     #[command(flatten)]
     constraint: ConstraintArgs,
+    #[command(flatten)]
+    speculation: SpecArgs,
     /// Filters in this order, with their values: "penalties=1.1;top_k=40;temperature=0.8;mirostat=5"
     #[arg(long, value_name = "CHAIN")]
     chain: Option<String>,
@@ -40,7 +43,7 @@ pub struct Args {
     /// Go on past the end-of-text token
     #[arg(long)]
     ignore_eos: bool,
-    /// One JSON object at the end in place of the text: ids, text, reason, timings
+    /// One JSON object at the end in place of the text: ids, text, reason, timings, what guessing did
     #[arg(long)]
     json: bool,
 }
@@ -111,6 +114,9 @@ pub fn run(args: &Args) -> Result<()> {
         ..GenerationOptions::default()
     };
     let mut generation = Generation::new(model.tokenizer().ok().cloned(), options)?;
+    if let Some(speculation) = args.speculation.start(&model)? {
+        generation.speculate(speculation);
+    }
     let (mut ids, mut text, mut first_token) = (Vec::new(), String::new(), None);
     let decode_started = Instant::now();
     let mut out = std::io::stdout().lock();
@@ -150,6 +156,7 @@ pub fn run(args: &Args) -> Result<()> {
                 "decode_ms": decode.as_secs_f64() * 1e3,
                 "decode_tokens_per_second": per_second(ids.len().saturating_sub(1), decode),
             },
+            "speculation": generation.spec_stats().as_ref().map(speculate::report),
             "anonymous_bytes": common::anonymous_bytes(),
         });
         writeln!(out, "{report}")?;

@@ -1,11 +1,16 @@
 //! Generation: the loop of sample, accept, decode, and what a host sees of it.
 //!
 //! ```text
-//! pull ─→ decode the token told last ─→ sample ─→ accept ─→ whole characters ─→ stop texts ─→ event
+//! pull ─→ plan: the token told last, and drafts ─→ run: decode them ─→ take: sample, accept, whole characters,
+//!         stop texts; on to the next place while the token chosen is the draft that was decoded ─→ event
 //! ```
 //!
 //! Each pull computes one token and tells it at once; the token is decoded at the next pull, so that nobody waits
-//! for a forward pass to see a token that is already known. When [`Event::kind`] is [`Kind::Done`]:
+//! for a forward pass to see a token that is already known. With speculation ([`Generation::speculate`]) a pull may
+//! tell several, the same ones in the same order; what is told is all that sampler and session have taken.
+//!
+//! [`Generation::next`] is a whole pull. A host that runs several sessions in one step does its parts by itself:
+//! [`Generation::plan`], the step, [`Generation::take`]. When [`Event::kind`] is [`Kind::Done`]:
 //!
 //! * `ids` of all events, in order, are the tokens chosen, an end or stop token included.
 //! * `text` of all events is their text up to, and without, the stop text. Text that could still become a stop text
@@ -17,18 +22,21 @@
 //! where it stood before the pull. What this file does not know: models and tokenizers. It drives anything that is
 //! [`Evaluate`] and reads text from anything that is [`Text`].
 
+mod step;
 mod stop;
 #[cfg(test)]
 mod tests;
 
 use std::borrow::Borrow;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
-use crate::sampler::{self, Alternative, Sampler};
+use crate::sampler::{Alternative, Sampler};
+use crate::session::speculative::{SpecStats, Speculation};
 use crate::tokenizer::{TextStream, Tokenizer};
+pub use step::Plan;
 use stop::StopTexts;
 
 /// How many of the session's last tokens the text stream is shown first, so that the text goes on as that of the
@@ -55,6 +63,35 @@ pub trait Evaluate {
     /// As [`Evaluate::decode`]; tokens held before an error stay held.
     fn decode_all(&mut self, ids: &[i32], cancel: Option<&Cancel>) -> Result<()> {
         ids.iter().try_for_each(|&id| self.decode(id, cancel))
+    }
+    /// How many tokens [`Evaluate::verify`] would take now; 0 where it cannot promise the bits of decoding one by one.
+    fn verifiable(&self) -> usize {
+        0
+    }
+    /// Appends several tokens in one step and computes the logits behind each of the last `rows`, which
+    /// [`Evaluate::row`] then lends. [`Evaluate::keep`] has to follow.
+    ///
+    /// # Errors
+    /// As [`Evaluate::decode`]; the tokens held are then as before the call.
+    fn verify(&mut self, ids: &[i32], rows: usize, cancel: Option<&Cancel>) -> Result<()> {
+        let _ = (ids, rows, cancel);
+        Err(Error::new(Status::UNSUPPORTED, "this session decodes one token at a time"))
+    }
+    /// Row `row` of those that the last [`Evaluate::verify`] computed.
+    ///
+    /// # Errors
+    /// `BAD_STATE` where there is no such row.
+    fn row(&self, row: usize) -> Result<&[f32]> {
+        Err(Error::new(Status::BAD_STATE, format!("row {row}: nothing was verified")))
+    }
+    /// Behind a verification: keeps the first `tokens` tokens and the logits behind the last of them, which are
+    /// `logits` or else those computed by [`Evaluate::verify`].
+    ///
+    /// # Errors
+    /// `BAD_STATE` where there are no such logits.
+    fn keep(&mut self, tokens: usize, logits: Option<&[f32]>) -> Result<()> {
+        let _ = logits;
+        Err(Error::new(Status::BAD_STATE, format!("keep {tokens} tokens: nothing was verified")))
     }
 }
 
@@ -136,8 +173,8 @@ pub enum Reason {
 pub struct Event {
     /// Whether more follows.
     pub kind: Kind,
-    /// The token chosen by this pull, if any, and those that a constraint lets follow in any case (all tokens held, for
-    /// the event of `echo`).
+    /// The token chosen by this pull, if any, those that a constraint lets follow in any case, and with speculation the
+    /// tokens chosen behind these (all tokens held, for the event of `echo`).
     pub ids: Vec<i32>,
     /// The text that is now certain; may be empty.
     pub text: String,
@@ -145,8 +182,21 @@ pub struct Event {
     pub log_probability: f32,
     /// The likeliest tokens at that place, as the model alone sees them, likeliest first.
     pub top: Vec<Alternative>,
+    /// The same of the tokens chosen behind the first.
+    pub further: Vec<Place>,
     /// Why it ended, with [`Kind::Done`].
     pub reason: Option<Reason>,
+}
+
+/// A token of [`Event::ids`] that was chosen, other than the first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Place {
+    /// Its index in [`Event::ids`].
+    pub index: usize,
+    /// As [`Event::log_probability`].
+    pub log_probability: f32,
+    /// As [`Event::top`].
+    pub top: Vec<Alternative>,
 }
 
 /// Counters of a generation.
@@ -174,6 +224,8 @@ pub struct Generation {
     last: Option<i32>,
     reason: Option<Reason>,
     perf: Perf,
+    step: step::Step,
+    speculation: Option<Speculation>,
 }
 
 /// Text by the tokenizer of the model; special tokens have none.
@@ -235,7 +287,20 @@ impl Generation {
             last: None,
             reason: None,
             perf: Perf::default(),
+            step: step::Step::default(),
+            speculation: None,
         })
+    }
+
+    /// Drafts tokens from now on and verifies several in one step. The tokens are those that would be chosen without,
+    /// and nothing is drafted for a session or a sampler that cannot promise that.
+    pub fn speculate(&mut self, speculation: Speculation) {
+        self.speculation = Some(speculation);
+    }
+
+    /// What speculation did so far; `None` without.
+    pub fn spec_stats(&self) -> Option<SpecStats> {
+        self.speculation.as_ref().map(Speculation::stats)
     }
 
     /// Why it ended; `None` while it runs.
@@ -265,111 +330,17 @@ impl Generation {
         sampler: &mut Sampler,
         cancel: Option<&Cancel>,
     ) -> Result<Event> {
-        if let Some(reason) = self.reason {
-            return Ok(Event::done(reason, String::new()));
-        }
-        if !self.started {
-            let context = self.begin(session.tokens())?;
-            self.started = true;
-            if let Some(text) = context {
-                let ids = session.tokens().to_vec();
-                return Ok(Event { ids, ..Event::of(Kind::Text, text) });
-            }
-        }
-        if let Some(reason) = self.advance(session, cancel)? {
-            return Ok(self.end(reason));
-        }
-        if self.options.max_tokens > 0 && self.perf.tokens >= self.options.max_tokens as u64 {
-            return Ok(self.end(Reason::Length));
-        }
-
-        if sampler.is_complete() {
-            return Ok(self.end(Reason::Complete));
-        }
-
-        let clock = Instant::now();
-        let position = session.tokens().len() as u64;
-        let logits = session.logits()?;
-        let choice = match sampler.sample(logits, position) {
-            Err(e) if e.status() == Status::DEAD_END => return Ok(self.end(Reason::DeadEnd)),
-            choice => choice?,
+        let rows = match self.plan(session, sampler, cancel)? {
+            Plan::Tell(event) => return Ok(event),
+            Plan::Run { rows } => rows,
         };
-        let top = match self.options.top_logprobs {
-            0 => Vec::new(),
-            n => sampler::top(logits, n)?,
+        let run = match (self.planned(), rows) {
+            ([], _) => Ok(()),
+            (&[id], 1) => session.decode(id, cancel),
+            (ids, 1) => session.decode_all(ids, cancel),
+            (ids, rows) => session.verify(ids, rows, cancel),
         };
-        // Before accepting: an id without text must leave the sampler as it was.
-        let ends = self.ends(choice.id);
-        let text = match (&mut self.text, ends) {
-            (Some(text), None) => text.push(choice.id)?,
-            _ => String::new(),
-        };
-        sampler.accept(choice.id)?;
-        self.perf.sample += clock.elapsed();
-        self.perf.tokens += 1;
-
-        let mut event = if let Some(reason) = ends {
-            self.last = Some(choice.id);
-            self.end(reason)
-        } else {
-            self.take(choice.id, &text, session, sampler, cancel)?
-        };
-        event.ids.insert(0, choice.id);
-        event.log_probability = choice.log_probability;
-        event.top = top;
-        Ok(event)
-    }
-
-    /// The event of a token that was accepted and does not end the generation by itself, with the tokens that follow it
-    /// in any case. Those are told at once and decoded together with it at the next pull; they are the tokens that
-    /// would have been chosen one by one.
-    fn take<E: Evaluate + ?Sized>(
-        &mut self,
-        id: i32,
-        text: &str,
-        session: &mut E,
-        sampler: &mut Sampler,
-        cancel: Option<&Cancel>,
-    ) -> Result<Event> {
-        self.pending.push(id);
-        let (mut text, mut stopped) = self.stop.push(text);
-        let mut event = Event::of(Kind::Text, String::new());
-        let mut ended = None;
-        let room = match self.options.max_tokens as u64 {
-            0 => usize::MAX,
-            most => most.saturating_sub(self.perf.tokens) as usize,
-        };
-        for next in sampler.forced()?.into_iter().take(room) {
-            ended = self.ends(next);
-            if stopped || ended.is_some() {
-                break;
-            }
-            let piece = self.text.as_mut().map_or(Ok(String::new()), |text| text.push(next))?;
-            sampler.accept(next)?;
-            self.perf.tokens += 1;
-            event.ids.push(next);
-            self.pending.push(next);
-            let (more, now) = self.stop.push(&piece);
-            text.push_str(&more);
-            stopped = now;
-        }
-        if stopped || (ended.is_none() && sampler.is_complete()) {
-            // The session gets the token that completed the text, like those before it. Where it cannot take it, for
-            // whatever reason, the token stays among the unheld ones: the text is complete all the same.
-            self.advance(session, cancel).ok();
-            if stopped {
-                self.reason = Some(Reason::StopText);
-                event.reason = self.reason;
-                event.kind = Kind::Done;
-            } else {
-                let ids = std::mem::take(&mut event.ids);
-                event = self.end(Reason::Complete);
-                text.push_str(&event.text);
-                event.ids = ids;
-            }
-        }
-        event.text = text;
-        Ok(event)
+        self.take(session, sampler, run, None, cancel)
     }
 
     /// Ends it here, for a host that wants no more: tells the text that was held back. The token told last stays
@@ -391,41 +362,6 @@ impl Generation {
             }
         }
         Ok(self.options.echo.then_some(before))
-    }
-
-    /// Decodes the token told last; the reason to end, if it could not be.
-    fn advance<E: Evaluate + ?Sized>(
-        &mut self,
-        session: &mut E,
-        cancel: Option<&Cancel>,
-    ) -> Result<Option<Reason>> {
-        if let Some(cancel) = cancel
-            && cancel.check().is_err()
-        {
-            return Ok(Some(Reason::Cancelled));
-        }
-        if self.pending.is_empty() {
-            return Ok(None);
-        }
-        let clock = Instant::now();
-        let before = session.tokens().len();
-        let outcome = match self.pending[..] {
-            [id] => session.decode(id, cancel),
-            _ => session.decode_all(&self.pending, cancel),
-        };
-        self.perf.decode += clock.elapsed();
-        // Of several tokens the first ones may be held although the last ones cannot be.
-        let held = session.tokens().len().saturating_sub(before).min(self.pending.len());
-        self.pending.drain(..held);
-        self.perf.decoded += held as u64;
-        match outcome {
-            Ok(()) => Ok(None),
-            Err(e) => match e.status() {
-                Status::CANCELLED | Status::DEADLINE => Ok(Some(Reason::Cancelled)),
-                Status::CONTEXT_FULL => Ok(Some(Reason::ContextFull)),
-                _ => Err(e),
-            },
-        }
     }
 
     /// Whether choosing `id` ends the generation.
@@ -453,7 +389,15 @@ impl Generation {
 
 impl Event {
     fn of(kind: Kind, text: String) -> Self {
-        Self { kind, ids: Vec::new(), text, log_probability: 0.0, top: Vec::new(), reason: None }
+        Self {
+            kind,
+            ids: Vec::new(),
+            text,
+            log_probability: 0.0,
+            top: Vec::new(),
+            further: Vec::new(),
+            reason: None,
+        }
     }
 
     fn done(reason: Reason, text: String) -> Self {

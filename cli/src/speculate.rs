@@ -1,0 +1,220 @@
+//! Speculation on the command line: the flags of `generate`, and what `bench --speculate` measures.
+//!
+//! The bench compares generations without and with guesses, turn by turn, on the same tokens. Random weights say nothing
+//! that could be guessed, so guesses are replayed from the plain run: a share of them is left true, and each takes a
+//! given part of a plain step. Text that repeats its prompt comes from a processor that leaves no other token.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use llm::model::{Model, OpenOptions};
+use llm::sampler::processor::Input;
+use llm::sampler::{Sampler, SamplingParams, Stage};
+use llm::session::generate::{Generation, GenerationOptions};
+use llm::session::speculative::{Lengths, MOST_DRAFT, Replay, SpecOptions, SpecStats, Speculation};
+use llm::session::{Session, SessionOptions};
+use serde_json::{Value, json};
+
+/// Share of the guesses that are replayed true, and what each takes of a plain step.
+const REPLAY: (f64, f64) = (0.8, 0.1);
+/// Tokens of the text that is repeated.
+const PERIOD: usize = 24;
+
+/// Who guesses tokens, and how many.
+#[derive(clap::Args)]
+pub struct SpecArgs {
+    /// Let the model in this file guess tokens; its vocabulary is that of the model. The text stays the same
+    #[arg(long, value_name = "FILE", conflicts_with = "ngram")]
+    draft: Option<PathBuf>,
+    /// Guess what followed the last tokens where they stood before. The text stays the same
+    #[arg(long)]
+    ngram: bool,
+    /// Tokens to guess at a time at most
+    #[arg(long, value_name = "N", default_value_t = Lengths::default().most)]
+    draft_max: usize,
+}
+
+impl SpecArgs {
+    /// Speculation for `model`, if it is asked for.
+    pub fn start(&self, model: &Model) -> Result<Option<Speculation>> {
+        let mut options = match (&self.draft, self.ngram) {
+            (Some(file), _) => {
+                SpecOptions::draft(&Model::open_path(model.runtime(), file, &OpenOptions::default(), None)?)
+            }
+            (None, true) => SpecOptions::ngram(),
+            (None, false) => return Ok(None),
+        };
+        options.lengths.most = self.draft_max;
+        Ok(Some(options.start(model)?))
+    }
+}
+
+/// The counters as JSON.
+pub fn report(stats: &SpecStats) -> Value {
+    let milliseconds = |d: Duration| d.as_secs_f64() * 1e3;
+    json!({
+        "drafted": stats.drafted,
+        "accepted": stats.accepted,
+        "rejected": stats.rejected,
+        "bonus": stats.bonus,
+        "acceptance": stats.acceptance(),
+        "verify_steps": stats.verify_steps,
+        "plain_steps": stats.plain_steps,
+        "switched_off": stats.switched_off,
+        "failed": stats.failed,
+        "draft_ms": milliseconds(stats.draft),
+        "verify_ms": milliseconds(stats.verify),
+        "plain_equivalent_ms": milliseconds(stats.plain_equivalent),
+    })
+}
+
+/// One comparison of the bench.
+struct Case<'a> {
+    name: &'static str,
+    temperature: f32,
+    /// The text repeats itself.
+    repeats: bool,
+    guess: &'a dyn Fn(&Run) -> Result<Speculation>,
+}
+
+/// A generation that was timed.
+struct Run {
+    ids: Vec<i32>,
+    time: Duration,
+    stats: SpecStats,
+}
+
+/// Compares generations of `tokens` tokens behind `prompt`, `repetitions` times each; one object a case.
+pub fn bench(
+    model: &Model,
+    options: SessionOptions,
+    prompt: &[i32],
+    tokens: usize,
+    repetitions: usize,
+) -> Result<Vec<Value>> {
+    if tokens < 2 || prompt.is_empty() {
+        bail!("--speculate needs a prefill of 1 token or more and -n 2 or more");
+    }
+    let replay = |share: f64| {
+        move |plain: &Run| {
+            let cost = plain.time.mul_f64(REPLAY.1 / plain.ids.len().max(1) as f64);
+            let replay = Replay::new(prompt.len(), plain.ids.clone(), share, cost, 5);
+            Ok(Speculation::new(Box::new(replay), &Lengths::default())?)
+        }
+    };
+    let ngram = |_: &Run| {
+        let mut options = SpecOptions::ngram();
+        options.lengths.most = MOST_DRAFT.min(16);
+        Ok(options.start(model)?)
+    };
+    let (often, never) = (replay(REPLAY.0), replay(0.0));
+    let cases = [
+        Case { name: "replay, 80 % true", temperature: 0.0, repeats: false, guess: &often },
+        Case { name: "replay, 80 % true", temperature: 0.8, repeats: false, guess: &often },
+        Case { name: "replay, none true", temperature: 0.0, repeats: false, guess: &never },
+        Case { name: "lookup, repeating text", temperature: 0.0, repeats: true, guess: &ngram },
+        Case { name: "lookup, other text", temperature: 0.0, repeats: false, guess: &ngram },
+        Case { name: "lookup, other text", temperature: 0.8, repeats: false, guess: &ngram },
+    ];
+    let mut session = Session::new(model, options)?;
+    session.prefill(prompt, None, None)?;
+    cases.iter().map(|case| compare(case, &mut session, prompt, tokens, repetitions)).collect()
+}
+
+fn compare(
+    case: &Case<'_>,
+    session: &mut Session,
+    prompt: &[i32],
+    tokens: usize,
+    repetitions: usize,
+) -> Result<Value> {
+    let mut plain = generate(case, session, prompt, tokens, None)?; // warms up
+    let (mut ratios, mut last) = (Vec::new(), None);
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for _ in 0..repetitions {
+        plain = generate(case, session, prompt, tokens, None)?;
+        let guessed = generate(case, session, prompt, tokens, Some((case.guess)(&plain)?))?;
+        if guessed.ids != plain.ids {
+            bail!("{}: the tokens are not those of plain decoding", case.name);
+        }
+        ratios.push(plain.time.as_secs_f64() / guessed.time.as_secs_f64());
+        without.push(tokens as f64 / plain.time.as_secs_f64());
+        with.push(tokens as f64 / guessed.time.as_secs_f64());
+        last = Some(guessed.stats);
+    }
+    let median = |values: &mut Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    };
+    Ok(json!({
+        "case": case.name,
+        "temperature": case.temperature,
+        "ratio": median(&mut ratios),
+        "ratio_min": ratios.first(),
+        "ratio_max": ratios.last(),
+        "plain_tokens_per_second": median(&mut without),
+        "tokens_per_second": median(&mut with),
+        "counters": report(&last.unwrap_or_default()),
+    }))
+}
+
+fn generate(
+    case: &Case<'_>,
+    session: &mut Session,
+    prompt: &[i32],
+    tokens: usize,
+    speculation: Option<Speculation>,
+) -> Result<Run> {
+    // The last token again, for its logits.
+    session.truncate(prompt.len() - 1)?;
+    session.decode(prompt[prompt.len() - 1], None)?;
+    let params = SamplingParams { temperature: case.temperature, seed: 1, ..SamplingParams::default() };
+    let mut sampler = Sampler::new(&params)?;
+    if case.repeats {
+        let script: Vec<i32> = prompt.iter().copied().cycle().take(prompt.len().min(PERIOD)).collect();
+        let only = move |input: &Input<'_>, logits: &mut [f32]| {
+            let id = script[input.position as usize % script.len()];
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit = 1e9;
+            }
+            Ok(())
+        };
+        sampler.add_processor(Stage::BeforePenalties, true, Arc::new(only));
+    }
+    let options = GenerationOptions { max_tokens: tokens, ignore_end: true, ..GenerationOptions::default() };
+    let mut generation = Generation::new(None, options)?;
+    if let Some(speculation) = speculation {
+        generation.speculate(speculation);
+    }
+    let (mut ids, started) = (Vec::new(), Instant::now());
+    while ids.len() < tokens {
+        ids.extend(generation.next(session, &mut sampler, None)?.ids);
+    }
+    Ok(Run { ids, time: started.elapsed(), stats: generation.spec_stats().unwrap_or_default() })
+}
+
+/// The bench's cases for people.
+pub fn show(cases: &[Value]) -> Result<()> {
+    say!(
+        "{:28}{:>6}{:>10}{:>10}{:>8}{:>16}{:>10}",
+        "",
+        "temp",
+        "plain",
+        "guessed",
+        "ratio",
+        "(min - max)",
+        "true"
+    )?;
+    for case in cases {
+        let number = |key: &str| case[key].as_f64().unwrap_or(f64::NAN);
+        let name = case["case"].as_str().unwrap_or_default();
+        let range = format!("({:.2} - {:.2})", number("ratio_min"), number("ratio_max"));
+        let share = case["counters"]["acceptance"].as_f64().unwrap_or(f64::NAN) * 100.0;
+        let (plain, guessed) = (number("plain_tokens_per_second"), number("tokens_per_second"));
+        let (temperature, ratio) = (number("temperature"), number("ratio"));
+        say!("{name:28}{temperature:>6.1}{plain:>10.1}{guessed:>10.1}{ratio:>8.2}{range:>16}{share:>8.0} %")?;
+    }
+    Ok(())
+}
