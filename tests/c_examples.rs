@@ -143,6 +143,21 @@ fn pools_and_their_sessions_answer_every_use() {
     }
 }
 
+#[test]
+fn speculative_tells_the_same_tokens_with_guesses() {
+    let library = Library::find();
+    let Some((model, _)) = model(library.dir.path()) else { return };
+    for cc in compilers() {
+        let speculative = library.compile(&cc, &example("speculative"), "speculative", &[]);
+        let told = run(Command::new(&speculative).arg(&model).arg(&model).arg("Once upon a time"));
+        assert_eq!(told.matches("tokens, the same").count(), 4, "{told}");
+        let line = told.lines().find(|line| line.starts_with("draft at 0.8")).unwrap();
+        let numbers: Vec<u32> = line.split([' ', ':']).filter_map(|word| word.parse().ok()).collect();
+        let [tokens, guessed, came_true, steps] = numbers[..] else { panic!("{told}") };
+        assert!(came_true * 10 >= guessed * 9 && steps * 3 < tokens, "its own draft: {told}");
+    }
+}
+
 /// Valgrind knows no AVX-512, so the AVX2 kernels run.
 #[test]
 fn no_program_leaks_or_reads_what_it_may_not() {
@@ -169,6 +184,8 @@ fn no_program_leaks_or_reads_what_it_may_not() {
     run(check().arg(&schema).arg(&model).arg(pet(library.dir.path())).arg("A pet: "));
     let fork = library.compile(&cc, &example("fork"), "fork", &[]);
     run(check().arg(&fork).arg(&model).arg(STORY));
+    let speculative = library.compile(&cc, &example("speculative"), "speculative", &[]);
+    run(check().arg(&speculative).arg(&model).arg(&model).arg("Once"));
     let pool = library.compile(&cc, &root().join("tests/c/pool.c"), "pool", &[]);
     run(check().arg(&pool).arg(&model));
     let misuse = library.compile(&cc, &root().join("tests/c/misuse.c"), "misuse", &["-lm"]);

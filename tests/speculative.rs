@@ -105,6 +105,10 @@ fn check_sums(stats: &SpecStats, told: usize, what: &str) {
     );
 }
 
+fn draft(target: &Model, draft: &Model, most: usize) -> Speculation {
+    SpecOptions { lengths: always(most), ..SpecOptions::draft(draft) }.start(target).unwrap()
+}
+
 /// Compares every proposer with plain decoding from the state that `start` makes.
 fn compare(
     model: &Model,
@@ -128,17 +132,31 @@ fn compare(
     let (got, stats) = generate(&mut start(), sampler(), options, Some(ngram(model, 5)));
     assert_eq!(got, plain, "{what}, ngram");
     check_sums(&stats, plain.ids.len(), what);
+    // The model as its own draft: with the same noise every guess comes true.
+    let (got, stats) = generate(&mut start(), sampler(), options, Some(draft(model, model, 3)));
+    assert_eq!(got, plain, "{what}, draft");
+    check_sums(&stats, plain.ids.len(), what);
+    assert!(stats.rejected <= 3 && stats.failed <= 1, "{what}, draft: {stats:?}");
     plain
 }
 
 /// A small trained model with a tokenizer, and a prompt.
 fn stories() -> Option<(Model, Vec<i32>)> {
-    let dir = tempfile::tempdir().unwrap();
-    let (checkpoint, _) = stories::checkpoint(dir.path())?;
-    let model = model(&runtime(0, None), &checkpoint, Type::Q8);
+    let model = stories_of(Type::Q8, |_| {})?;
     let tokenizer = model.tokenizer().unwrap().clone();
     let prompt = tokenizer.encode("Once upon a time, there was a little", tokenizer.options(true)).unwrap();
     Some((model, prompt))
+}
+
+/// The model in another type, with `change` made to its tokenizer.
+fn stories_of(ty: Type, change: impl FnOnce(&mut Vec<u8>)) -> Option<Model> {
+    let dir = tempfile::tempdir().unwrap();
+    let (checkpoint, _) = stories::checkpoint(dir.path())?;
+    let file = checkpoint.join("tokenizer.model");
+    let mut tokenizer = std::fs::read(&file).unwrap();
+    change(&mut tokenizer);
+    std::fs::write(&file, tokenizer).unwrap();
+    Some(model(&runtime(0, None), &checkpoint, ty))
 }
 
 fn sampled(change: impl FnOnce(&mut SamplingParams)) -> Sampler {
@@ -271,6 +289,46 @@ fn forks_and_restored_sessions_go_on_with_the_same_tokens() {
         session
     };
     assert_eq!(compare(&model, &restored, &sampler, &options, "restored"), fresh);
+}
+
+#[test]
+fn a_draft_of_coarser_weights_guesses_most_tokens_sampled_ones_too() {
+    let Some((model, prompt)) = stories() else { return };
+    let coarse = stories_of(Type::Q4, |_| {}).unwrap();
+    let options = GenerationOptions { max_tokens: 80, ignore_end: true, ..Default::default() };
+    for temperature in [0.0, 0.8] {
+        let sampler = || sampled(|p| p.temperature = temperature);
+        let (plain, _) = generate(&mut prefilled(&model, &prompt, 0), sampler(), &options, None);
+        let speculation = draft(&model, &coarse, 3);
+        let (got, stats) =
+            generate(&mut prefilled(&model, &prompt, 0), sampler(), &options, Some(speculation));
+        assert_eq!(got, plain, "temperature {temperature}");
+        assert!(stats.acceptance() > 0.3, "temperature {temperature}: {stats:?}");
+    }
+}
+
+#[test]
+fn a_draft_of_another_vocabulary_is_refused_with_the_first_difference() {
+    let Some((model, _)) = stories() else { return };
+    let refused = |draft: &Model, expected: &str| {
+        let e = SpecOptions::draft(draft).check(&model).unwrap_err();
+        assert_eq!(e.status(), llm::Status::MISMATCH);
+        assert!(e.to_string().contains(expected), "{e}");
+    };
+    let other = stories_of(Type::Q4, |tokenizer| {
+        let text = "\u{2581}the".as_bytes();
+        let at = tokenizer.windows(text.len()).position(|w| w == text).unwrap();
+        tokenizer[at + text.len() - 1] = b'q';
+    });
+    refused(&other.unwrap(), "text of token");
+    if let Some(reference) = Reference::all().into_iter().find(|r| r.name == "llama_untied") {
+        let without = support::model(model.runtime(), &reference.dir, Type::Q8);
+        if without.spec().vocab != model.spec().vocab {
+            refused(&without, "number of ids");
+        }
+    }
+    assert!(SpecOptions::draft(&model).check(&model).is_ok());
+    assert!(SpecOptions::ngram().check(&model).is_ok());
 }
 
 #[test]
