@@ -328,6 +328,9 @@ typedef struct llm_session llm_session;
 /* What a session shall be. Class X. */
 typedef struct llm_session_options llm_session_options;
 
+/* How tokens are guessed. Class X. */
+typedef struct llm_spec_options llm_spec_options;
+
 /* A compiled chat template. Class S. */
 typedef struct llm_template llm_template;
 
@@ -539,6 +542,43 @@ typedef struct llm_perf {
     /* Zero. */
     uint64_t reserved[4];
 } llm_perf;
+
+/* What speculation did. drafted = accepted + rejected; the steps with guesses told accepted + bonus tokens. */
+typedef struct llm_spec_stats {
+    /* sizeof(llm_spec_stats), set by the host. */
+    uint32_t struct_size;
+    /* Zero. */
+    uint32_t reserved0;
+    /* Tokens guessed and given to the model. */
+    uint64_t drafted;
+    /* Guesses that came true. */
+    uint64_t accepted;
+    /* Guesses that did not, those behind an end or a stop among them. */
+    uint64_t rejected;
+    /* Tokens chosen behind the last guess that came true: one for each step with guesses, none where that ended with
+     * a guess. */
+    uint64_t bonus;
+    /* Steps with guesses. */
+    uint64_t verify_steps;
+    /* Steps of one token without guesses. */
+    uint64_t plain_steps;
+    /* Times that guessing was given up for a while because it did not pay. */
+    uint64_t switched_off;
+    /* Proposals and steps with guesses that failed; generation went on without. */
+    uint64_t failed;
+    /* Time spent guessing, in nanoseconds. */
+    uint64_t draft_ns;
+    /* Time spent in steps with guesses, in nanoseconds. */
+    uint64_t verify_ns;
+    /* What the tokens of those steps would have taken one by one, by the steps without guesses, in nanoseconds. */
+    uint64_t plain_equivalent_ns;
+    /* Guesses by their place in the draft. */
+    uint64_t drafted_at[32];
+    /* Those of them that came true. */
+    uint64_t accepted_at[32];
+    /* Zero. */
+    uint64_t reserved[4];
+} llm_spec_stats;
 
 #ifdef __cplusplus
 extern "C" {
@@ -1302,6 +1342,54 @@ llm_status llm_constraint_state_fork(struct llm_constraint_state *state,
 /* Frees a state; NULL is allowed. X. */
 void llm_constraint_state_free(struct llm_constraint_state *state);
 
+/* Makes options with defaults: tokens are looked up in the session's own text, 1 to 8 at a time, as long as that pays.
+ * NULL_ARG, NO_MEMORY. X. */
+llm_status llm_spec_options_new(struct llm_spec_options **out_options);
+
+/* Lets a second model guess, from `least` to `most` tokens at a time (1 ≤ least ≤ most ≤ 32). Its vocabulary has to be
+ * that of the model it guesses for (llm_spec_check). Keys and values go to `pool`, a pool of the draft; NULL: each
+ * generation has pages of its own. Model and pool are kept. NULL_ARG, INVALID_ARG, BUSY. X. */
+llm_status llm_spec_options_set_draft_model(struct llm_spec_options *options,
+                                            const struct llm_model *draft,
+                                            const struct llm_kv_pool *pool,
+                                            uint32_t least,
+                                            uint32_t most,
+                                            struct llm_error **out_err);
+
+/* Looks up what followed the last tokens before, in the session's own tokens and in a corpus (copied; NULL for none).
+ * A match is `least_match` to `most_match` tokens long (1 ≤ least ≤ most ≤ 1024); 3 to 16 are the defaults. NULL_ARG,
+ * INVALID_ARG, BUSY. X. */
+llm_status llm_spec_options_set_ngram(struct llm_spec_options *options,
+                                      uint32_t least_match,
+                                      uint32_t most_match,
+                                      const llm_token *corpus,
+                                      size_t corpus_count,
+                                      struct llm_error **out_err);
+
+/* Guesses from `least` to `most` tokens at a time (1 ≤ least ≤ most ≤ 32). NULL_ARG, INVALID_ARG, BUSY. X. */
+llm_status llm_spec_options_set_lengths(struct llm_spec_options *options,
+                                        uint32_t least,
+                                        uint32_t most);
+
+/* 1 (default): as many guesses as lately brought the most tokens by time, and none for a while where they do not pay;
+ * 0: the most at every step. NULL_ARG, BUSY. X. */
+llm_status llm_spec_options_set_adaptive(struct llm_spec_options *options,
+                                         int32_t adaptive);
+
+/* What guessing has to reach to go on, in tokens by time over those without, 0 to 100; 1.03 is the default. NULL_ARG,
+ * INVALID_ARG, BUSY. X. */
+llm_status llm_spec_options_set_min_gain(struct llm_spec_options *options,
+                                         float min_gain);
+
+/* Frees options; NULL is allowed. X. */
+void llm_spec_options_free(struct llm_spec_options *options);
+
+/* Whether tokens can be guessed so for a model: OK, or MISMATCH naming the first difference of the draft's vocabulary
+ * (number of ids, special token, text of a token). NULL_ARG, INVALID_ARG, BUSY. S; the options X. */
+llm_status llm_spec_check(const struct llm_model *target,
+                          struct llm_spec_options *options,
+                          struct llm_error **out_err);
+
 /* Makes options with defaults: 128 tokens, the model's own end tokens. NULL_ARG, NO_MEMORY. X. */
 llm_status llm_generation_options_new(struct llm_generation_options **out_options);
 
@@ -1327,12 +1415,19 @@ llm_status llm_generation_options_set_ignore_end(struct llm_generation_options *
 llm_status llm_generation_options_set_top_logprobs(struct llm_generation_options *options,
                                                    uint32_t top_logprobs);
 
+/* Guesses tokens and verifies several in one step; `spec` is copied, NULL (default) takes it away. Tokens and text are
+ * those of a generation without. An event may tell several tokens then. Nothing is guessed for a sampler with an impure
+ * processor. NULL_ARG, BUSY. X. */
+llm_status llm_generation_options_set_spec(struct llm_generation_options *options,
+                                           struct llm_spec_options *spec);
+
 /* Frees options; NULL is allowed. X. */
 void llm_generation_options_free(struct llm_generation_options *options);
 
 /* Begins a generation behind the tokens a session holds. The generation has session and sampler for its lifetime:
  * meanwhile calls on them return BUSY (they may be freed; they go when the generation does). Without a tokenizer in
- * the file all texts are empty. NULL options are the defaults. NULL_ARG, BUSY, UNSUPPORTED. X. */
+ * the file all texts are empty. NULL options are the defaults. NULL_ARG, BUSY, UNSUPPORTED;
+ * MISMATCH for a draft of another vocabulary. X. */
 llm_status llm_generation_new(struct llm_session *session,
                               struct llm_sampler *sampler,
                               struct llm_generation_options *options,
@@ -1383,6 +1478,11 @@ llm_status llm_generation_reason(struct llm_generation *generation, int32_t *out
 
 /* Counters so far, into a struct whose struct_size the host has set. NULL_ARG, INVALID_ARG, BUSY. X. */
 llm_status llm_generation_perf(struct llm_generation *generation, struct llm_perf *out_perf);
+
+/* What guessing did so far, into a struct whose struct_size the host has set; zeros where llm_generation_options_set_spec
+ * was not called. NULL_ARG, INVALID_ARG, BUSY. X. */
+llm_status llm_generation_spec_stats(struct llm_generation *generation,
+                                     struct llm_spec_stats *out_stats);
 
 /* Ends a generation and gives session and sampler back; NULL is allowed. X. */
 void llm_generation_free(struct llm_generation *generation);
