@@ -42,7 +42,8 @@ fn run_together(pool: &KvPool, members: &mut [Member], dice: &mut Dice, what: &s
             let left = member.ids.len() - member.session.len();
             if left > 0 && dice.below(4) > 0 {
                 let n = if dice.below(2) == 0 { 1 } else { 1 + dice.below(left.min(40)) };
-                plan.push((i, n, [Want::None, Want::Last, Want::All][dice.below(3)]));
+                let verify = Want::Verify(1 + dice.below(n));
+                plan.push((i, n, [Want::None, Want::Last, Want::All, verify][dice.below(4)]));
             }
         }
         // Slots in any order.
@@ -59,6 +60,7 @@ fn run_together(pool: &KvPool, members: &mut [Member], dice: &mut Dice, what: &s
                 Want::None => &[][..],
                 Want::Last => &alone[(to - 1) * vocab..to * vocab],
                 Want::All => &alone[from * vocab..to * vocab],
+                Want::Verify(rows) => &alone[(to - rows) * vocab..to * vocab],
             });
             slots.push(Slot { session, ids: &ids[from..to], want });
         }
@@ -66,7 +68,14 @@ fn run_together(pool: &KvPool, members: &mut [Member], dice: &mut Dice, what: &s
         for (i, expected) in expected.iter().enumerate() {
             batch.status(i).unwrap();
             assert_eq!(bits(batch.logits(i).unwrap()), bits(expected), "{what}, slot {i} of {}", slots.len());
-            if slots[i].want != Want::None {
+            if let Want::Verify(rows) = slots[i].want {
+                // Takes back some of what was computed, which comes again with the next step.
+                let keep = 1 + dice.below(rows);
+                let row = &expected[(keep - 1) * vocab..keep * vocab];
+                let held = slots[i].session.len();
+                slots[i].session.keep(held - rows + keep, Some(row)).unwrap();
+                assert_eq!(bits(slots[i].session.logits().unwrap()), bits(row));
+            } else if slots[i].want != Want::None {
                 let last = slots[i].session.logits().unwrap();
                 assert_eq!(bits(last), bits(&expected[expected.len() - vocab..]));
             }
