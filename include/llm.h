@@ -248,6 +248,13 @@
  * has AMX: results then differ from those of the other levels. */
 #define LLM_DETERMINISM_FAST 2
 
+/* The mean of all tokens' hidden states. */
+#define LLM_POOLING_MEAN 0
+/* The hidden state of the last token, which has seen all others. */
+#define LLM_POOLING_LAST 1
+/* The hidden state of the first token. */
+#define LLM_POOLING_FIRST 2
+
 /* On the model's logits, before the chain. */
 #define LLM_STAGE_BEFORE_PENALTIES 0
 /* Behind the last of the chain's penalties. */
@@ -1186,6 +1193,60 @@ llm_status llm_session_swap_in(struct llm_session *session,
  * pool that is running. NULL_ARG, INVALID_ARG, BUSY. X. */
 llm_status llm_session_get_stats(struct llm_session *session,
                                  struct llm_session_stats *out_stats);
+
+/* Appends tokens and tells how likely the model found each of them after those before it, as natural logarithms of
+ * probabilities into an array of `count`; e to the mean of their negatives is the perplexity. The first token of an
+ * empty session follows nothing: its score is NaN. With `top` above 0 the likeliest tokens at each place, likeliest
+ * first, go to arrays of `count` times `top`; places without a token get the id -1 and NaN. Scratch is a few rows of the
+ * vocabulary's size, whatever `count` is. Logits of the last token are ready afterwards. Progress as in
+ * llm_session_prefill; its STOP ends with the scores of the tokens that are held then. Arrays of `top` may be NULL where
+ * it is 0; so may all from `progress` on. `out_scored` gets the number of tokens scored. BAD_STATE where the session
+ * holds tokens but no logits of the last one, INVALID_ARG for an id that is not in the vocabulary (detail TOKEN_INDEX),
+ * CONTEXT_FULL, KV_FULL, NO_MEMORY, CANCELLED, DEADLINE, CALLBACK, NULL_ARG, BUSY; the session is then as before. X. */
+llm_status llm_session_score(struct llm_session *session,
+                             const llm_token *ids,
+                             size_t count,
+                             float *log_probabilities,
+                             size_t top,
+                             llm_token *top_ids,
+                             float *top_log_probabilities,
+                             llm_prefill_fn progress,
+                             void *user_data,
+                             llm_drop_fn drop,
+                             const struct llm_cancel *cancel,
+                             size_t *out_scored,
+                             struct llm_error **out_err);
+
+/* Appends tokens and pools their hidden states (behind the last layer, after the final norm) into one vector of the
+ * model's width, ask or fill: `pooling` is one of LLM_POOLING, `normalise` 1 makes its length 1. Tokens the session held
+ * before are context and not pooled; reset it between texts. There are no logits afterwards. `cancel` and `out_needed`
+ * may be NULL. BUFFER_SMALL (nothing is computed then), INVALID_ARG without tokens and for an id that is not in the
+ * vocabulary (detail TOKEN_INDEX), CONTEXT_FULL, KV_FULL, NO_MEMORY, CANCELLED, DEADLINE, NULL_ARG, BUSY; the session is
+ * then as before. X. */
+llm_status llm_session_embedding(struct llm_session *session,
+                                 const llm_token *ids,
+                                 size_t count,
+                                 int32_t pooling,
+                                 int32_t normalise,
+                                 const struct llm_cancel *cancel,
+                                 float *buf,
+                                 size_t cap,
+                                 size_t *out_needed,
+                                 struct llm_error **out_err);
+
+/* Appends tokens and gives the hidden states (behind the last layer, after the final norm) of those at the indices
+ * `at`, which ascend and are below `count`: `at_count` rows of the model's width, ask or fill. There are no logits
+ * afterwards. `cancel` and `out_needed` may be NULL. Statuses as llm_session_embedding. X. */
+llm_status llm_session_hidden(struct llm_session *session,
+                              const llm_token *ids,
+                              size_t count,
+                              const size_t *at,
+                              size_t at_count,
+                              const struct llm_cancel *cancel,
+                              float *buf,
+                              size_t cap,
+                              size_t *out_needed,
+                              struct llm_error **out_err);
 
 /* Fills a struct, whose struct_size the host has set, with defaults. NULL_ARG, INVALID_ARG. S. */
 llm_status llm_sampling_params_init(struct llm_sampling_params *params);

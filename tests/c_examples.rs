@@ -97,6 +97,29 @@ fn schema_writes_what_is_valid_and_refuses_what_is_no_schema() {
     }
 }
 
+/// A text is like itself, and what the model was trained on is likelier than the same words in disorder.
+#[test]
+fn embed_tells_how_alike_and_how_likely_texts_are() {
+    let library = Library::find();
+    let Some((model, _)) = model(library.dir.path()) else { return };
+    let texts =
+        ["Once upon a time, there was a dog.", "dog a there. time was a upon, Once", "One day, a cat sat."];
+    for cc in compilers() {
+        let embed = library.compile(&cc, &example("embed"), "embed", &["-lm"]);
+        let told = run(Command::new(&embed).arg(&model).args(texts));
+        let number =
+            |line: &str, nth: usize| line.split_whitespace().nth(nth).unwrap().parse::<f64>().unwrap();
+        let lines: Vec<&str> = told.lines().collect();
+        assert_eq!(number(lines[0], 0), 1.0, "{told}");
+        assert!(lines[1..].iter().all(|line| number(line, 0) < 0.999), "{told}");
+        assert!(number(lines[0], 1) * 4.0 < number(lines[1], 1), "{told}");
+        let long = "a".repeat(4000);
+        let refused = Command::new(&embed).arg(&model).arg(&long).output().unwrap();
+        let message = String::from_utf8_lossy(&refused.stderr);
+        assert!(message.starts_with("encode: LLM_BUFFER_SMALL: "), "{message}");
+    }
+}
+
 #[test]
 fn misuse_is_answered_with_a_status() {
     let library = Library::find();
@@ -188,6 +211,8 @@ fn no_program_leaks_or_reads_what_it_may_not() {
     run(check().arg(&speculative).arg(&model).arg(&model).arg("Once"));
     let pool = library.compile(&cc, &root().join("tests/c/pool.c"), "pool", &[]);
     run(check().arg(&pool).arg(&model));
+    let embed = library.compile(&cc, &example("embed"), "embed", &["-lm"]);
+    run(check().arg(&embed).arg(&model).args(["Once upon a time", "A dog"]));
     let misuse = library.compile(&cc, &root().join("tests/c/misuse.c"), "misuse", &["-lm"]);
     run(check().arg(&misuse).arg(&model).arg("no-fork"));
 }

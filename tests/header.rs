@@ -28,6 +28,7 @@ const SOURCES: &[&str] = &[
     "kv",
     "session",
     "session_pool",
+    "score",
     "sampler",
     "constraint",
     "speculation",
@@ -111,6 +112,7 @@ fn family(line: &str) -> &str {
         "LLM_REASON",
         "LLM_STAGE",
         "LLM_PARSE",
+        "LLM_POOLING",
     ];
     families.into_iter().find(|family| name.starts_with(family)).unwrap_or("LLM_")
 }

@@ -274,14 +274,3 @@ pub fn not_empty(ids: &[i32]) -> Result<()> {
     }
     Ok(())
 }
-
-/// The negative logarithm of `softmax(logits)[id]`, in f64, in nats.
-pub fn negative_log_probability(logits: &[f32], id: i32) -> Result<f64> {
-    let index = usize::try_from(id).ok().filter(|&i| i < logits.len());
-    let Some(index) = index else {
-        bail!("token id {id}: expected 0 to {} (the model's vocabulary)", logits.len().saturating_sub(1));
-    };
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
-    Ok(sum.ln() - f64::from(logits[index] - max))
-}

@@ -38,6 +38,8 @@ enum Verb {
     Tokenize(verbs::tokenize::TokenizeArgs),
     Detokenize(verbs::tokenize::DetokenizeArgs),
     Perplexity(verbs::perplexity::Args),
+    Score(verbs::score::Args),
+    Embed(verbs::embed::Args),
     Bench(verbs::bench::Args),
     Train(verbs::train::Args),
     #[command(subcommand)]
@@ -59,6 +61,8 @@ fn main() -> std::process::ExitCode {
         Verb::Tokenize(args) => verbs::tokenize::tokenize(&args),
         Verb::Detokenize(args) => verbs::tokenize::detokenize(&args),
         Verb::Perplexity(args) => verbs::perplexity::run(&args),
+        Verb::Score(args) => verbs::score::run(&args),
+        Verb::Embed(args) => verbs::embed::run(&args),
         Verb::Bench(args) => verbs::bench::run(&args),
         Verb::Train(args) => verbs::train::run(&args),
         Verb::Data(verb) => verbs::data::run(&verb),

@@ -4,7 +4,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{ids, json, names, ok, p, refused};
+use common::{ids, json, names, ok, p, refused, run_on};
 use llm::model::{Model, OpenOptions};
 use llm::runtime::{Runtime, RuntimeOptions};
 use llm::session::{Session, SessionOptions};
@@ -290,6 +290,62 @@ fn perplexity_is_that_of_token_after_token() {
     }
     let said = refused(&["perplexity", "-m", p(&file), "--file", p(&text), "-c", "8", "--stride", "9"]);
     assert!(said.contains("--stride 9"), "{said}");
+}
+
+#[test]
+fn scores_add_up_and_vectors_tell_texts_apart() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(source) = common::stories(scratch.path()) else { return };
+    let file = scratch.path().join("stories.llm");
+    ok(&["convert", p(&source), "-o", p(&file), "--type", "f32"]);
+    let texts = ["--text", " a time", "--text", " banana zebra"];
+    let score =
+        |more: &[&str]| ok(&[&["score", "-m", p(&file), "-p", "Once upon"], &texts[..], more].concat());
+    let told = score(&["--json", "--top", "2"]);
+    let reports: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let total = |report: &Value| report["log_probability"].as_f64().unwrap();
+    assert!(total(&reports[0]) > -1.0 && total(&reports[1]) < -10.0, "{told}");
+    for report in &reports {
+        let each = report["log_probabilities"].as_array().unwrap();
+        let sum: f64 = each.iter().map(|p| p.as_f64().unwrap()).sum();
+        assert!((sum - total(report)).abs() < 1e-4, "{report}");
+        assert_eq!(each.len(), report["top"].as_array().unwrap().len());
+        assert_eq!(report["pieces"].as_array().unwrap().len(), each.len());
+    }
+    assert_eq!(reports[0]["top"][0][0]["id"], reports[0]["ids"][0], "{told}");
+    assert!(score(&[]).lines().next().unwrap().ends_with("\" a time\""));
+
+    let lines = "Once upon a time\nThe dog ran.\nOnce upon a time\n";
+    let ran = run_on(lines, &["embed", "-m", p(&file), "--file", "-"]);
+    let vectors: Vec<Vec<f64>> = ran.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    assert_eq!((vectors.len(), &vectors[0]), (3, &vectors[2]), "{ran:?}");
+    assert!((dot(&vectors[0], &vectors[0]) - 1.0).abs() < 1e-6);
+    assert!(dot(&vectors[0], &vectors[1]) < 0.99);
+    let said = refused(&["embed", "-m", p(&file), "-p", "x", "-c", "1"]);
+    assert!(said.contains("max_tokens"), "{said}");
+}
+
+#[test]
+fn several_continuations_are_those_of_their_seeds() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(source) = common::stories(scratch.path()) else { return };
+    let file = scratch.path().join("stories.llm");
+    ok(&["convert", p(&source), "-o", p(&file), "--type", "f32"]);
+    let generate = |more: &[&str]| {
+        let fixed =
+            ["generate", "-m", p(&file), "-p", "Once upon a time", "-n", "20", "--temperature", "0.9"];
+        json(&[&fixed[..], &["--json", "--page", "16"], more].concat())
+    };
+    let together = generate(&["--seed", "41", "--count", "3"]);
+    let all = together["continuations"].as_array().unwrap();
+    assert_eq!(all.len(), 3);
+    for (i, one) in all.iter().enumerate() {
+        let alone = generate(&["--seed", &(41 + i).to_string()]);
+        assert_eq!((&one["ids"], &one["text"]), (&alone["ids"], &alone["text"]), "{one}");
+        assert_eq!(one["reason"], "Length");
+    }
+    assert_ne!(all[0]["text"], all[1]["text"]);
 }
 
 #[test]

@@ -184,6 +184,24 @@ pub(super) fn check_fill<T>(len: usize, buf: *mut T, what: &str) -> Result<()> {
     Ok(())
 }
 
+/// The check of the ask-or-fill form, for a call that computes before it fills: writes how many elements there are to
+/// be; `BUFFER_SMALL` if `cap` are not enough.
+pub(super) fn room<T>(
+    host: Host<'_>,
+    len: usize,
+    buf: *mut T,
+    cap: usize,
+    out_needed: *mut usize,
+) -> Result<()> {
+    put_optional(host, out_needed, len);
+    if len > cap {
+        let message = format!("the buffer has room for {cap}, needed {len}");
+        let needed = i64::try_from(len).unwrap_or(i64::MAX);
+        return Err(Error::new(Status::BUFFER_SMALL, message).with("needed", needed));
+    }
+    check_fill(len, buf, "buf")
+}
+
 /// The ask-or-fill form: writes how many elements there are, then copies all of them or none.
 pub(super) fn fill<T: Copy>(
     host: Host<'_>,
@@ -192,15 +210,7 @@ pub(super) fn fill<T: Copy>(
     cap: usize,
     out_needed: *mut usize,
 ) -> Result<Status> {
-    put_optional(host, out_needed, data.len());
-    if data.len() > cap {
-        return Err(Error::new(
-            Status::BUFFER_SMALL,
-            format!("the buffer has room for {cap}, needed {}", data.len()),
-        )
-        .with("needed", i64::try_from(data.len()).unwrap_or(i64::MAX)));
-    }
-    check_fill(data.len(), buf, "buf")?;
+    room(host, data.len(), buf, cap, out_needed)?;
     if data.is_empty() {
         return Ok(Status::OK);
     }

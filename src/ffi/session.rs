@@ -11,8 +11,8 @@ use super::handle;
 use super::kv::llm_kv_pool;
 use super::model::llm_model;
 use super::ptr;
-use super::types::{llm_drop_fn, llm_prefill_fn, llm_status, llm_token};
-use crate::error::{Error, Status};
+use super::types::{llm_control, llm_drop_fn, llm_prefill_fn, llm_status, llm_token};
+use crate::error::{Error, Result, Status};
 use crate::sampler::math;
 use crate::session::{Control, Level, OnProgress, Progress, Session, SessionOptions};
 
@@ -238,16 +238,32 @@ pub unsafe extern "C" fn llm_session_prefill(
     out_length: *mut u32,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    let progress = Callback::new(progress, user_data, drop);
+    let mut progress = Told::new(progress, user_data, drop);
     entry!(compute out_err, |host| {
         let mut session = handle::lock(host, session, "session")?;
         let cancel = handle::get_optional(host, cancel, "cancel")?;
         let ids = ptr::slice(host, ids, count, "ids")?;
+        let result = progress.run(|tell| session.session.prefill(ids, cancel.as_deref(), tell));
+        ptr::put_optional(host, out_length, session.session.len() as u32);
+        result.map(|()| Status::OK)
+    })
+}
+
+/// A host's progress function of a prefill.
+pub(super) struct Told(Callback<unsafe extern "C" fn(*mut c_void, u32, u32, u32, u64) -> llm_control>);
+
+impl Told {
+    pub(super) fn new(progress: llm_prefill_fn, user_data: *mut c_void, drop: llm_drop_fn) -> Self {
+        Self(Callback::new(progress, user_data, drop))
+    }
+
+    /// Runs what tells it how far it is.
+    pub(super) fn run<T>(&mut self, run: impl FnOnce(Option<OnProgress<'_>>) -> Result<T>) -> Result<T> {
         let begun = Instant::now();
         let mut wrong = None;
         let mut tell = |p: Progress| {
             let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let answer = progress.call(|function, data| {
+            let answer = self.0.call(|function, data| {
                 // SAFETY: the host's function with its own data.
                 unsafe { function(data, p.total as u32, p.reused as u32, p.done as u32, milliseconds) }
             });
@@ -261,17 +277,9 @@ pub unsafe extern "C" fn llm_session_prefill(
                 }
             }
         };
-        let result = session.session.prefill(
-            ids,
-            cancel.as_deref(),
-            progress.is_set().then_some(&mut tell as OnProgress<'_>),
-        );
-        ptr::put_optional(host, out_length, session.session.len() as u32);
-        match wrong {
-            Some(e) => Err(e),
-            None => result.map(|()| Status::OK),
-        }
-    })
+        let result = run(self.0.is_set().then_some(&mut tell as OnProgress<'_>));
+        wrong.map_or(result, Err)
+    }
 }
 
 /// Appends one token; its logits are ready afterwards. Statuses as llm_session_prefill. X.

@@ -60,8 +60,8 @@ pub(crate) struct Scratch {
     /// Outputs of experts.
     expert: Tensor,
     router: Tensor,
-    /// The last rows, normed.
-    last: Tensor,
+    /// Some rows of the residual stream, normed: hidden states.
+    pub(crate) last: Tensor,
     pub(crate) logits: Tensor,
     /// One per rotary table.
     angles: Vec<Angles>,
@@ -124,9 +124,13 @@ impl Scratch {
 
     /// Makes room for the logits of `rows` rows.
     pub(crate) fn room_for_logits(&mut self, spec: &Spec, rows: usize, charge: &mut Charge) -> Result<()> {
-        let more =
-            self.last.room(rows, spec.width as usize)? + self.logits.room(rows, spec.vocab as usize)?;
-        charge.grow(more)
+        self.room_for_hidden(spec, rows, charge)?;
+        charge.grow(self.logits.room(rows, spec.vocab as usize)?)
+    }
+
+    /// Makes room for the hidden states of `rows` rows.
+    pub(crate) fn room_for_hidden(&mut self, spec: &Spec, rows: usize, charge: &mut Charge) -> Result<()> {
+        charge.grow(self.last.room(rows, spec.width as usize)?)
     }
 }
 
@@ -250,8 +254,13 @@ impl Forward<'_> {
     /// Logits of some rows of the residual stream, given as ranges, to `s.logits`, `[rows, vocab]`: one product for
     /// all of them.
     pub(crate) fn logits(&self, rows: &[Range<usize>], s: &mut Scratch) {
-        let (spec, w, device) = (self.spec, self.weights, self.device);
-        let width = spec.width as usize;
+        let n = self.hidden(rows, s);
+        self.head(n, s);
+    }
+
+    /// Hidden states of some rows of the residual stream to `s.last`, `[rows, width]`. Returns how many there are.
+    pub(crate) fn hidden(&self, rows: &[Range<usize>], s: &mut Scratch) -> usize {
+        let (device, width) = (self.device, self.spec.width as usize);
         let mut n = 0;
         for range in rows {
             let from = Runs { start: range.start * width, outer: width, inner: 0 };
@@ -259,8 +268,14 @@ impl Forward<'_> {
             device.copy([range.len(), 1], width, (&s.x, from), (&mut s.last, to));
             n += range.len();
         }
-        device.norm_in_place(&w.final_norm, n, &mut s.last);
-        device.load(&mut s.input, &s.last, n, width);
+        device.norm_in_place(&self.weights.final_norm, n, &mut s.last);
+        n
+    }
+
+    /// Logits of the `n` hidden states in `s.last`.
+    pub(crate) fn head(&self, n: usize, s: &mut Scratch) {
+        let (spec, w, device) = (self.spec, self.weights, self.device);
+        device.load(&mut s.input, &s.last, n, spec.width as usize);
         self.linear(&w.head, w.head_bias.as_ref(), &mut s.input, &mut s.logits);
         let values = n * spec.vocab as usize;
         if spec.logit_scale != 1.0 {

@@ -158,6 +158,11 @@ impl Sampler {
         self.stream = stream;
     }
 
+    /// Chooses another seed; all else stays.
+    pub fn set_seed(&mut self, seed: u64) {
+        self.params.seed = seed;
+    }
+
     /// Replaces the values added to the logits of the given tokens. −∞ forbids a token; of a token named twice the
     /// values add up.
     ///

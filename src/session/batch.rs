@@ -116,7 +116,7 @@ impl Batch {
                 let first = session.tokens.len() + slot.ids.len() - (outcome.from - outcome.before);
                 let rows = outcome.logits.clone();
                 let logits = &self.scratch.logits.host(rows.end * vocab)[rows.start * vocab..];
-                check_finite(logits, vocab, first - rows.len())
+                check_finite(logits, vocab, |row| first - rows.len() + row)
             });
             if outcome.status.is_err() {
                 session.forget_in(&mut pages, outcome.before);

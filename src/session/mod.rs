@@ -8,10 +8,14 @@
 //! enough to forget the tokens. Chunks, threads and page sizes do not change a bit of what is computed, and neither
 //! does where a page came from: computed, shared by a fork, found in the pool, or brought back. It does not know text
 //! or sampling. `batch` runs several at once, `share` is what a session does with its pool, `verify` a step that may be
-//! taken back in part.
+//! taken back in part, `outputs` is what tokens leave behind other than the last one's logits.
 
 pub mod batch;
+mod embed;
 pub mod generate;
+mod outputs;
+mod score;
+pub mod several;
 mod share;
 pub mod snapshot;
 pub mod speculative;
@@ -31,7 +35,10 @@ use crate::model::forward::{Batch, Scratch};
 use crate::model::rope::Frequencies;
 use crate::runtime::{Charge, Memory};
 
+pub use embed::Pooling;
 pub use llm_kernels::Level;
+pub use outputs::{Asked, OnOutput, Output};
+pub use score::Scores;
 pub use stats::SessionStats;
 
 /// Rows whose logits are computed at once where all are asked for: bounds the memory that a large vocabulary takes.
@@ -263,7 +270,7 @@ impl Session {
     ///
     /// # Errors
     /// `BAD_STATE` while it is empty, and until the next token after [`Session::truncate`], after
-    /// [`Session::reuse`] and after a batch step that asked for none.
+    /// [`Session::reuse`], after [`Session::embed`] and after a batch step that asked for none.
     pub fn logits(&self) -> Result<&[f32]> {
         if self.logits_at == Some(self.tokens.len()) {
             return Ok(&self.logits);
@@ -294,26 +301,9 @@ impl Session {
         let (before, clock) = (self.tokens.len(), Instant::now());
         let reused = self.begin(ids, ids.len().saturating_sub(1))?;
         let run = self.run(ids, reused, cancel, progress);
-        let ended = self.end(before, before + reused, run);
+        let ended = self.end(before, before + reused, self.tokens.len(), run);
         let kept = self.tokens.len() - before;
         self.counters.call(ids.len(), reused.min(kept), kept.saturating_sub(reused), clock.elapsed());
-        ended
-    }
-
-    /// Appends `ids` and passes the logits behind each of them to `each`, in order.
-    ///
-    /// # Errors
-    /// As [`Session::prefill`], and what `each` returns; the session is then as before the call.
-    pub fn prefill_each(&mut self, ids: &[i32], cancel: Option<&Cancel>, each: OnLogits<'_>) -> Result<()> {
-        let _float = FloatControl::default_for_now();
-        let (before, clock) = (self.tokens.len(), Instant::now());
-        self.begin(ids, 0)?;
-        let run = self.run_each(ids, cancel, each);
-        if run.is_err() {
-            self.forget(before);
-        }
-        let ended = self.end(before, before, run);
-        self.counters.call(ids.len(), 0, self.tokens.len() - before, clock.elapsed());
         ended
     }
 
@@ -416,7 +406,8 @@ impl Session {
             if done == total || progress.is_some() || !self.options.rollback_on_cancel {
                 let last = chunk.len() - 1;
                 self.model.forward().logits(std::slice::from_ref(&(last..last + 1)), &mut self.scratch);
-                self.check_finite(1, self.tokens.len() - 1)?;
+                let vocab = self.model.spec().vocab as usize;
+                check_finite(self.scratch.logits.host(vocab), vocab, |_| self.tokens.len() - 1)?;
             }
             if let Some(progress) = progress.as_mut() {
                 match progress(Progress { done, reused, total }) {
@@ -425,32 +416,6 @@ impl Session {
                     Control::Cancel => {
                         return Err(Error::new(Status::CANCELLED, "cancelled by the progress function"));
                     }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn run_each(&mut self, ids: &[i32], cancel: Option<&Cancel>, each: OnLogits<'_>) -> Result<()> {
-        let vocab = self.model.spec().vocab as usize;
-        let rows_at_once = LOGIT_ROWS.min(self.options.chunk);
-        self.scratch.room_for_logits(self.model.spec(), rows_at_once, &mut self.charge)?;
-        let mut index = 0;
-        for chunk in ids.chunks(self.options.chunk) {
-            self.chunk(chunk, cancel)?;
-            let first = self.tokens.len() - chunk.len();
-            for start in (0..chunk.len()).step_by(rows_at_once) {
-                let rows = start..chunk.len().min(start + rows_at_once);
-                let n = rows.len();
-                self.model.forward().logits(&[rows], &mut self.scratch);
-                self.check_finite(n, first + start)?;
-                for row in self.scratch.logits.host(n * vocab).chunks_exact(vocab) {
-                    each(index, row)?;
-                    index += 1;
-                }
-                // The last row is where the call may end.
-                if n > 1 {
-                    self.scratch.logits.host_mut(n * vocab).copy_within((n - 1) * vocab.., 0);
                 }
             }
         }
@@ -481,22 +446,20 @@ impl Session {
         Ok(())
     }
 
-    fn check_finite(&self, rows: usize, first: usize) -> Result<()> {
-        let vocab = self.model.spec().vocab as usize;
-        check_finite(self.scratch.logits.host(rows * vocab), vocab, first)
-    }
-
-    /// Ends a call that began with `before` tokens and computed from `from` on: takes over the logits, or goes back.
-    fn end(&mut self, before: usize, from: usize, run: Result<()>) -> Result<()> {
+    /// Ends a call that began with `before` tokens and computed from `from` on: takes over the logits, which are behind
+    /// of the first `behind` tokens, or goes back.
+    fn end(&mut self, before: usize, from: usize, behind: usize, run: Result<()>) -> Result<()> {
         let cancelled =
             run.as_ref().is_err_and(|e| matches!(e.status(), Status::CANCELLED | Status::DEADLINE));
         let keep = run.is_ok() || cancelled && !self.options.rollback_on_cancel;
         let computed = keep && self.tokens.len() > from;
         self.forget(if computed { self.tokens.len() } else { before });
         if computed {
-            let n = self.logits.len();
-            self.logits.copy_from_slice(self.scratch.logits.host(n));
-            self.logits_at = Some(self.tokens.len());
+            self.logits_at = Some(behind).filter(|&behind| behind == self.tokens.len());
+            if self.logits_at.is_some() {
+                let n = self.logits.len();
+                self.logits.copy_from_slice(self.scratch.logits.host(n));
+            }
             self.pool.lock().publish(self.table, &self.tokens);
         }
         run
@@ -520,14 +483,14 @@ impl Drop for Session {
     }
 }
 
-/// Refuses logits, `[rows, vocab]` behind the tokens at `first` and after it, that are not finite.
-fn check_finite(logits: &[f32], vocab: usize, first: usize) -> Result<()> {
-    match logits.chunks_exact(vocab).position(|row| !row.iter().all(|v| v.is_finite())) {
+/// Refuses rows of logits or hidden states that are not finite. `position` tells that of a row.
+fn check_finite(values: &[f32], width: usize, position: impl Fn(usize) -> usize) -> Result<()> {
+    match values.chunks_exact(width).position(|row| !row.iter().all(|v| v.is_finite())) {
         None => Ok(()),
         Some(row) => {
-            let position = first + row;
+            let position = position(row);
             let message = format!(
-                "logits at position {position} are not finite: these weights do not carry this input; try a file of \
+                "results at position {position} are not finite: these weights do not carry this input; try a file of \
                  a more precise type, or verify the file"
             );
             Err(Error::new(Status::UNSUPPORTED, message).with("position", position as i64))

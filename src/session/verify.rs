@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use llm_kernels::FloatControl;
 
-use super::Session;
+use super::{Session, check_finite};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
 use crate::model::rope::Frequencies;
@@ -51,7 +51,8 @@ impl Session {
         let first = ids.len() - rows;
         let run = self.chunk(ids, cancel).and_then(|()| {
             self.model.forward().logits(std::slice::from_ref(&(first..ids.len())), &mut self.scratch);
-            self.check_finite(rows, before + first)
+            let vocab = self.model.spec().vocab as usize;
+            check_finite(self.scratch.logits.host(rows * vocab), vocab, |row| before + first + row)
         });
         match run {
             Ok(()) => {

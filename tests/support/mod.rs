@@ -118,6 +118,11 @@ impl Reference {
         tensor.data().chunks_exact(4).map(|b| b.try_into().unwrap()).collect()
     }
 
+    /// Whether a tensor was recorded.
+    pub fn has(&self, name: &str) -> bool {
+        SafeTensors::deserialize(&self.tensors).unwrap().tensor(name).is_ok()
+    }
+
     /// A tensor of ids.
     pub fn ids(&self, name: &str) -> Vec<i32> {
         self.bytes(name).into_iter().map(i32::from_le_bytes).collect()

@@ -11,6 +11,7 @@ use llm::sampler::Sampler;
 use llm::session::generate::{Generation, GenerationOptions, Kind};
 use llm::tokenizer::EncodeOptions;
 
+use super::several;
 use crate::common::{self, ModelArgs, SamplingArgs};
 use crate::speculate::{self, SpecArgs};
 
@@ -40,6 +41,9 @@ pub struct Args {
     /// End where this text would appear (may be given several times)
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// Continue the text so many times, with the seed and those that follow it, computed together
+    #[arg(long, default_value_t = 1, value_parser = common::positive)]
+    count: usize,
     /// Go on past the end-of-text token
     #[arg(long)]
     ignore_eos: bool,
@@ -94,7 +98,10 @@ pub fn run(args: &Args) -> Result<()> {
     let prompt = prompt_ids(args, &model)?;
     common::not_empty(&prompt)?;
 
-    let mut session = args.model.session(&model, prompt.len() + args.max_tokens)?;
+    let mut session = match args.count {
+        1 => args.model.session(&model, prompt.len() + args.max_tokens)?,
+        count => several::session(&args.model, &model, prompt.len(), args.max_tokens, count)?,
+    };
     let mut sampler = match &args.chain {
         Some(chain) => Sampler::with_chain(&args.sampling.params(), chain)?,
         None => Sampler::new(&args.sampling.params())?,
@@ -113,6 +120,9 @@ pub fn run(args: &Args) -> Result<()> {
         ignore_end: args.ignore_eos,
         ..GenerationOptions::default()
     };
+    if args.count > 1 {
+        return several::run(&mut session, &sampler, args.count, &options, args.json, &cancel);
+    }
     let mut generation = Generation::new(model.tokenizer().ok().cloned(), options)?;
     if let Some(speculation) = args.speculation.start(&model)? {
         generation.speculate(speculation);

@@ -47,20 +47,16 @@ pub fn run(args: &Args) -> Result<()> {
     let cancel = crate::stop::on_ctrl_c();
     let progress = Progress::new("perplexity", false);
     let (mut nats, mut count, mut begin) = (0.0, 0usize, 0);
-    // Token i + 1 is scored by the logits of position i: a window scores from its second token on.
+    // A window scores from its second token on: the first follows nothing.
     let mut scored = 1;
     loop {
         let end = (begin + window).min(ids.len());
         session.reset();
-        session.prefill_each(&ids[begin..end], Some(&cancel), &mut |i, logits| {
-            let target = begin + i + 1;
-            if target >= scored && target < end {
-                nats += common::negative_log_probability(logits, ids[target])
-                    .map_err(|e| llm::Error::new(llm::Status::INVALID_ARG, e.to_string()))?;
-                count += 1;
-            }
-            Ok(())
-        })?;
+        let scores = session.score(&ids[begin..end], 0, Some(&cancel), None)?;
+        for probability in &scores.log_probabilities[scored - begin..] {
+            nats -= f64::from(*probability);
+            count += 1;
+        }
         scored = end;
         progress.at(end as u64, ids.len() as u64, &format!("{:.4} nats", nats / count as f64));
         if end == ids.len() {
