@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(&text, llm_train::quickstart::TEXT)?;
     std::fs::write(&tokenizer, characters(llm_train::quickstart::TEXT).to_string())?;
     let prepared = prepare(&PrepareOptions {
-        inputs: vec![text],
+        inputs: vec![text.into()],
         tokenizer,
         output: dir.join("data"),
         held_out: 0.0,

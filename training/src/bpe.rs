@@ -17,13 +17,13 @@ use serde_json::{Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
-use crate::text::documents;
+use crate::source::Source;
 
 /// What `tokenizer train` is asked for.
 #[derive(Clone, Debug)]
 pub struct TokenizerOptions {
-    /// Text files and `.jsonl` files.
-    pub inputs: Vec<PathBuf>,
+    /// Where the text is.
+    pub inputs: Vec<Source>,
     /// The string of a `.jsonl` row that holds the text.
     pub field: String,
     /// Tokens in all: special tokens, 256 bytes, merges. Fewer if the text has no more pairs.
@@ -56,8 +56,8 @@ impl Default for TokenizerOptions {
 /// tokens.
 pub fn train_tokenizer(options: &TokenizerOptions) -> Result<usize> {
     let mut words = Words::default();
-    for path in &options.inputs {
-        documents(path, &options.field, &mut |piece, _| words.count(piece))?;
+    for source in &options.inputs {
+        source.documents(&options.field, &mut |piece, _| words.count(piece))?;
     }
     let bpe = Bpe::train(&words, options.vocab, &options.special, options.min_count)?;
     let text = bpe.to_json().to_string();
@@ -302,7 +302,7 @@ mod tests {
         let (input, output) = (dir.path().join("t.txt"), dir.path().join("tokenizer.json"));
         std::fs::write(&input, "the cat and the hat, naïve Ünïcode 🙂\n".repeat(20)).unwrap();
         let options = TokenizerOptions {
-            inputs: vec![input],
+            inputs: vec![input.into()],
             vocab: 300,
             output: output.clone(),
             ..Default::default()

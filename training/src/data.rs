@@ -18,7 +18,7 @@ use crc_fast::{CrcAlgorithm, Digest, checksum};
 use llm::error::{Error, Result, Status};
 use llm::mmap::Bytes;
 
-use crate::text::documents;
+use crate::source::{Format, Source};
 
 const MAGIC: &[u8; 8] = b"llmtoken";
 const VERSION: u32 = 1;
@@ -27,15 +27,16 @@ const HEAD: usize = 128;
 /// What `data prepare` is asked for.
 #[derive(Clone, Debug)]
 pub struct PrepareOptions {
-    /// Text files (one document each) and `.jsonl` files (one document per line).
-    pub inputs: Vec<PathBuf>,
-    /// The string of a `.jsonl` row that holds the text.
+    /// Where the text is: one document in a text, one in every row of `.jsonl` and `.parquet`.
+    pub inputs: Vec<Source>,
+    /// The string of a row that holds the text.
     pub field: String,
     /// The `tokenizer.json` to use; it is copied beside the data.
     pub tokenizer: PathBuf,
     /// Directory that takes `train.tokens`, `held_out.tokens` and `tokenizer.json`.
     pub output: PathBuf,
-    /// Share of the text kept apart: the last part of a text file, every n-th document of a `.jsonl` file.
+    /// Share of the text kept apart: the last part of a plain text file, every n-th row, every n-th piece (about 256 KiB)
+    /// of a text whose length is not known before.
     pub held_out: f64,
     /// The token that ends a document; where the tokenizer lacks it, documents follow each other directly.
     pub end: String,
@@ -85,35 +86,37 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
         let wrong = |e: tokenizers::Error| Error::new(Status::BAD_FORMAT, format!("tokenizing: {e}"));
         out.push(tokenizer.encode_fast(text, false).map_err(wrong)?.get_ids(), text.len())
     };
+    // Item n is kept apart where a multiple of 1/share lies in (n−1, n].
+    let share = |n: u64| (n as f64 * options.held_out) as u64;
+    let kept_apart = |n: u64| share(n) > share(n - 1);
     let mut number = 0u64;
-    for path in &options.inputs {
-        if path.extension().is_some_and(|e| e == "jsonl") {
-            documents(path, &options.field, &mut |text, _| {
-                number += 1;
-                // Document n is kept apart where a multiple of 1/share lies in (n−1, n].
-                let share = |n: u64| (n as f64 * options.held_out) as u64;
-                let out = if share(number) > share(number - 1) { &mut held_out } else { &mut train };
-                encode(text, out)?;
-                out.end_document(end)
-            })?;
-            continue;
-        }
-        let size = std::fs::metadata(path)?.len();
-        let border = size - (size as f64 * options.held_out) as u64;
-        let mut seen = 0u64;
-        documents(path, &options.field, &mut |text, _| {
-            let mut cut = usize::try_from(border.saturating_sub(seen)).unwrap_or(usize::MAX).min(text.len());
-            while !text.is_char_boundary(cut) {
-                cut += 1;
-            }
-            seen += text.len() as u64;
-            for (part, out) in [(&text[..cut], &mut train), (&text[cut..], &mut held_out)] {
-                if !part.is_empty() {
-                    encode(part, out)?;
+    for source in &options.inputs {
+        if let Some(size) = source.text_bytes()? {
+            let border = size - (size as f64 * options.held_out) as u64;
+            let mut seen = 0u64;
+            source.documents(&options.field, &mut |text, _| {
+                let cut = usize::try_from(border.saturating_sub(seen)).unwrap_or(usize::MAX).min(text.len());
+                let cut = (cut..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+                seen += text.len() as u64;
+                for (part, out) in [(&text[..cut], &mut train), (&text[cut..], &mut held_out)] {
+                    if !part.is_empty() {
+                        encode(part, out)?;
+                    }
                 }
+                Ok(())
+            })?;
+        } else {
+            let rows = !matches!(source.format(), Format::Text(_));
+            source.documents(&options.field, &mut |text, _| {
+                number += 1;
+                let out = if kept_apart(number) { &mut held_out } else { &mut train };
+                encode(text, out)?;
+                if rows { out.end_document(end) } else { Ok(()) }
+            })?;
+            if rows {
+                continue;
             }
-            Ok(())
-        })?;
+        }
         for out in [&mut train, &mut held_out] {
             out.end_document(end)?;
         }
@@ -364,7 +367,8 @@ mod tests {
         std::fs::write(dir.join("a.txt"), &text).unwrap();
         let rows: String = (0..20).map(|i| format!("{{\"text\": \"row {i}\"}}\n")).collect();
         std::fs::write(dir.join("b.jsonl"), rows).unwrap();
-        let (inputs, tokenizer) = (vec![dir.join("a.txt"), dir.join("b.jsonl")], dir.join("tokenizer.json"));
+        let inputs = ["a.txt", "b.jsonl"].map(|name| dir.join(name).into()).to_vec();
+        let tokenizer = dir.join("tokenizer.json");
         let options = TokenizerOptions {
             inputs: inputs.clone(),
             vocab: 300,

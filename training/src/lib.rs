@@ -18,8 +18,8 @@ mod optim;
 mod params;
 pub mod quickstart;
 mod random;
+pub mod source;
 mod tape;
-mod text;
 mod trainer;
 #[cfg(test)]
 mod twin;
@@ -28,4 +28,5 @@ pub use bpe::{TokenizerOptions, train_tokenizer};
 pub use config::{Config, Family, ModelConfig, OptimConfig, OptimizerKind, Schedule};
 pub use data::{PrepareOptions, Prepared, TokenFile, prepare};
 pub use quickstart::{Report, quickstart};
+pub use source::Source;
 pub use trainer::{Data, Evaluation, Event, StepReport, Summary, Trainer, train};

@@ -87,7 +87,7 @@ pub fn quickstart(
     clear(&config)?;
     let (source, seen) = (dir.join("source.txt"), dir.join("train.txt"));
     let options = PrepareOptions {
-        inputs: vec![source.clone()],
+        inputs: vec![source.clone().into()],
         tokenizer: dir.join("tokenizer.json"),
         output: config.data.clone(),
         ..Default::default()
@@ -98,7 +98,7 @@ pub fn quickstart(
     checkpoint::write_file(&seen, &text.as_bytes()[..text.ceil_char_boundary(border)])?;
     checkpoint::write_file(&dir.join("config.json"), config.to_json().as_bytes())?;
     let vocab = train_tokenizer(&TokenizerOptions {
-        inputs: vec![seen],
+        inputs: vec![seen.into()],
         vocab: VOCAB,
         output: options.tokenizer.clone(),
         ..Default::default()

@@ -27,7 +27,7 @@ fn both_families_learn_one_batch_by_heart() {
         std::fs::write(&text, "sun moon rain wind stone river cloud sun").unwrap();
         let tokenizer = dir.path().join("tokenizer.json");
         let options = PrepareOptions {
-            inputs: vec![text],
+            inputs: vec![text.into()],
             tokenizer,
             output: cut.clone(),
             held_out: 0.0,

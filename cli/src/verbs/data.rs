@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use llm_train::PrepareOptions;
+use llm_train::{PrepareOptions, Source};
 
 /// Prepare data for training
 #[derive(clap::Subcommand)]
@@ -14,16 +14,20 @@ pub enum Data {
 /// Turn texts into token files
 #[derive(clap::Args)]
 pub struct PrepareArgs {
-    /// Text files (a document each) and .jsonl files (a document a line)
+    /// Texts (a document each), .jsonl (a document a line), .parquet (a document a row), .gz and .zst of the first two;
+    /// paths, http(s) addresses, hf://datasets/OWNER/NAME[@REVISION]/PATH
     #[arg(required = true)]
-    inputs: Vec<PathBuf>,
+    inputs: Vec<String>,
     /// The tokenizer.json to use; it is copied beside the data
     #[arg(long, value_name = "FILE")]
     tokenizer: PathBuf,
     /// Directory that takes train.tokens, held_out.tokens and tokenizer.json
     #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
-    /// The string of a .jsonl line that holds the text
+    /// Put files of the Hub into the Hub's cache first, instead of streaming them
+    #[arg(long)]
+    download: bool,
+    /// The string of a row that holds the text
     #[arg(long, default_value = "text")]
     field: String,
     /// Share of the text that is kept apart for evaluation
@@ -34,8 +38,12 @@ pub struct PrepareArgs {
 /// Runs the verb.
 pub fn run(verb: &Data) -> Result<()> {
     let Data::Prepare(args) = verb;
+    let inputs: Vec<Source> = args.inputs.iter().map(|name| Source::parse(name)).collect::<Result<_, _>>()?;
+    if args.download {
+        inputs.iter().try_for_each(Source::download)?;
+    }
     let options = PrepareOptions {
-        inputs: args.inputs.clone(),
+        inputs,
         field: args.field.clone(),
         tokenizer: args.tokenizer.clone(),
         output: args.out.clone(),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use llm_train::TokenizerOptions;
+use llm_train::{Source, TokenizerOptions};
 
 /// Make tokenizers
 #[derive(clap::Subcommand)]
@@ -14,9 +14,9 @@ pub enum Tokenizer {
 /// Train a byte-level BPE vocabulary
 #[derive(clap::Args)]
 pub struct TrainArgs {
-    /// Text files and .jsonl files
+    /// Where the text is, as for `data prepare`
     #[arg(required = true)]
-    inputs: Vec<PathBuf>,
+    inputs: Vec<String>,
     /// The tokenizer.json to write
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
@@ -26,7 +26,7 @@ pub struct TrainArgs {
     /// Special tokens; the first one ends documents
     #[arg(long, value_name = "TEXT", default_value = "<|endoftext|>")]
     special: Vec<String>,
-    /// The string of a .jsonl line that holds the text
+    /// The string of a row that holds the text
     #[arg(long, default_value = "text")]
     field: String,
 }
@@ -35,7 +35,7 @@ pub struct TrainArgs {
 pub fn run(verb: &Tokenizer) -> Result<()> {
     let Tokenizer::Train(args) = verb;
     let options = TokenizerOptions {
-        inputs: args.inputs.clone(),
+        inputs: args.inputs.iter().map(|name| Source::parse(name)).collect::<Result<_, _>>()?,
         field: args.field.clone(),
         vocab: args.size,
         special: args.special.clone(),

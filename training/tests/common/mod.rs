@@ -12,7 +12,7 @@ pub fn setup(dir: &Path) -> Config {
         .collect();
     let (input, tokenizer) = (dir.join("text.txt"), dir.join("tokenizer.json"));
     std::fs::write(&input, text).unwrap();
-    let inputs = vec![input];
+    let inputs = vec![input.into()];
     let options = TokenizerOptions {
         inputs: inputs.clone(),
         vocab: 280,

@@ -1,0 +1,79 @@
+//! Bytes at offsets: of a file, or of a server that answers ranges. And a cursor that reads them in order.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use llm::error::{Error, Result};
+
+use super::http::Remote;
+
+/// Something that can be read at any offset.
+pub(super) enum Blob {
+    File { file: Mutex<File>, len: u64 },
+    Http { remote: Mutex<Remote>, len: Option<u64> },
+}
+
+impl Blob {
+    pub(super) fn file(path: &Path) -> Result<Blob> {
+        let here = |e: io::Error| Error::from(e).context(path.display());
+        let file = File::open(path).map_err(here)?;
+        let len = file.metadata().map_err(here)?.len();
+        Ok(Blob::File { file: Mutex::new(file), len })
+    }
+
+    /// Asks the server for the first bytes; `token` is for that server alone.
+    pub(super) fn http(url: &str, token: Option<&str>) -> Result<Blob> {
+        let remote = Remote::open(url, token)?;
+        let len = remote.len();
+        Ok(Blob::Http { remote: Mutex::new(remote), len })
+    }
+
+    /// The length, where it is known.
+    pub(super) fn len(&self) -> Option<u64> {
+        match self {
+            Blob::File { len, .. } => Some(*len),
+            Blob::Http { len, .. } => *len,
+        }
+    }
+
+    /// Reads some bytes from `at` on; 0 at the end.
+    pub(super) fn read_at(&self, at: u64, out: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Blob::File { file, .. } => {
+                use std::io::{Seek, SeekFrom};
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                file.seek(SeekFrom::Start(at))?;
+                file.read(out)
+            }
+            Blob::Http { remote, .. } => {
+                remote.lock().unwrap_or_else(PoisonError::into_inner).read_at(at, out)
+            }
+        }
+    }
+}
+
+/// Reads a blob from an offset on.
+pub(super) struct Cursor {
+    blob: Arc<Blob>,
+    at: u64,
+}
+
+impl Cursor {
+    pub(super) fn new(blob: Arc<Blob>) -> Cursor {
+        Cursor::at(blob, 0)
+    }
+
+    pub(super) fn at(blob: Arc<Blob>, at: u64) -> Cursor {
+        Cursor { blob, at }
+    }
+}
+
+impl Read for Cursor {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let n = self.blob.read_at(self.at, out)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}

@@ -1,0 +1,303 @@
+//! Sources against a server on this machine that behaves, and one that drops, stalls and lies.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+
+/// What a server does wrong.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Fault {
+    None,
+    /// Closes the connection after so many bytes of each body.
+    DropsAfter(usize),
+    /// Answers 503 to the first so many requests.
+    Busy(usize),
+    /// Knows no ranges.
+    NoRanges,
+    /// Knows no ranges, and drops the first body half way.
+    NoRangesAndDrops,
+    /// Answers another range than the one asked for.
+    WrongRange,
+    /// Has another file from the second request on.
+    Changes,
+    /// Sends no byte of any body.
+    Empty,
+    /// Sends headers that are no numbers.
+    Nonsense,
+}
+
+/// Serves `file` at every address below `/resolve/`, redirected from there like the Hub does, and at `/plain`.
+struct Server {
+    address: String,
+    requests: Arc<AtomicUsize>,
+}
+
+fn serve(file: Vec<u8>, fault: Fault) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let requests = Arc::new(AtomicUsize::new(0));
+    let count = requests.clone();
+    // the thread ends with the test's process
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = answer(stream, &file, fault, &count); // a client that went away is no fault of the server
+        }
+    });
+    Server { address, requests }
+}
+
+fn answer(mut stream: TcpStream, file: &[u8], fault: Fault, count: &AtomicUsize) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let (mut first, mut start, mut line) = (String::new(), None, String::new());
+    reader.read_line(&mut first)?;
+    loop {
+        line.clear();
+        if reader.read_line(&mut line)? == 0 || line == "\r\n" {
+            break;
+        }
+        if let Some(range) = line.to_lowercase().strip_prefix("range: bytes=") {
+            start = range.trim().trim_end_matches('-').parse::<usize>().ok();
+        }
+    }
+    let path = first.split(' ').nth(1).unwrap_or_default();
+    if path.contains("/resolve/") {
+        let commit = "x-repo-commit: 0123abcd\r\nx-linked-etag: \"blob77\"";
+        return write!(
+            stream,
+            "HTTP/1.1 302 Found\r\nlocation: /plain\r\n{commit}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        );
+    }
+    if path != "/plain" {
+        return write!(stream, "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    }
+    let number = count.fetch_add(1, Ordering::SeqCst);
+    if matches!(fault, Fault::Busy(n) if number < n) {
+        return write!(stream, "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    }
+    let total = file.len();
+    let ranges = !matches!(fault, Fault::NoRanges | Fault::NoRangesAndDrops);
+    let start = if ranges { start.unwrap_or(0).min(total) } else { 0 };
+    let said = if fault == Fault::WrongRange && number > 0 { start + 1 } else { start };
+    let etag = if fault == Fault::Changes && number > 0 { "other" } else { "blob77" };
+    let body = &file[start..];
+    let range = match fault {
+        Fault::Nonsense => "content-range: bytes x-y/z\r\n".to_string(),
+        _ if ranges => format!("content-range: bytes {said}-{}/{total}\r\n", total - 1),
+        _ => String::new(),
+    };
+    let status = if ranges { "206 Partial Content" } else { "200 OK" };
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\n{range}etag: \"{etag}\"\r\nx-repo-commit: 0123abcd\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    )?;
+    let most = match fault {
+        Fault::DropsAfter(n) => n,
+        Fault::NoRangesAndDrops if number == 0 => total / 2,
+        Fault::Changes | Fault::WrongRange if number == 0 => total / 2,
+        Fault::Empty => 0,
+        _ => usize::MAX,
+    };
+    stream.write_all(&body[..body.len().min(most)])
+}
+
+/// About 700 kB of lines.
+fn text() -> String {
+    (0..20_000).map(|i| format!("line {i} of a text, in order\n")).collect()
+}
+
+fn read(source: &Source) -> Result<Vec<String>> {
+    let (mut documents, mut open) = (Vec::new(), String::new());
+    source.documents("text", &mut |piece, last| {
+        open.push_str(piece);
+        if last {
+            documents.push(std::mem::take(&mut open));
+        }
+        Ok(())
+    })?;
+    Ok(documents)
+}
+
+#[test]
+fn names_tell_place_and_format() {
+    let format = |name: &str| Source::parse(name).unwrap().format();
+    assert_eq!(format("a/b.txt"), Format::Text(None));
+    assert_eq!(format("README"), Format::Text(None));
+    assert_eq!(format("x.jsonl.gz"), Format::Lines(Some(Packed::Gzip)));
+    assert_eq!(format("http://host/x.txt.zst?download=true"), Format::Text(Some(Packed::Zstd)));
+    assert_eq!(format("hf://datasets/a/b/c/d.parquet"), Format::Columns);
+    assert_eq!(Source::parse("dir/file.txt").unwrap(), Source::File("dir/file.txt".into()));
+    for bad in
+        ["hf://", "hf://datasets/a", "hf://datasets/a/b", "hf://models/a/b/c", "hf://datasets/a/b/../c"]
+    {
+        assert_eq!(Source::parse(bad).unwrap_err().status(), Status::INVALID_ARG, "{bad}");
+    }
+}
+
+#[test]
+fn every_format_gives_the_same_documents() {
+    let dir = tempfile::tempdir().unwrap();
+    let documents: Vec<String> =
+        (0..500).map(|i| format!("document {i}\nwith \"two\" lines, ä {}", "x".repeat(i))).collect();
+    let lines: String =
+        documents.iter().map(|d| serde_json::json!({"id": 1, "text": d}).to_string() + "\n").collect();
+    let gz = {
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(lines.as_bytes()).unwrap();
+        packed.finish().unwrap()
+    };
+    let zst = zstd::encode_all(lines.as_bytes(), 1).unwrap();
+    let files = [
+        ("a.jsonl", lines.clone().into_bytes()),
+        ("a.jsonl.gz", [&gz[..], &[]].concat()),
+        ("a.jsonl.zst", zst),
+        ("a.parquet", columns(&documents)),
+    ];
+    for (name, bytes) in files {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(read(&Source::File(path)).unwrap(), documents, "{name}");
+    }
+    // two gzip members, one after the other, are one text
+    let path = dir.path().join("two.txt.gz");
+    std::fs::write(&path, [&gz[..], &gz[..]].concat()).unwrap();
+    assert_eq!(read(&Source::File(path)).unwrap(), [lines.clone() + &lines]);
+}
+
+/// A Parquet file with a column `text` in several row groups, some rows without one.
+fn columns(documents: &[String]) -> Vec<u8> {
+    use ::parquet::basic::Compression;
+    use ::parquet::data_type::{ByteArray, ByteArrayType};
+    use ::parquet::file::properties::WriterProperties;
+    use ::parquet::file::writer::SerializedFileWriter;
+    let schema = ::parquet::schema::parser::parse_message_type(
+        "message m { REQUIRED INT64 id; OPTIONAL BYTE_ARRAY text (UTF8); }",
+    );
+    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+    let mut out = Vec::new();
+    let mut writer =
+        SerializedFileWriter::new(&mut out, Arc::new(schema.unwrap()), Arc::new(properties)).unwrap();
+    for group in documents.chunks(120) {
+        let mut groups = writer.next_row_group().unwrap();
+        let mut ids = groups.next_column().unwrap().unwrap();
+        let rows = group.len() + 1;
+        ids.typed::<::parquet::data_type::Int64Type>().write_batch(&vec![7; rows], None, None).unwrap();
+        ids.close().unwrap();
+        let mut texts = groups.next_column().unwrap().unwrap();
+        let values: Vec<ByteArray> = group.iter().map(|d| d.as_bytes().to_vec().into()).collect();
+        let mut levels = vec![1; rows];
+        levels[rows / 2] = 0; // a row without text
+        texts.typed::<ByteArrayType>().write_batch(&values, Some(&levels), None).unwrap();
+        texts.close().unwrap();
+        groups.close().unwrap();
+    }
+    writer.close().unwrap();
+    out
+}
+
+#[test]
+fn a_server_that_drops_or_is_busy_or_knows_no_ranges_is_read_whole() {
+    for fault in
+        [Fault::None, Fault::DropsAfter(100_000), Fault::Busy(2), Fault::NoRanges, Fault::NoRangesAndDrops]
+    {
+        let server = serve(text().into_bytes(), fault);
+        let source = Source::parse(&format!("{}/plain", server.address)).unwrap();
+        assert!(read(&source).unwrap() == [text()], "{fault:?}");
+        let requests = server.requests.load(Ordering::SeqCst);
+        let expected = match fault {
+            Fault::DropsAfter(n) => text().len().div_ceil(n)..=text().len().div_ceil(n) + 1,
+            Fault::Busy(n) => n + 1..=n + 1,
+            Fault::NoRangesAndDrops => 2..=2,
+            _ => 1..=1,
+        };
+        assert!(expected.contains(&requests), "{fault:?}: {requests} requests");
+    }
+}
+
+#[test]
+fn a_server_that_lies_is_refused_with_the_reason() {
+    for (fault, reason) in [
+        (Fault::WrongRange, "asked for bytes from"),
+        (Fault::Changes, "changed while it was read"),
+        (Fault::Empty, "disconnected"),
+        (Fault::Nonsense, "makes no sense"),
+    ] {
+        let server = serve(text().into_bytes(), fault);
+        let address = format!("{}/plain", server.address);
+        let error = read(&Source::Url(address.clone())).unwrap_err().to_string();
+        assert!(error.contains(reason) && error.contains(&address), "{fault:?}: {error}");
+    }
+    let server = serve(Vec::new(), Fault::None);
+    let error = read(&Source::Url(format!("{}/nothing", server.address))).unwrap_err();
+    assert_eq!(error.status(), Status::NOT_FOUND);
+    assert_eq!(read(&Source::Url("http://127.0.0.1:9/x".into())).unwrap_err().status(), Status::IO);
+}
+
+#[test]
+fn a_file_of_the_hub_is_streamed_then_kept_in_the_cache_and_read_there() {
+    let documents: Vec<String> = (0..300).map(|i| format!("document {i}")).collect();
+    let server = serve(columns(&documents), Fault::DropsAfter(3000));
+    let dir = tempfile::tempdir().unwrap();
+    let place = hub::Place {
+        endpoint: server.address.clone(),
+        cache: dir.path().into(),
+        token: Some("secret".into()),
+    };
+    let file =
+        HubFile::parse("hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT/000_00000.parquet").unwrap();
+    let rows = |blob: Blob| {
+        let mut rows = Vec::new();
+        parquet::rows(Arc::new(blob), &Source::Hub(file.clone()), "text", &mut |t| {
+            rows.push(t.to_string());
+            Ok(())
+        })
+        .unwrap();
+        rows
+    };
+    assert_eq!(rows(file.open(&place).unwrap()), documents);
+    assert!(
+        !dir.path().join("datasets--HuggingFaceFW--fineweb-edu").exists(),
+        "streaming leaves the cache alone"
+    );
+
+    let path = file.download(&place).unwrap();
+    let folder = dir.path().join("datasets--HuggingFaceFW--fineweb-edu");
+    assert_eq!(path, folder.join("snapshots/0123abcd/sample/10BT/000_00000.parquet"));
+    assert_eq!(std::fs::read_to_string(folder.join("refs/main")).unwrap(), "0123abcd");
+    assert_eq!(std::fs::read(folder.join("blobs/blob77")).unwrap(), columns(&documents));
+    let before = server.requests.load(Ordering::SeqCst);
+    assert_eq!(rows(file.open(&place).unwrap()), documents);
+    assert_eq!(file.download(&place).unwrap(), path);
+    assert_eq!(server.requests.load(Ordering::SeqCst), before, "the cache answers alone");
+}
+
+#[test]
+fn damaged_files_are_refused_with_name_and_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let documents = vec!["one".to_string(), "two".to_string()];
+    let good = columns(&documents);
+    let mut cases: Vec<(&str, Vec<u8>)> = vec![
+        ("a.jsonl", b"{\"text\": \"a\"}\n{\"text\": 3}\n".to_vec()),
+        ("b.jsonl", b"{\"text\": \"a\"\n".to_vec()),
+        ("c.txt", b"fine\n\xff\xfe\n".to_vec()),
+        ("d.txt.gz", b"not gzip".to_vec()),
+        ("e.txt.zst", b"not zstd".to_vec()),
+        ("f.parquet", b"PAR1PAR1".to_vec()),
+        ("g.parquet", Vec::new()),
+    ];
+    for cut in (1..good.len()).step_by(7) {
+        cases.push(("cut.parquet", good[..cut].to_vec()));
+    }
+    for (name, bytes) in cases {
+        let path = dir.path().join(name);
+        std::fs::write(&path, &bytes).unwrap();
+        let error = read(&Source::File(path)).unwrap_err().to_string();
+        assert!(error.contains(name), "{name}, {} bytes: {error}", bytes.len());
+    }
+    let path = dir.path().join("good.parquet");
+    std::fs::write(&path, &good).unwrap();
+    let error = Source::File(path).documents("body", &mut |_, _| Ok(())).unwrap_err();
+    assert!(error.message().contains("there are id, text"), "{error}");
+}

@@ -1,0 +1,81 @@
+//! Documents out of running text and out of lines of JSON, in pieces of bounded size.
+
+use std::io::{BufRead, Read};
+
+use llm::error::{Error, Result, Status};
+
+use super::{Source, wrong};
+
+/// A piece is cut once it has this many bytes and a border allows it.
+const PIECE: usize = 256 << 10;
+/// The longest line; what is longer is no text, or no lines.
+const LINE: u64 = 64 << 20;
+
+/// One document of text, in pieces; a text may be larger than memory, its lines may not.
+pub(super) fn pieces(
+    mut reader: impl BufRead,
+    source: &Source,
+    f: &mut dyn FnMut(&str, bool) -> Result<()>,
+) -> Result<()> {
+    let (mut piece, mut line, mut number) = (String::new(), Vec::new(), 0);
+    while let Some(text) = next(&mut reader, source, &mut line, &mut number)? {
+        if piece.len() >= PIECE && border(&piece, text) {
+            f(&piece, false)?;
+            piece.clear();
+        }
+        piece.push_str(text);
+    }
+    f(&piece, true)
+}
+
+/// A document per line, in the string `field` of a JSON object; empty lines are skipped.
+pub(super) fn lines(
+    mut reader: impl BufRead,
+    source: &Source,
+    field: &str,
+    f: &mut dyn FnMut(&str) -> Result<()>,
+) -> Result<()> {
+    let (mut line, mut number) = (Vec::new(), 0);
+    while let Some(text) = next(&mut reader, source, &mut line, &mut number)? {
+        if text.trim().is_empty() {
+            continue;
+        }
+        let bad = |what: String| wrong(Status::BAD_FORMAT, source, number, what);
+        let row: serde_json::Value = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        let text = row.get(field).and_then(|v| v.as_str());
+        f(text.ok_or_else(|| bad(format!("no string {field:?} in this object")))?)?;
+    }
+    Ok(())
+}
+
+/// The next line, its end included.
+fn next<'l>(
+    reader: &mut impl BufRead,
+    source: &Source,
+    line: &'l mut Vec<u8>,
+    number: &mut u64,
+) -> Result<Option<&'l str>> {
+    line.clear();
+    *number += 1;
+    let n = reader
+        .take(LINE)
+        .read_until(b'\n', line)
+        .map_err(|e| Error::from(e).context(format_args!("{source}:{number}")))?;
+    if n == 0 {
+        return Ok(None);
+    }
+    if n as u64 == LINE && line.last() != Some(&b'\n') {
+        let what = format!("a line of more than {LINE} bytes; expected text in lines");
+        return Err(wrong(Status::BAD_FORMAT, source, *number, what));
+    }
+    std::str::from_utf8(line)
+        .map(Some)
+        .map_err(|e| wrong(Status::BAD_UTF8, source, *number, format_args!("{e}; expected UTF-8 text")))
+}
+
+/// Whether a text may be cut between two lines without a tokenizer of the GPT-2 kind noticing: a single line feed
+/// after something visible, and something visible after it. Such a line feed is a word of its own.
+fn border(before: &str, after: &str) -> bool {
+    let visible = |c: Option<char>| c.is_some_and(|c| !c.is_whitespace());
+    before.strip_suffix('\n').is_some_and(|b| visible(b.chars().next_back())) && visible(after.chars().next())
+}
