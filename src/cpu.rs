@@ -43,6 +43,7 @@ fn activation(kind: Activation) -> kernels::Activation {
         Activation::Gelu => kernels::Activation::Gelu,
         Activation::GeluTanh => kernels::Activation::GeluTanh,
         Activation::Relu => kernels::Activation::Relu,
+        Activation::Relu2 => kernels::Activation::Relu2,
         Activation::ClampedSwiglu { alpha, limit } => kernels::Activation::ClampedSwiglu { alpha, limit },
     }
 }

@@ -2,7 +2,7 @@
 
 /// One slope a head: 2^(−max·i/n) for i = 1..=n where n heads are a power of two. Otherwise the slopes of the next
 /// power of two, first its even places (which are those of the power below), then its odd ones.
-pub(crate) fn slopes(heads: u32, max: f64) -> Vec<f32> {
+pub fn slopes(heads: u32, max: f64) -> Vec<f32> {
     let full = heads.checked_next_power_of_two().unwrap_or(heads);
     let slope = |i: u32| (-max * f64::from(i) / f64::from(full)).exp2() as f32;
     if full == heads {

@@ -4,7 +4,7 @@
 //! of, and how each of them comes from the checkpoint. The converter writes by that list, loading finds by it.
 
 use super::spec::Spec;
-use super::{bloom, deepseek, gemma, gpt_neox, gpt_oss, gpt2, llama, mixtral, mpt, olmo2, phi3, qwen};
+use super::{bloom, deepseek, gemma, gpt_neox, gpt_oss, gpt2, llama, mixtral, mpt, olmo2, own, phi3, qwen};
 use crate::error::{Error, Result, Status};
 
 /// One architecture.
@@ -210,6 +210,7 @@ pub static ARCHS: &[Arch] = &[
     deepseek::DEEPSEEK_V2,
     deepseek::DEEPSEEK_V3,
     gpt_oss::GPT_OSS,
+    own::OWN,
 ];
 
 /// The architecture that reads checkpoints of `model_type`, which is also a spec's `architecture`.

@@ -174,8 +174,9 @@ impl<'a> Config<'a> {
             // Four names of one function.
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" => Ok(Activation::GeluTanh),
             "relu" => Ok(Activation::Relu),
+            "relu2" => Ok(Activation::Relu2),
             other => {
-                let known = "silu, gelu, gelu_new, gelu_pytorch_tanh or relu";
+                let known = "silu, gelu, gelu_new, gelu_pytorch_tanh, relu or relu2";
                 Err(unsupported(&self.full(key), &Value::from(other), known))
             }
         }

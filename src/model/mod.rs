@@ -1,6 +1,6 @@
 //! Models: what an architecture is ([`spec`]), which there are ([`arch`], one file each), and how one runs.
 
-mod alibi;
+pub mod alibi;
 pub mod arch;
 mod bloom;
 mod check;
@@ -18,9 +18,10 @@ mod load;
 mod mixtral;
 mod mpt;
 mod olmo2;
+mod own;
 mod phi3;
 mod qwen;
-pub(crate) mod rope;
+pub mod rope;
 pub mod spec;
 
 pub use load::{Info, Load, Model, OpenOptions, OpenProgress, Verify};

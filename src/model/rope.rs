@@ -11,7 +11,7 @@ use crate::backend::Angles;
 
 /// The frequencies of a rotary table for sequences of one length.
 #[derive(Clone, Debug)]
-pub(crate) struct Frequencies {
+pub struct Frequencies {
     /// `[dim/2]`, radians per position.
     per_position: Vec<f64>,
     /// Factor on cosine and sine.
@@ -20,7 +20,7 @@ pub(crate) struct Frequencies {
 
 impl Frequencies {
     /// Those of `rope` for a sequence of `length` tokens in all.
-    pub(crate) fn new(rope: &Rope, length: u32) -> Self {
+    pub fn new(rope: &Rope, length: u32) -> Self {
         let dim = f64::from(rope.dim);
         let pairs = (rope.dim / 2) as usize;
         let plain = |theta: f64, i: usize| pow64(theta, -2.0 * i as f64 / dim);
@@ -84,6 +84,13 @@ impl Frequencies {
     /// Whether the frequencies depend on the sequence's length.
     pub(crate) fn vary(rope: &Rope) -> bool {
         matches!(rope.scaling, Scaling::Dynamic { .. } | Scaling::Longrope { .. })
+    }
+
+    /// Cosines and sines of positions 0 to `length` − 1, `[length, dim/2]` each.
+    pub fn tables(&self, length: u32) -> (Vec<f32>, Vec<f32>) {
+        let mut angles = Angles::default();
+        self.angles(0..length, &mut angles);
+        (angles.cos, angles.sin)
     }
 
     /// Appends the angles of `positions`: `[m, dim/2]`.

@@ -194,6 +194,8 @@ pub enum Activation {
     GeluTanh,
     /// max(x, 0)
     Relu,
+    /// max(x, 0)²
+    Relu2,
     /// gpt_oss, gated only: gate = min(gate, limit), up = clamp(up, ±limit), (up + 1) · gate · sigmoid(alpha · gate).
     ClampedSwiglu {
         /// alpha

@@ -9,6 +9,7 @@
 //! name: whatever happens, a directory that has a checkpoint's name is whole. Weights are stored as f32, the masters.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,9 +19,11 @@ use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::config::{Config, Family, ModelConfig};
+use crate::config::Config;
+use crate::design::{ModelConfig, Position};
+use crate::layout;
 use crate::optim::{Optimizer, Values};
-use crate::params::{Param, Params, Role};
+use crate::params::Params;
 
 /// The training state that is not a tensor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,97 +56,13 @@ pub(crate) struct Restored {
     pub weights: Vec<f32>,
 }
 
-/// One tensor of a checkpoint: rows of a parameter, as they are or transposed.
-struct Piece {
-    name: String,
-    shape: Vec<usize>,
-    /// Elements of the flat vector.
-    range: std::ops::Range<usize>,
-    transposed: bool,
-}
-
-/// The tensors that a parameter becomes, with the names of the model's family.
-fn pieces(m: &ModelConfig, p: &Param) -> Vec<Piece> {
-    let gpt2 = m.family == Family::Gpt2;
-    let (q, kv) = (m.heads * m.head_dim(), m.kv_heads * m.head_dim());
-    let layer = p.layer;
-    let all = p.rows;
-    let parts: Vec<(String, usize)> = if gpt2 {
-        let name = match p.role {
-            Role::Embed => "wte.weight".into(),
-            Role::Positions => "wpe.weight".into(),
-            Role::AttentionNorm => format!("h.{layer}.ln_1.weight"),
-            Role::AttentionNormBias => format!("h.{layer}.ln_1.bias"),
-            Role::FeedNorm => format!("h.{layer}.ln_2.weight"),
-            Role::FeedNormBias => format!("h.{layer}.ln_2.bias"),
-            Role::Qkv => format!("h.{layer}.attn.c_attn.weight"),
-            Role::QkvBias => format!("h.{layer}.attn.c_attn.bias"),
-            Role::Out => format!("h.{layer}.attn.c_proj.weight"),
-            Role::OutBias => format!("h.{layer}.attn.c_proj.bias"),
-            Role::Up => format!("h.{layer}.mlp.c_fc.weight"),
-            Role::UpBias => format!("h.{layer}.mlp.c_fc.bias"),
-            Role::Down => format!("h.{layer}.mlp.c_proj.weight"),
-            Role::DownBias => format!("h.{layer}.mlp.c_proj.bias"),
-            Role::FinalNorm => "ln_f.weight".into(),
-            Role::FinalNormBias => "ln_f.bias".into(),
-            Role::Head => unreachable!("GPT-2's head is tied"),
-        };
-        vec![(format!("transformer.{name}"), all)]
-    } else {
-        let inner = |names: &[(&str, usize)]| {
-            names.iter().map(|(n, rows)| (format!("model.layers.{layer}.{n}.weight"), *rows)).collect()
-        };
-        match p.role {
-            Role::Embed => vec![("model.embed_tokens.weight".into(), all)],
-            Role::AttentionNorm => inner(&[("input_layernorm", all)]),
-            Role::Qkv => {
-                inner(&[("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)])
-            }
-            Role::Out => inner(&[("self_attn.o_proj", all)]),
-            Role::FeedNorm => inner(&[("post_attention_layernorm", all)]),
-            Role::Up => inner(&[("mlp.gate_proj", m.ffn), ("mlp.up_proj", m.ffn)]),
-            Role::Down => inner(&[("mlp.down_proj", all)]),
-            Role::FinalNorm => vec![("model.norm.weight".into(), all)],
-            Role::Head => vec![("lm_head.weight".into(), all)],
-            role => unreachable!("a Llama model has no {role:?}"),
-        }
-    };
-    // GPT-2 keeps its projections as [inputs, outputs]; its embeddings are rows.
-    let transposed = gpt2 && matches!(p.role, Role::Qkv | Role::Out | Role::Up | Role::Down);
-    let mut start = p.range().start;
-    let cut = parts.into_iter().map(|(name, rows)| {
-        let len = rows * p.cols.max(1);
-        let range = start..start + len;
-        start += len;
-        let shape = match (p.cols, transposed) {
-            (0, _) => vec![rows],
-            (cols, false) => vec![rows, cols],
-            (cols, true) => vec![cols, rows],
-        };
-        Piece { name, shape, range, transposed }
-    });
-    cut.collect()
-}
-
-fn transpose(from: &[f32], rows: usize, cols: usize) -> Vec<f32> {
-    (0..rows * cols).map(|i| from[i % rows * cols + i / rows]).collect()
-}
-
-/// A tensor on its way to the file; made when it is written.
-struct Source<'a> {
-    shape: Vec<usize>,
+/// A tensor of the optimizer's state on its way to the file.
+struct Flat<'a> {
+    shape: [usize; 1],
     values: Values<'a>,
-    transposed: bool,
 }
 
-impl<'a> Source<'a> {
-    /// Values that have no shape.
-    fn flat(values: Values<'a>) -> Source<'a> {
-        Source { shape: vec![values.len()], values, transposed: false }
-    }
-}
-
-impl View for Source<'_> {
+impl View for Flat<'_> {
     fn dtype(&self) -> Dtype {
         match self.values {
             Values::F32(_) => Dtype::F32,
@@ -156,49 +75,15 @@ impl View for Source<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        match self.values {
-            Values::F32(values) if self.transposed => {
-                let values = transpose(values, self.shape[1], self.shape[0]);
-                Cow::Owned(bytemuck::cast_slice(&values).to_vec())
-            }
-            Values::F32(values) => Cow::Borrowed(bytemuck::cast_slice(values)),
-            Values::U8(values) => Cow::Borrowed(values),
-        }
+        Cow::Borrowed(match self.values {
+            Values::F32(values) => bytemuck::cast_slice(values),
+            Values::U8(values) => values,
+        })
     }
 
     fn data_len(&self) -> usize {
         self.values.bytes()
     }
-}
-
-/// `config.json` of the model's family.
-fn hugging_face_config(m: &ModelConfig) -> Value {
-    match m.family {
-        Family::Llama => json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama",
-            "vocab_size": m.vocab, "hidden_size": m.width, "intermediate_size": m.ffn,
-            "num_hidden_layers": m.layers, "num_attention_heads": m.heads, "num_key_value_heads": m.kv_heads,
-            "head_dim": m.head_dim(), "max_position_embeddings": m.context, "hidden_act": "silu",
-            "rms_norm_eps": as_f64(m.eps), "rope_theta": m.rope_theta, "rope_scaling": null,
-            "attention_bias": false, "mlp_bias": false, "attention_dropout": 0.0, "tie_word_embeddings": m.tied,
-            "initializer_range": 0.02, "bos_token_id": null, "eos_token_id": 0, "torch_dtype": "float32",
-            "use_cache": true,
-        }),
-        Family::Gpt2 => json!({
-            "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2",
-            "vocab_size": m.vocab, "n_embd": m.width, "n_inner": m.ffn, "n_layer": m.layers, "n_head": m.heads,
-            "n_positions": m.context, "n_ctx": m.context, "activation_function": "gelu_new",
-            "layer_norm_epsilon": as_f64(m.eps), "attn_pdrop": as_f64(m.dropout), "embd_pdrop": as_f64(m.dropout),
-            "resid_pdrop": as_f64(m.dropout), "scale_attn_weights": true, "tie_word_embeddings": true,
-            "initializer_range": 0.02, "bos_token_id": 0, "eos_token_id": 0, "torch_dtype": "float32",
-            "use_cache": true,
-        }),
-    }
-}
-
-/// The decimal number a user would have written for this f32.
-fn as_f64(x: f32) -> f64 {
-    x.to_string().parse().unwrap_or_else(|_| f64::from(x))
 }
 
 /// Writes the checkpoint `dir`. An older one of that name is replaced.
@@ -212,29 +97,18 @@ pub(crate) fn save(dir: &Path, c: &Contents) -> Result<()> {
     let pretty = |v: &Value| format!("{v:#}\n");
     let generation = json!({"eos_token_id": 0, "do_sample": true, "temperature": 0.7});
     let state = serde_json::to_value(c.state).map_err(|e| Error::new(Status::INTERNAL, e.to_string()))?;
-    sync_file(&part.join("config.json"), pretty(&hugging_face_config(m)).as_bytes())?;
+    sync_file(&part.join("config.json"), pretty(&m.hugging_face()?).as_bytes())?;
     sync_file(&part.join("generation_config.json"), pretty(&generation).as_bytes())?;
     sync_file(&part.join("training.json"), pretty(&state).as_bytes())?;
     // The crate makes files that only their owner may read; tensors get the mode of the files beside them.
     let mode = fs::metadata(part.join("config.json"))?.permissions();
-    let tensors = |list: Vec<(String, Source)>, name: &str| -> Result<()> {
-        let meta = Some([("format".to_string(), "pt".to_string())].into());
-        let path = part.join(name);
-        safetensors::serialize_to_file(list, meta, &path)
-            .map_err(|e| Error::new(Status::IO, format!("{}: {e}", path.display())))?;
-        fs::set_permissions(&path, mode.clone())?;
-        Ok(File::open(&path)?.sync_all()?)
-    };
-    let all = c.params.list.iter().flat_map(|p| pieces(m, p));
-    let model = all.map(|p| {
-        (
-            p.name,
-            Source { shape: p.shape, values: Values::F32(&c.weights[p.range]), transposed: p.transposed },
-        )
-    });
-    tensors(model.collect(), "model.safetensors")?;
-    let state = c.optimizer.tensors(c.params);
-    tensors(state.into_iter().map(|t| (t.name, Source::flat(t.values))).collect(), "optimizer.safetensors")?;
+    let path = part.join("model.safetensors");
+    let written = safetensors::serialize_to_file(layout::stored(c.params, c.weights), pt(), &path);
+    settle(&path, written, &mode)?;
+    let path = part.join("optimizer.safetensors");
+    let state = c.optimizer.tensors(c.params).into_iter();
+    let state = state.map(|t| (t.name, Flat { shape: [t.values.len()], values: t.values }));
+    settle(&path, safetensors::serialize_to_file(state, pt(), &path), &mode)?;
     if let Some(tokenizer) = c.tokenizer {
         sync_file(&part.join("tokenizer.json"), tokenizer)?;
     }
@@ -252,6 +126,22 @@ pub(crate) fn save(dir: &Path, c: &Contents) -> Result<()> {
         fs::rename(&part, dir)?;
     }
     sync_parent(dir)
+}
+
+/// What PyTorch's tools expect to be told.
+fn pt() -> Option<HashMap<String, String>> {
+    Some([("format".to_string(), "pt".to_string())].into())
+}
+
+/// Gives a written tensor file its mode and flushes it to the disk.
+fn settle(
+    path: &Path,
+    written: std::result::Result<(), safetensors::SafeTensorError>,
+    mode: &fs::Permissions,
+) -> Result<()> {
+    written.map_err(|e| Error::new(Status::IO, format!("{}: {e}", path.display())))?;
+    fs::set_permissions(path, mode.clone())?;
+    Ok(File::open(path)?.sync_all()?)
 }
 
 /// Reads the checkpoint `dir` for a model of the shape `expected` where that is given, and the optimizer's state into
@@ -281,31 +171,9 @@ pub(crate) fn load(
         let message = format!("{}: holds {m:?}, the configuration asks for {expected:?}", dir.display());
         return Err(Error::new(Status::MISMATCH, message));
     }
-    let params = Params::new(m);
-    let fill =
-        |file: &SafeTensors, name: &str, tensor: &str, shape: &[usize], out: &mut [f32]| -> Result<()> {
-            let view = file.tensor(tensor).map_err(|_| bad(name, format!("no tensor {tensor:?}")))?;
-            if view.dtype() != Dtype::F32 || view.shape() != shape {
-                let got =
-                    format!("{tensor:?} is {:?} {:?}, expected F32 {shape:?}", view.dtype(), view.shape());
-                return Err(bad(name, got));
-            }
-            for (o, raw) in out.iter_mut().zip(view.data().as_chunks::<4>().0) {
-                *o = f32::from_le_bytes(*raw);
-            }
-            Ok(())
-        };
-    let mut weights = vec![0.0; params.total];
-    let bytes = read("model.safetensors")?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| bad("model.safetensors", e.to_string()))?;
-    for p in params.list.iter().flat_map(|p| pieces(m, p)) {
-        let out = &mut weights[p.range];
-        fill(&file, "model.safetensors", &p.name, &p.shape, out)?;
-        if p.transposed {
-            let values = transpose(out, p.shape[0], p.shape[1]);
-            out.copy_from_slice(&values);
-        }
-    }
+    let (arch, spec) = m.spec().map_err(|e| e.context(dir.join("training.json").display()))?;
+    let params = Params::new(arch, &spec, m.position == Position::Sinusoidal);
+    let weights = layout::Files::open(dir)?.load(&params)?;
     let bytes = read("optimizer.safetensors")?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| bad("optimizer.safetensors", e.to_string()))?;
     if let Some((params, optimizer)) = optimizer {

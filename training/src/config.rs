@@ -6,138 +6,7 @@ use llm::error::{Error, Result, Status};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// Which published design a model follows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Family {
-    /// RMSNorm, rotary positions, grouped key heads, SwiGLU, no biases.
-    Llama,
-    /// LayerNorm, learned positions, biases, GELU; head tied, key heads as many as heads.
-    Gpt2,
-}
-
-/// The shape of a model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ModelConfig {
-    /// The design.
-    pub family: Family,
-    /// Size of the vocabulary; 0: that of the data.
-    pub vocab: usize,
-    /// Layers.
-    pub layers: usize,
-    /// Attention heads; `width` is a multiple.
-    pub heads: usize,
-    /// Key and value heads, a divisor of `heads`.
-    pub kv_heads: usize,
-    /// Width of the residual stream.
-    pub width: usize,
-    /// Inner width of the feed-forward part.
-    pub ffn: usize,
-    /// Tokens per sequence.
-    pub context: usize,
-    /// Whether the head shares the embedding's matrix.
-    pub tied: bool,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
-    /// Added to the variance in norms.
-    pub eps: f32,
-    /// Share dropped of embeddings, attention probabilities and branches, while training.
-    pub dropout: f32,
-}
-
-impl ModelConfig {
-    /// A model for tests: 2 layers, 4 heads, 2 key heads, width 32.
-    pub fn tiny() -> ModelConfig {
-        ModelConfig {
-            family: Family::Llama,
-            vocab: 0,
-            layers: 2,
-            heads: 4,
-            kv_heads: 2,
-            width: 32,
-            ffn: 88,
-            context: 32,
-            tied: true,
-            rope_theta: 10_000.0,
-            eps: 1e-5,
-            dropout: 0.0,
-        }
-    }
-
-    /// nanoGPT's character model: GPT-2 with 6 layers, 6 heads, width 384, 256 tokens.
-    pub fn baby_gpt() -> ModelConfig {
-        ModelConfig {
-            family: Family::Gpt2,
-            layers: 6,
-            heads: 6,
-            kv_heads: 6,
-            width: 384,
-            ffn: 1536,
-            context: 256,
-            ..ModelConfig::tiny()
-        }
-    }
-
-    /// Width of a head.
-    pub fn head_dim(&self) -> usize {
-        self.width / self.heads
-    }
-
-    /// Checks what the shape must satisfy.
-    ///
-    /// # Errors
-    /// `INVALID_ARG` with the first setting that does not fit.
-    pub fn check(&self) -> Result<()> {
-        let positive = [
-            ("vocab", self.vocab),
-            ("layers", self.layers),
-            ("heads", self.heads),
-            ("kv_heads", self.kv_heads),
-            ("width", self.width),
-            ("ffn", self.ffn),
-            ("context", self.context),
-        ];
-        for (name, value) in positive {
-            if value == 0 || value > 1 << 24 {
-                return Err(invalid(format!("model.{name} = {value}: expected 1 to {}", 1 << 24)));
-            }
-        }
-        if !self.width.is_multiple_of(self.heads) || !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(invalid(format!(
-                "model.width = {}, heads = {}, kv_heads = {}: expected a multiple of a multiple",
-                self.width, self.heads, self.kv_heads
-            )));
-        }
-        if self.family == Family::Llama && !self.head_dim().is_multiple_of(2) {
-            return Err(invalid(format!(
-                "width/heads = {}: rotary positions need an even number",
-                self.head_dim()
-            )));
-        }
-        if self.family == Family::Gpt2 && (self.kv_heads != self.heads || !self.tied) {
-            return Err(invalid("family gpt2 has as many key heads as heads and a tied head".into()));
-        }
-        if !(0.0..1.0).contains(&self.dropout) || self.eps <= 0.0 || self.rope_theta <= 0.0 {
-            return Err(invalid("model: expected dropout in 0..1, eps and rope_theta above 0".into()));
-        }
-        Ok(())
-    }
-}
-
-impl Default for ModelConfig {
-    fn default() -> Self {
-        ModelConfig {
-            layers: 4,
-            heads: 4,
-            kv_heads: 4,
-            width: 256,
-            ffn: 688,
-            context: 256,
-            ..ModelConfig::tiny()
-        }
-    }
-}
+use crate::design::ModelConfig;
 
 /// How weights follow from gradients.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -308,12 +177,12 @@ impl Config {
                 model: ModelConfig {
                     layers: 12,
                     heads: 12,
-                    kv_heads: 12,
                     width: 768,
                     ffn: 3072,
                     context: 1024,
-                    ..ModelConfig::baby_gpt()
-                },
+                    ..ModelConfig::tiny()
+                }
+                .gpt2_design(),
                 optim: OptimConfig { rate: 6e-4, min_rate: 6e-5, warmup: 700, ..OptimConfig::default() },
                 batch: 1,
                 accumulate: 8,
@@ -473,6 +342,7 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::design::Position;
 
     #[test]
     fn unknown_keys_are_refused_with_the_nearest_known_name() {
@@ -487,10 +357,10 @@ mod tests {
     #[test]
     fn overrides_reach_every_level_and_survive_json() {
         let mut c = Config::preset("baby-gpt").unwrap();
-        for assignment in ["optim.rate=0.5", "layers=3", "data=some/where", "family=llama", "decay=0"] {
+        for assignment in ["optim.rate=0.5", "layers=3", "data=some/where", "position=rope", "decay=0"] {
             c.set(assignment).unwrap();
         }
-        assert_eq!((c.optim.rate, c.model.layers, c.model.family), (0.5, 3, Family::Llama));
+        assert_eq!((c.optim.rate, c.model.layers, c.model.position), (0.5, 3, Position::Rope));
         assert_eq!((c.data.to_str(), c.optim.decay), (Some("some/where"), 0.0));
         assert_eq!(Config::from_json(&c.to_json()).unwrap(), c);
         let e = c.set("eps=1").unwrap_err();

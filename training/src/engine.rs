@@ -1,10 +1,15 @@
 //! Replays a tape: forward, head, backward, over one arena of activations and the flat vectors of parameters.
 
-use crate::config::ModelConfig;
+mod latent;
+mod moe;
+
+use llm::model::rope::Frequencies;
+use llm::model::spec::Spec;
+use llm_kernels::dense::{Dense, Heads};
+
 use crate::params::Params;
 use crate::random::{Stream, bits};
 use crate::tape::{Op, Tape};
-use llm_kernels::dense::{Dense, Heads};
 
 /// What the head does with the logits of a chunk of rows.
 pub(crate) enum Want<'a> {
@@ -16,51 +21,64 @@ pub(crate) enum Want<'a> {
     Logits(&'a mut Vec<f32>),
 }
 
+/// One pass's input.
+#[derive(Clone, Copy)]
+pub(crate) struct Input<'a> {
+    /// `[rows]`
+    pub ids: &'a [u32],
+    /// `[rows]`; beyond the vocabulary: no loss there.
+    pub targets: &'a [u32],
+    /// For every row where its document begins in its sequence; empty: at 0.
+    pub starts: &'a [u32],
+    /// Seed of the run and number of the pass in it; they key dropout.
+    pub key: (u64, u64),
+}
+
+/// Factors of the losses that a mixture of experts has beside that of the tokens.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct RouterLosses {
+    pub balance: f32,
+    pub z: f32,
+}
+
 /// A model's numbers outside its parameters.
 pub(crate) struct Engine {
     pub dense: Dense,
-    model: ModelConfig,
     params: Params,
+    width: usize,
+    losses: RouterLosses,
     arena: Vec<f32>,
-    /// Rotary tables `[context, head_dim/2]`.
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    /// Cosines and sines of each rotary table, `[context, dim/2]`.
+    tables: Vec<(Vec<f32>, Vec<f32>)>,
+    /// Of each table, values of one position.
+    half: Vec<usize>,
+    /// The experts chosen in each layer's mixture.
+    choices: Vec<moe::Choice>,
 }
 
 impl Engine {
-    pub fn new(model: &ModelConfig, params: &Params, threads: usize) -> Engine {
-        let half = model.head_dim() / 2;
-        let angle = |i: usize| {
-            let (position, pair) = (i / half, i % half);
-            position as f64 * model.rope_theta.powf(-((2 * pair) as f64) / model.head_dim() as f64)
-        };
-        let n = model.context * half;
+    pub fn new(spec: &Spec, params: &Params, threads: usize, losses: RouterLosses) -> Engine {
+        let tables = spec.ropes.iter().map(|r| Frequencies::new(r, spec.context).tables(spec.context));
         Engine {
             dense: Dense::new(threads),
-            model: model.clone(),
             params: params.clone(),
+            width: spec.width as usize,
+            losses,
             arena: Vec::new(),
-            cos: (0..n).map(|i| angle(i).cos() as f32).collect(),
-            sin: (0..n).map(|i| angle(i).sin() as f32).collect(),
+            tables: tables.collect(),
+            half: spec.ropes.iter().map(|r| r.dim as usize / 2).collect(),
+            choices: (0..spec.layers.len()).map(|_| moe::Choice::default()).collect(),
         }
     }
 
-    /// Runs `tape` on `ids[rows]` with `targets[rows]` and returns the summed loss in nats. `pass` numbers the pass
-    /// over the whole run; it keys dropout.
-    pub fn run(
-        &mut self,
-        tape: &Tape,
-        weights: &[f32],
-        ids: &[u32],
-        targets: &[u32],
-        (seed, pass): (u64, u64),
-        mut want: Want,
-    ) -> f64 {
+    /// Runs `tape` and returns the summed loss of the tokens in nats.
+    pub fn run(&mut self, tape: &Tape, weights: &[f32], input: &Input, mut want: Want) -> f64 {
+        let rows = tape.rows();
+        let fits = input.ids.len() == rows && input.targets.len() == rows;
         assert!(
-            ids.len() == tape.rows() && targets.len() == tape.rows(),
-            "{} ids for {}",
-            ids.len(),
-            tape.rows()
+            fits && (input.starts.is_empty() || input.starts.len() == rows),
+            "{} ids for {rows}",
+            input.ids.len()
         );
         if self.arena.len() < tape.arena {
             self.arena.resize(tape.arena, 0.0);
@@ -68,62 +86,78 @@ impl Engine {
         let mut loss = 0.0;
         for op in &tape.ops {
             if let Op::Head { .. } = op {
-                loss = self.head(tape, op, weights, targets, &mut want);
+                loss = self.head(tape, op, weights, input.targets, &mut want);
             } else {
-                self.forward(tape, op, weights, ids, (seed, pass));
+                self.forward(tape, op, weights, input);
             }
         }
-        if let Want::Gradient { grads, .. } = want {
+        if let Want::Gradient { scale, grads } = want {
             for op in tape.ops.iter().rev() {
-                self.backward(tape, op, weights, grads, ids, (seed, pass));
+                self.backward(tape, op, weights, grads, scale, input);
             }
         }
         loss
     }
 
-    fn forward(&mut self, tape: &Tape, op: &Op, weights: &[f32], ids: &[u32], key: (u64, u64)) {
+    fn forward(&mut self, tape: &Tape, op: &Op, weights: &[f32], input: &Input) {
         let w = |id: usize| &weights[self.params.list[id].range()];
         let (rows, dense) = (tape.rows(), &mut self.dense);
         let at = |b: usize| tape.place(b);
-        match *op {
-            Op::Embed { table, positions, y, .. } => {
-                let positions = positions.map(|p| &w(p)[..tape.length * self.model.width]);
-                dense.embed(ids, w(table), positions, &mut self.arena[at(y)]);
-            }
-            Op::Norm { x, w: weight, b, y, stats, .. } => {
-                let [x, y, stats] = parts(&mut self.arena, [at(x), at(y), at(stats)]);
-                dense.norm(x, w(weight), b.map(w), self.model.eps, y, stats);
-            }
-            Op::Linear { x, w: weight, b, residual, y, .. } => {
-                let p = &self.params.list[weight];
-                let shape = (rows, p.rows, p.cols);
-                if let Some(residual) = residual {
-                    let [x, y, residual] = parts(&mut self.arena, [at(x), at(y), at(residual)]);
-                    dense.linear(x, w(weight), b.map(w), Some(residual), y, shape);
+        match op {
+            Op::Embed { table, positions, scale, y, .. } => {
+                let positions = positions.map(|p| &w(p)[..tape.length * self.width]);
+                let y = &mut self.arena[at(*y)];
+                if *scale == 1.0 {
+                    dense.embed(input.ids, w(*table), positions, y);
                 } else {
-                    let [x, y] = parts(&mut self.arena, [at(x), at(y)]);
-                    dense.linear(x, w(weight), b.map(w), None, y, shape);
+                    dense.embed(input.ids, w(*table), None, y);
+                    y.iter_mut().for_each(|v| *v *= scale);
                 }
             }
-            Op::Rope { x, .. } => self.rope(tape, at(x), false),
-            Op::Attention { qkv, y, lse, index, .. } => {
-                let heads = heads(&self.model, tape, key, index, self.model.dropout);
-                let [qkv, y, lse] = parts(&mut self.arena, [at(qkv), at(y), at(lse)]);
+            Op::Norm { x, w: weight, b, center, eps, y, stats, .. } => {
+                let [x, y, stats] = parts(&mut self.arena, [at(*x), at(*y), at(*stats)]);
+                dense.norm(x, w(*weight), b.map(w), *center, *eps, y, stats);
+            }
+            Op::SliceNorm { x, stride, parts: list, eps, y, .. } => {
+                let [from, to] = parts(&mut self.arena, [at(*x), at(*y)]);
+                to.copy_from_slice(from);
+                for (slice, weight, stats) in list {
+                    let [x, y, stats] = parts(&mut self.arena, [at(*x), at(*y), at(*stats)]);
+                    dense.slice_norm(x, *stride, *slice, w(*weight), *eps, y, stats);
+                }
+            }
+            Op::Linear { x, w: weight, b, residual, y, .. } => {
+                let p = &self.params.list[*weight];
+                let shape = (rows, p.rows, p.cols);
+                if let Some(residual) = residual {
+                    let [x, y, residual] = parts(&mut self.arena, [at(*x), at(*y), at(*residual)]);
+                    dense.linear(x, w(*weight), b.map(w), Some(residual), y, shape);
+                } else {
+                    let [x, y] = parts(&mut self.arena, [at(*x), at(*y)]);
+                    dense.linear(x, w(*weight), b.map(w), None, y, shape);
+                }
+            }
+            Op::Rope { x, .. } => self.rope(tape, op, at(*x), false),
+            Op::Attention { shape, qkv, y, lse, index, .. } => {
+                let heads = heads(shape, tape, input, *index);
+                let [qkv, y, lse] = parts(&mut self.arena, [at(*qkv), at(*y), at(*lse)]);
                 dense.attention(&heads, qkv, y, lse);
             }
-            Op::Gelu { x, y, .. } => {
-                let [x, y] = parts(&mut self.arena, [at(x), at(y)]);
-                dense.gelu(x, y);
+            Op::Expand { .. } => self.expand(tape, op, weights),
+            Op::Activate { curve, x, y, .. } => {
+                let [x, y] = parts(&mut self.arena, [at(*x), at(*y)]);
+                dense.activate(*curve, x, y);
             }
-            Op::SwiGlu { x, y, .. } => {
-                let [x, y] = parts(&mut self.arena, [at(x), at(y)]);
-                dense.swiglu(x, self.model.ffn, y);
+            Op::Gated { curve, n, x, y, .. } => {
+                let [x, y] = parts(&mut self.arena, [at(*x), at(*y)]);
+                dense.gated(*curve, x, *n, y);
             }
+            Op::Moe(m) => self.experts(tape, m, weights),
             Op::Dropout { x, index, .. } => {
-                dense.dropout(&mut self.arena[at(x)], self.model.dropout, dropout_key(key, index));
+                dense.dropout(&mut self.arena[at(*x)], tape.dropout, dropout_key(input.key, *index));
             }
             Op::Add { x, branch, y, .. } => {
-                let [x, branch, y] = parts(&mut self.arena, [at(x), at(branch), at(y)]);
+                let [x, branch, y] = parts(&mut self.arena, [at(*x), at(*branch), at(*y)]);
                 y.copy_from_slice(x);
                 dense.add(y, branch);
             }
@@ -162,92 +196,110 @@ impl Engine {
         op: &Op,
         weights: &[f32],
         grads: &mut [f32],
-        ids: &[u32],
-        key: (u64, u64),
+        scale: f32,
+        input: &Input,
     ) {
         let list = &self.params.list;
         let w = |id: usize| &weights[list[id].range()];
         let (rows, dense) = (tape.rows(), &mut self.dense);
         let at = |b: usize| tape.place(b);
-        match *op {
-            Op::Embed { table, positions, dy, .. } => {
-                let dy = &self.arena[at(dy)];
+        match op {
+            Op::Embed { table, positions, scale, dy, .. } => {
+                let dy = &mut self.arena[at(*dy)];
+                if *scale != 1.0 {
+                    dy.iter_mut().for_each(|v| *v *= scale);
+                }
+                let positions = positions.filter(|p| list[*p].trained);
                 if let Some(positions) = positions {
                     let start = list[positions].range().start;
-                    let used = start..start + tape.length * self.model.width;
-                    let [table, positions] = parts(grads, [list[table].range(), used]);
-                    dense.embed_back(ids, dy, table, Some(positions));
+                    let used = start..start + tape.length * self.width;
+                    let [table, positions] = parts(grads, [list[*table].range(), used]);
+                    dense.embed_back(input.ids, dy, table, Some(positions));
                 } else {
-                    dense.embed_back(ids, dy, &mut grads[list[table].range()], None);
+                    dense.embed_back(input.ids, dy, &mut grads[list[*table].range()], None);
                 }
             }
-            Op::Norm { x, w: weight, b, stats, dx, dy, add, .. } => {
-                let [x, stats, dx, dy] = parts(&mut self.arena, [at(x), at(stats), at(dx), at(dy)]);
+            Op::Norm { x, w: weight, b, center, stats, dx, dy, add, .. } => {
+                let [x, stats, dx, dy] = parts(&mut self.arena, [at(*x), at(*stats), at(*dx), at(*dy)]);
                 if let Some(b) = b {
-                    let [dw, db] = parts(grads, [list[weight].range(), list[b].range()]);
-                    dense.norm_back(dy, x, w(weight), stats, dx, add, dw, Some(db));
+                    let [dw, db] = parts(grads, [list[*weight].range(), list[*b].range()]);
+                    dense.norm_back(dy, x, w(*weight), stats, *center, dx, *add, dw, Some(db));
                 } else {
-                    let dw = &mut grads[list[weight].range()];
-                    dense.norm_back(dy, x, w(weight), stats, dx, add, dw, None);
+                    let dw = &mut grads[list[*weight].range()];
+                    dense.norm_back(dy, x, w(*weight), stats, *center, dx, *add, dw, None);
                 }
             }
-            Op::Linear { x, w: weight, b, dx, dy, .. } => {
-                let p = &list[weight];
+            Op::SliceNorm { x, stride, parts: slices, dx, dy, .. } => {
+                let [from, to] = parts(&mut self.arena, [at(*dy), at(*dx)]);
+                to.copy_from_slice(from);
+                for (slice, weight, stats) in slices {
+                    let [x, stats, dx, dy] = parts(&mut self.arena, [at(*x), at(*stats), at(*dx), at(*dy)]);
+                    let dw = &mut grads[list[*weight].range()];
+                    dense.slice_norm_back(dy, x, *stride, *slice, w(*weight), stats, dx, dw);
+                }
+            }
+            Op::Linear { x, w: weight, b, dx, dy, add, .. } => {
+                let p = &list[*weight];
                 let shape = (rows, p.rows, p.cols);
-                let [x, dx, dy] = parts(&mut self.arena, [at(x), at(dx), at(dy)]);
+                let [x, dx, dy] = parts(&mut self.arena, [at(*x), at(*dx), at(*dy)]);
                 dense.linear_dw(dy, x, &mut grads[p.range()], shape);
                 if let Some(b) = b {
-                    dense.bias_back(dy, &mut grads[list[b].range()]);
+                    dense.bias_back(dy, &mut grads[list[*b].range()]);
                 }
-                dense.linear_dx(dy, w(weight), dx, shape, false);
+                dense.linear_dx(dy, w(*weight), dx, shape, *add);
             }
-            Op::Rope { dx, .. } => self.rope(tape, at(dx), true),
-            Op::Attention { qkv, y, lse, dqkv, dy, index } => {
-                let heads = heads(&self.model, tape, key, index, self.model.dropout);
-                let places = [at(qkv), at(y), at(lse), at(dqkv), at(dy)];
+            Op::Rope { dx, .. } => self.rope(tape, op, at(*dx), true),
+            Op::Attention { shape, qkv, y, lse, dqkv, dy, index } => {
+                let heads = heads(shape, tape, input, *index);
+                let places = [at(*qkv), at(*y), at(*lse), at(*dqkv), at(*dy)];
                 let [qkv, y, lse, dqkv, dy] = parts(&mut self.arena, places);
                 dense.attention_back(&heads, qkv, y, lse, dy, dqkv);
             }
-            Op::Gelu { x, dy, .. } => {
-                let [x, dy] = parts(&mut self.arena, [at(x), at(dy)]);
-                dense.gelu_back(dy, x);
+            Op::Expand { .. } => self.expand_back(tape, op, weights, grads),
+            Op::Activate { curve, x, dy, .. } => {
+                let [x, dy] = parts(&mut self.arena, [at(*x), at(*dy)]);
+                dense.activate_back(*curve, dy, x);
             }
-            Op::SwiGlu { x, dx, dy, .. } => {
-                let [x, dx, dy] = parts(&mut self.arena, [at(x), at(dx), at(dy)]);
-                dense.swiglu_back(dy, x, self.model.ffn, dx);
+            Op::Gated { curve, n, x, dx, dy, .. } => {
+                let [x, dx, dy] = parts(&mut self.arena, [at(*x), at(*dx), at(*dy)]);
+                dense.gated_back(*curve, dy, x, *n, dx);
             }
+            Op::Moe(m) => self.experts_back(tape, m, weights, grads, scale),
             Op::Dropout { dx, index, .. } => {
-                dense.dropout(&mut self.arena[at(dx)], self.model.dropout, dropout_key(key, index));
+                dense.dropout(&mut self.arena[at(*dx)], tape.dropout, dropout_key(input.key, *index));
             }
             Op::Add { dy, dbranch, .. } => {
-                let [dy, dbranch] = parts(&mut self.arena, [at(dy), at(dbranch)]);
+                let [dy, dbranch] = parts(&mut self.arena, [at(*dy), at(*dbranch)]);
                 dbranch.copy_from_slice(dy);
             }
             Op::Head { .. } => {}
         }
     }
 
-    fn rope(&mut self, tape: &Tape, x: std::ops::Range<usize>, back: bool) {
-        let m = &self.model;
-        let n = tape.length * m.head_dim() / 2;
-        let stride = (m.heads + 2 * m.kv_heads) * m.head_dim();
-        let (cos, sin) = (&self.cos[..n], &self.sin[..n]);
-        self.dense.rope(&mut self.arena[x], stride, m.heads + m.kv_heads, tape.length, cos, sin, back);
+    fn rope(&mut self, tape: &Tape, op: &Op, x: std::ops::Range<usize>, back: bool) {
+        let Op::Rope { stride, parts, table, .. } = op else { unreachable!("called for a rotation") };
+        let n = tape.length * self.half[*table];
+        let (cos, sin) = &self.tables[*table];
+        for what in parts {
+            let x = &mut self.arena[x.clone()];
+            self.dense.rope(x, *stride, *what, tape.length, &cos[..n], &sin[..n], back);
+        }
     }
 }
 
-fn heads(m: &ModelConfig, tape: &Tape, key: (u64, u64), index: usize, dropout: f32) -> Heads {
-    let scale = 1.0 / (m.head_dim() as f32).sqrt();
-    // Dropout belongs to training; a tape for it has records of dropout.
-    let dropout = if tape.ops.iter().any(|op| matches!(op, Op::Dropout { .. })) { dropout } else { 0.0 };
+fn heads<'a>(shape: &'a crate::tape::Heads, tape: &Tape, input: &Input<'a>, index: usize) -> Heads<'a> {
     Heads {
-        heads: m.heads,
-        kv_heads: m.kv_heads,
-        dim: m.head_dim(),
+        heads: shape.heads,
+        kv_heads: shape.kv_heads,
+        dim: shape.dim,
+        value_dim: shape.value_dim,
         length: tape.length,
-        scale,
-        dropout,
-        key: dropout_key(key, index),
+        scale: shape.scale,
+        window: shape.window,
+        slopes: &shape.slopes,
+        starts: input.starts,
+        dropout: tape.dropout,
+        key: dropout_key(input.key, index),
     }
 }
 

@@ -12,8 +12,9 @@ use llm::error::{Error, Result, Status};
 
 use crate::bpe::{TokenizerOptions, train_tokenizer};
 use crate::checkpoint;
-use crate::config::{Config, ModelConfig, OptimConfig};
+use crate::config::{Config, OptimConfig};
 use crate::data::{PrepareOptions, prepare};
+use crate::design::ModelConfig;
 use crate::trainer::{Evaluation, Event, Trainer, train};
 
 /// The text that comes with the crate: Shakespeare, 1.1 MB (`quickstart/SOURCE.txt`).

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use llm::error::{Error, Result, Status};
+use llm::model::spec::Spec;
 use serde_json::json;
 
 use crate::checkpoint::{self, Contents, State};
 use crate::config::Config;
 use crate::data::{TokenFile, vocabulary_hash};
-use crate::engine::{Engine, Want};
+use crate::design::{ModelConfig, Position};
+use crate::engine::{Engine, Input, RouterLosses, Want};
 use crate::optim::{self, Optimizer};
 use crate::params::Params;
 use crate::random::permuted;
@@ -80,6 +82,7 @@ pub struct Trainer {
     config: Config,
     data: Data,
     params: Params,
+    spec: Spec,
     engine: Engine,
     tape: Tape,
     eval_tape: Tape,
@@ -120,17 +123,19 @@ impl Trainer {
             return Err(Error::new(Status::INVALID_ARG, message));
         }
         let m = &config.model;
-        let params = Params::new(m);
-        let tape = |train| Tape::record(m, &params, config.batch, m.context, train);
+        let (arch, spec) = m.spec()?;
+        let params = Params::new(arch, &spec, m.position == Position::Sinusoidal);
+        let tape = |train| Tape::record(&spec, &params, (config.batch, m.context), train, m.dropout);
         let (train_tape, eval_tape) = (tape(true), tape(false));
         Ok(Trainer {
-            engine: Engine::new(m, &params, config.threads),
+            engine: Engine::new(&spec, &params, config.threads, losses(m)),
             tape: train_tape,
             eval_tape,
-            weights: params.init(config.seed),
+            weights: params.init(config.seed, m.layers),
             grads: vec![0.0; params.total],
             optimizer: Optimizer::new(&config.optim, &params),
             params,
+            spec,
             data,
             config,
             step: 0,
@@ -211,7 +216,8 @@ impl Trainer {
             self.next_batch(&mut sample, &mut ids, &mut targets)?;
             let want = Want::Gradient { scale: 1.0 / tokens as f32, grads: &mut self.grads };
             let key = (self.config.seed, self.step * self.config.accumulate as u64 + pass);
-            loss += self.engine.run(&self.tape, &self.weights, &ids, &targets, key, want);
+            let input = Input { ids: &ids, targets: &targets, starts: &[], key };
+            loss += self.engine.run(&self.tape, &self.weights, &input, want);
         }
         let loss = loss / tokens as f64;
         let norm = self.engine.dense.sum_squares(&self.grads).sqrt();
@@ -281,7 +287,8 @@ impl Trainer {
                 file.read(at + 1, &mut targets[i * length..i * length + n])?;
                 tokens += n as u64;
             }
-            loss += self.engine.run(&self.eval_tape, &self.weights, &ids, &targets, (0, 0), Want::Loss);
+            let input = Input { ids: &ids, targets: &targets, starts: &[], key: (0, 0) };
+            loss += self.engine.run(&self.eval_tape, &self.weights, &input, Want::Loss);
         }
         let nats_per_token = loss / tokens as f64;
         let nats_per_byte = nats_per_token * file.tokens() as f64 / file.bytes().max(1) as f64;
@@ -299,16 +306,11 @@ impl Trainer {
             let message = format!("{} ids: expected 1 to {}, each below {}", ids.len(), m.context, m.vocab);
             return Err(Error::new(Status::INVALID_ARG, message));
         }
-        let tape = Tape::record(m, &self.params, 1, ids.len(), false);
+        let tape = Tape::record(&self.spec, &self.params, (1, ids.len()), false, 0.0);
         let mut out = Vec::new();
-        self.engine.run(
-            &tape,
-            &self.weights,
-            ids,
-            &vec![u32::MAX; ids.len()],
-            (0, 0),
-            Want::Logits(&mut out),
-        );
+        let targets = vec![u32::MAX; ids.len()];
+        let input = Input { ids, targets: &targets, starts: &[], key: (0, 0) };
+        self.engine.run(&tape, &self.weights, &input, Want::Logits(&mut out));
         Ok(out)
     }
 
@@ -333,6 +335,10 @@ impl Trainer {
         };
         checkpoint::save(dir, &contents)
     }
+}
+
+fn losses(m: &ModelConfig) -> RouterLosses {
+    RouterLosses { balance: m.experts.balance, z: m.experts.z_loss }
 }
 
 /// What a run tells its caller.

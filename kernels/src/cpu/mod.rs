@@ -31,6 +31,8 @@ pub enum Activation {
     GeluTanh,
     /// max(x, 0)
     Relu,
+    /// max(x, 0)²
+    Relu2,
     /// Gated only: gate = min(gate, limit), up = clamp(up, ±limit), (up + 1) · gate · sigmoid(alpha · gate).
     ClampedSwiglu {
         /// alpha

@@ -1,114 +1,181 @@
-//! GELU (tanh form) and SwiGLU, forward and backward.
+//! Activations, plain and gated, forward and backward.
 //!
 //! ```text
-//!   gelu(x) = x·σ(2u)   u = √(2/π)(x + 0.044715 x³)        (½(1 + tanh u) = σ(2u))
-//!   swiglu(g, u) = g·σ(g)·u        a row holds g and u side by side: [2f] → [f]
+//!   plain   y = f(x)              dx = dy·f'(x)
+//!   gated   y = f(g)·u            dg = dy·u·f'(g)     du = dy·f(g)      a row holds g and u side by side: [2f] → [f]
+//!   gelu(x) = x·Φ(x)              its tanh form: x·σ(2v), v = √(2/π)(x + 0.044715 x³)       (½(1 + tanh v) = σ(2v))
 //! ```
 
-use super::math::sigmoid;
+use super::math::{exp, sigmoid};
 use super::{Dense, Shared, versions};
+use crate::math::erf;
 
 /// Elements per piece of work.
 const PIECE: usize = 16384;
+/// Rows per piece of gated work.
+const ROWS: usize = 16;
 const DOUBLE: f32 = 2.0 * 0.797_884_6; // 2·√(2/π)
 const CUBIC: f32 = 0.044_715;
+const INVERSE_ROOT_TAU: f32 = 0.398_942_3; // 1/√(2π)
+
+/// Which function.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Curve {
+    /// x·σ(x)
+    Silu,
+    /// gelu by the error function.
+    Gelu,
+    /// gelu in its tanh form.
+    GeluTanh,
+    /// max(x, 0)
+    Relu,
+    /// max(x, 0)²
+    Relu2,
+}
+
+/// The value at `x` and the slope there.
+#[inline(always)]
+fn silu(x: f32) -> (f32, f32) {
+    let s = sigmoid(x);
+    (x * s, s * x.mul_add(1.0 - s, 1.0))
+}
+
+#[inline(always)]
+fn gelu(x: f32) -> (f32, f32) {
+    let phi = 0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2));
+    (x * phi, (x * INVERSE_ROOT_TAU).mul_add(exp(-0.5 * x * x), phi))
+}
+
+#[inline(always)]
+fn gelu_tanh(x: f32) -> (f32, f32) {
+    let square = x * x;
+    let s = sigmoid(DOUBLE * (CUBIC * square).mul_add(x, x));
+    let slope = DOUBLE * (3.0 * CUBIC).mul_add(square, 1.0);
+    (x * s, (x * s * (1.0 - s)).mul_add(slope, s))
+}
+
+#[inline(always)]
+fn relu(x: f32) -> (f32, f32) {
+    if x > 0.0 { (x, 1.0) } else { (0.0, 0.0) }
+}
+
+#[inline(always)]
+fn relu2(x: f32) -> (f32, f32) {
+    if x > 0.0 { (x * x, 2.0 * x) } else { (0.0, 0.0) }
+}
+
+/// One loop per curve, so that the choice is made once.
+macro_rules! each_curve {
+    ($curve:expr, |$f:ident| $body:expr) => {
+        match $curve {
+            Curve::Silu => {
+                let $f = silu;
+                $body
+            }
+            Curve::Gelu => {
+                let $f = gelu;
+                $body
+            }
+            Curve::GeluTanh => {
+                let $f = gelu_tanh;
+                $body
+            }
+            Curve::Relu => {
+                let $f = relu;
+                $body
+            }
+            Curve::Relu2 => {
+                let $f = relu2;
+                $body
+            }
+        }
+    };
+}
 
 versions! {
-    fn gelu_forward(x: &[f32], y: &mut [f32]) {
-        for (y, x) in y.iter_mut().zip(x) {
-            let u = DOUBLE * (CUBIC * x * x).mul_add(*x, *x);
-            *y = x * sigmoid(u);
-        }
+    fn plain_forward(curve: Curve, x: &[f32], y: &mut [f32]) {
+        each_curve!(curve, |f| for (y, x) in y.iter_mut().zip(x) {
+            *y = f(*x).0;
+        });
     }
 }
 
 versions! {
-    fn gelu_backward(dy: &mut [f32], x: &[f32]) {
-        for (dy, x) in dy.iter_mut().zip(x) {
-            let square = x * x;
-            let u = DOUBLE * (CUBIC * square).mul_add(*x, *x);
-            let s = sigmoid(u);
-            let slope = DOUBLE * (3.0 * CUBIC).mul_add(square, 1.0);
-            *dy *= (x * s * (1.0 - s)).mul_add(slope, s);
-        }
+    fn plain_backward(curve: Curve, dy: &mut [f32], x: &[f32]) {
+        each_curve!(curve, |f| for (dy, x) in dy.iter_mut().zip(x) {
+            *dy *= f(*x).1;
+        });
     }
 }
 
 versions! {
-    fn swiglu_forward(gu: &[f32], f: usize, y: &mut [f32]) {
-        for (gu, y) in gu.chunks_exact(2 * f).zip(y.chunks_exact_mut(f)) {
-            let (g, u) = gu.split_at(f);
+    fn gated_forward(curve: Curve, gu: &[f32], n: usize, y: &mut [f32]) {
+        each_curve!(curve, |f| for (gu, y) in gu.chunks_exact(2 * n).zip(y.chunks_exact_mut(n)) {
+            let (g, u) = gu.split_at(n);
             for ((y, g), u) in y.iter_mut().zip(g).zip(u) {
-                *y = g * sigmoid(*g) * u;
+                *y = f(*g).0 * u;
             }
-        }
+        });
     }
 }
 
 versions! {
-    fn swiglu_backward(dy: &[f32], gu: &[f32], f: usize, dgu: &mut [f32]) {
-        for ((gu, dgu), dy) in gu.chunks_exact(2 * f).zip(dgu.chunks_exact_mut(2 * f)).zip(dy.chunks_exact(f)) {
-            let (g, u) = gu.split_at(f);
-            let (dg, du) = dgu.split_at_mut(f);
+    fn gated_backward(curve: Curve, dy: &[f32], gu: &[f32], n: usize, dgu: &mut [f32]) {
+        let rows = gu.chunks_exact(2 * n).zip(dgu.chunks_exact_mut(2 * n)).zip(dy.chunks_exact(n));
+        each_curve!(curve, |f| for ((gu, dgu), dy) in rows {
+            let (g, u) = gu.split_at(n);
+            let (dg, du) = dgu.split_at_mut(n);
             for ((((dg, du), g), u), dy) in dg.iter_mut().zip(du).zip(g).zip(u).zip(dy) {
-                let s = sigmoid(*g);
-                *du = dy * g * s;
-                *dg = dy * u * s * g.mul_add(1.0 - s, 1.0);
+                let (value, slope) = f(*g);
+                *du = dy * value;
+                *dg = dy * u * slope;
             }
-        }
+        });
     }
 }
 
 impl Dense {
-    /// `y = gelu(x)`, the tanh form.
-    pub fn gelu(&mut self, x: &[f32], y: &mut [f32]) {
-        assert!(x.len() == y.len(), "gelu of {} into {}", x.len(), y.len());
+    /// `y = f(x)`.
+    pub fn activate(&mut self, curve: Curve, x: &[f32], y: &mut [f32]) {
+        assert!(x.len() == y.len(), "{curve:?} of {} into {}", x.len(), y.len());
         let y = Shared::new(y);
         self.pieces(x.len(), PIECE, |_, r| {
             // SAFETY: each piece takes its own range.
-            gelu_forward(self.isa, &x[r.clone()], unsafe { y.part(r) });
+            plain_forward(self.isa, curve, &x[r.clone()], unsafe { y.part(r) });
         });
     }
 
-    /// Turns the gradient of [`Dense::gelu`]'s output into that of its input `x`, in place.
-    pub fn gelu_back(&mut self, dy: &mut [f32], x: &[f32]) {
-        assert!(x.len() == dy.len(), "gelu of {} from {}", x.len(), dy.len());
+    /// Turns the gradient of [`Dense::activate`]'s output into that of its input `x`, in place.
+    pub fn activate_back(&mut self, curve: Curve, dy: &mut [f32], x: &[f32]) {
+        assert!(x.len() == dy.len(), "{curve:?} of {} from {}", x.len(), dy.len());
         let dy = Shared::new(dy);
         self.pieces(x.len(), PIECE, |_, r| {
             // SAFETY: each piece takes its own range.
-            gelu_backward(self.isa, unsafe { dy.part(r.clone()) }, &x[r]);
+            plain_backward(self.isa, curve, unsafe { dy.part(r.clone()) }, &x[r]);
         });
     }
 
-    /// `y[rows, f] = silu(gate)·up` of rows `gate[f] up[f]`.
-    pub fn swiglu(&mut self, gu: &[f32], f: usize, y: &mut [f32]) {
-        assert!(
-            f > 0 && y.len().is_multiple_of(f) && gu.len() == 2 * y.len(),
-            "swiglu of {} by {f}",
-            gu.len()
-        );
+    /// `y[rows, n] = f(gate)·up` of rows `gate[n] up[n]`.
+    pub fn gated(&mut self, curve: Curve, gu: &[f32], n: usize, y: &mut [f32]) {
+        assert!(n > 0 && y.len().is_multiple_of(n) && gu.len() == 2 * y.len(), "gated {} by {n}", gu.len());
         let y = Shared::new(y);
-        self.pieces(y.len() / f, 16, |_, r| {
+        self.pieces(y.len() / n, ROWS, |_, r| {
             // SAFETY: each piece takes its own rows.
-            let y = unsafe { y.part(r.start * f..r.end * f) };
-            swiglu_forward(self.isa, &gu[2 * r.start * f..2 * r.end * f], f, y);
+            let y = unsafe { y.part(r.start * n..r.end * n) };
+            gated_forward(self.isa, curve, &gu[2 * r.start * n..2 * r.end * n], n, y);
         });
     }
 
-    /// The gradient of [`Dense::swiglu`]'s input, written to `dgu[rows, 2f]`.
-    pub fn swiglu_back(&mut self, dy: &[f32], gu: &[f32], f: usize, dgu: &mut [f32]) {
-        assert!(
-            f > 0 && dy.len().is_multiple_of(f) && gu.len() == 2 * dy.len(),
-            "swiglu of {} by {f}",
-            gu.len()
-        );
-        assert!(dgu.len() == gu.len(), "swiglu of {} into {}", gu.len(), dgu.len());
+    /// The gradient of [`Dense::gated`]'s input, written to `dgu[rows, 2n]`.
+    pub fn gated_back(&mut self, curve: Curve, dy: &[f32], gu: &[f32], n: usize, dgu: &mut [f32]) {
+        assert!(n > 0 && dy.len().is_multiple_of(n) && gu.len() == 2 * dy.len(), "gated {} by {n}", gu.len());
+        assert!(dgu.len() == gu.len(), "gated {} into {}", gu.len(), dgu.len());
         let dgu = Shared::new(dgu);
-        self.pieces(dy.len() / f, 16, |_, r| {
-            let both = 2 * r.start * f..2 * r.end * f;
+        self.pieces(dy.len() / n, ROWS, |_, r| {
+            let both = 2 * r.start * n..2 * r.end * n;
             // SAFETY: each piece takes its own rows.
             let out = unsafe { dgu.part(both.clone()) };
-            swiglu_backward(self.isa, &dy[r.start * f..r.end * f], &gu[both], f, out);
+            gated_backward(self.isa, curve, &dy[r.start * n..r.end * n], &gu[both], n, out);
         });
     }
 }

@@ -7,8 +7,9 @@
 //!                dS = scale·P·(dP − δ)               dQ = dS·K    dK += dSᵀ·Q    dV += Pᵀ·dO
 //! ```
 //!
-//! A row of `qkv` holds the query heads, then the key heads, then the value heads. The scores of one block of queries
-//! are the only quadratic thing in memory. Dropout of probabilities is a hash of (key, sequence·head·query, key
+//! A row of `qkv` holds the query heads, then the key heads, then the value heads, which may have another width. What a
+//! query does not see (a window, another document) is masked in the block's scores, which are the only quadratic thing
+//! in memory. Dropout of probabilities is a hash of (key, sequence·head·query, key
 //! position), made again in the backward pass.
 
 use super::gemm::{View, panels, serial};
@@ -21,28 +22,72 @@ use std::cell::RefCell;
 /// Queries per block.
 const BLOCK: usize = 48;
 
-/// The shape of an attention layer over `qkv[batch·length, (heads + 2·kv_heads)·dim]`.
+/// The shape of an attention layer over `qkv[batch·length, heads·dim + kv_heads·(dim + value_dim)]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Heads {
+pub struct Heads<'a> {
     /// Query heads.
     pub heads: usize,
     /// Key and value heads, a divisor of `heads`.
     pub kv_heads: usize,
-    /// Width of a head.
+    /// Width of a query or key head.
     pub dim: usize,
+    /// Width of a value head.
+    pub value_dim: usize,
     /// Tokens per sequence.
     pub length: usize,
     /// Factor on the scores.
     pub scale: f32,
+    /// A token sees this many, itself included; 0: all before it.
+    pub window: usize,
+    /// ALiBi: `slopes[head] · (key − query)` is added to the scores; empty: nothing.
+    pub slopes: &'a [f32],
+    /// For every row the first position of its sequence that it sees: where its document begins. Empty: 0.
+    pub starts: &'a [u32],
     /// Share of the probabilities to drop.
     pub dropout: f32,
     /// Key of the dropout's random numbers.
     pub key: u64,
 }
 
-impl Heads {
+impl Heads<'_> {
     fn stride(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.dim
+        self.heads * self.dim + self.kv_heads * (self.dim + self.value_dim)
+    }
+
+    /// The first key that the query at `position` of the sequence that begins at row `first` sees.
+    fn low(&self, first: usize, position: usize) -> usize {
+        let window = if self.window > 0 { (position + 1).saturating_sub(self.window) } else { 0 };
+        let document = self.starts.get(first + position).map_or(0, |s| *s as usize);
+        window.max(document).min(position)
+    }
+
+    fn slope(&self, head: usize) -> f32 {
+        self.slopes.get(head).copied().unwrap_or(0.0)
+    }
+}
+
+/// Which keys a query sees, and what is added to its scores.
+#[derive(Clone, Copy)]
+struct Seen {
+    low: usize,
+    /// Behind the last, which is the query's own position.
+    high: usize,
+    scale: f32,
+    slope: f32,
+}
+
+impl Seen {
+    /// Scores with the slope's share; returns the factor that is left to be applied.
+    #[inline(always)]
+    fn lean(&self, row: &mut [f32]) -> f32 {
+        if self.slope == 0.0 {
+            return self.scale;
+        }
+        let far = (self.high - 1 - self.low) as f32;
+        for (k, x) in row.iter_mut().enumerate() {
+            *x = x.mul_add(self.scale, self.slope * (k as f32 - far));
+        }
+        1.0
     }
 }
 
@@ -80,9 +125,12 @@ impl Drop {
 }
 
 versions! {
-    /// Scores of `keys` keys in `row` become exponentials, the rest zeros; returns (maximum, sum).
-    fn soften(row: &mut [f32], keys: usize, scale: f32, drop: Option<Drop>, index: u32) -> (f32, f32) {
-        let (seen, hidden) = row.split_at_mut(keys);
+    /// Scores of the seen keys in `row` become exponentials, the rest zeros; returns (maximum, sum).
+    fn soften(row: &mut [f32], range: Seen, drop: Option<Drop>, index: u32) -> (f32, f32) {
+        let (seen, hidden) = row.split_at_mut(range.high);
+        let (before, seen) = seen.split_at_mut(range.low);
+        before.fill(0.0);
+        let scale = range.lean(seen);
         let mut tops = [f32::NEG_INFINITY; 16];
         for chunk in seen.chunks(16) {
             for (t, x) in tops.iter_mut().zip(chunk) {
@@ -99,7 +147,7 @@ versions! {
         }
         if let Some(d) = drop {
             for (k, x) in seen.iter_mut().enumerate() {
-                *x = if hash(d.key, index, k as u32) >= d.threshold { *x * d.factor } else { 0.0 };
+                *x = if hash(d.key, index, (range.low + k) as u32) >= d.threshold { *x * d.factor } else { 0.0 };
             }
         }
         hidden.fill(0.0);
@@ -109,19 +157,26 @@ versions! {
 
 versions! {
     /// Scores become (dropped) probabilities, `grads` (dP) becomes dS.
-    fn harden(row: &mut [f32], grads: &mut [f32], keys: usize, scale: f32, lse: f32, delta: f32, drop: Option<Drop>, index: u32) {
-        let (seen, hidden) = row.split_at_mut(keys);
-        let (dseen, dhidden) = grads.split_at_mut(keys);
+    fn harden(row: &mut [f32], grads: &mut [f32], range: Seen, lse: f32, delta: f32, drop: Option<Drop>, index: u32) {
+        let (seen, hidden) = row.split_at_mut(range.high);
+        let (dseen, dhidden) = grads.split_at_mut(range.high);
+        let (before, seen) = seen.split_at_mut(range.low);
+        let (dbefore, dseen) = dseen.split_at_mut(range.low);
+        before.fill(0.0);
+        dbefore.fill(0.0);
+        let factor = range.lean(seen);
+        let scale = range.scale;
         if let Some(d) = drop {
             for (k, (p, g)) in seen.iter_mut().zip(dseen).enumerate() {
-                let factor = if hash(d.key, index, k as u32) >= d.threshold { d.factor } else { 0.0 };
-                let whole = exp(p.mul_add(scale, -lse));
-                *g = scale * whole * g.mul_add(factor, -delta);
-                *p = whole * factor;
+                let kept = hash(d.key, index, (range.low + k) as u32) >= d.threshold;
+                let kept = if kept { d.factor } else { 0.0 };
+                let whole = exp(p.mul_add(factor, -lse));
+                *g = scale * whole * g.mul_add(kept, -delta);
+                *p = whole * kept;
             }
         } else {
             for (p, g) in seen.iter_mut().zip(dseen) {
-                *p = exp(p.mul_add(scale, -lse));
+                *p = exp(p.mul_add(factor, -lse));
                 *g = scale * *p * (*g - delta);
             }
         }
@@ -137,10 +192,10 @@ versions! {
 }
 
 impl Dense {
-    /// `out[rows, heads·dim]` = attention of `qkv`; `lse[rows, heads]` takes the log-sum-exp of each row's scores.
+    /// `out[rows, heads·value_dim]` = attention of `qkv`; `lse[rows, heads]` takes the log-sum-exp of each row's scores.
     pub fn attention(&mut self, h: &Heads, qkv: &[f32], out: &mut [f32], lse: &mut [f32]) {
         let rows = check(h, qkv, out, lse);
-        let (d, width) = (h.dim, h.heads * h.dim);
+        let (d, dv, width) = (h.dim, h.value_dim, h.heads * h.value_dim);
         let (out, lse) = (Shared::new(out), Shared::new(lse));
         let isa = self.isa;
         self.pool.run(rows / h.length * h.kv_heads, |piece| {
@@ -149,7 +204,7 @@ impl Dense {
                 let (keys, values) = operands(h, qkv, first, kv);
                 panels(isa, keys.t(), &mut s.keys_t);
                 panels(isa, values, &mut s.values);
-                s.block.resize(BLOCK * d, 0.0);
+                s.block.resize(BLOCK * dv, 0.0);
                 for head in kv * (h.heads / h.kv_heads)..(kv + 1) * (h.heads / h.kv_heads) {
                     for q0 in (0..h.length).step_by(BLOCK) {
                         let (n, end) = (BLOCK.min(h.length - q0), (q0 + BLOCK).min(h.length));
@@ -159,7 +214,9 @@ impl Dense {
                         let mut sums = [1.0f32; BLOCK];
                         for (i, row) in s.scores[..n * end].chunks_exact_mut(end).enumerate() {
                             let row_index = row_index(h, first + q0 + i, head);
-                            let (top, sum) = soften(isa, row, q0 + i + 1, h.scale, Drop::of(h), row_index);
+                            let (low, high) = (h.low(first, q0 + i), q0 + i + 1);
+                            let seen = Seen { low, high, scale: h.scale, slope: h.slope(head) };
+                            let (top, sum) = soften(isa, row, seen, Drop::of(h), row_index);
                             sums[i] = sum;
                             let at = (first + q0 + i) * h.heads + head;
                             // SAFETY: (row, head) belongs to this piece alone.
@@ -167,11 +224,11 @@ impl Dense {
                             slot[0] = top + log64(f64::from(sum)) as f32;
                         }
                         let p = View::new(&s.scores, n, end, end);
-                        serial(isa, p, &s.values, h.length, d, &mut s.block, d, false);
-                        for (i, row) in s.block[..n * d].chunks_exact(d).enumerate() {
-                            let at = (first + q0 + i) * width + head * d;
+                        serial(isa, p, &s.values, h.length, dv, &mut s.block, dv, false);
+                        for (i, row) in s.block[..n * dv].chunks_exact(dv).enumerate() {
+                            let at = (first + q0 + i) * width + head * dv;
                             // SAFETY: (row, head) belongs to this piece alone.
-                            let out = unsafe { out.part(at..at + d) };
+                            let out = unsafe { out.part(at..at + dv) };
                             let factor = 1.0 / sums[i];
                             out.iter_mut().zip(row).for_each(|(o, x)| *o = x * factor);
                         }
@@ -194,7 +251,7 @@ impl Dense {
     ) {
         let rows = check(h, qkv, out, lse);
         assert!(dout.len() == out.len() && dqkv.len() == qkv.len(), "attention gradient of {rows} rows");
-        let (d, width, stride) = (h.dim, h.heads * h.dim, h.stride());
+        let (d, dv, width, stride) = (h.dim, h.value_dim, h.heads * h.value_dim, h.stride());
         let dqkv = Shared::new(dqkv);
         let isa = self.isa;
         self.pool.run(rows / h.length * h.kv_heads, |piece| {
@@ -207,24 +264,26 @@ impl Dense {
                 s.block.resize(BLOCK * d, 0.0);
                 s.scores.resize(s.scores.len().max(BLOCK * h.length), 0.0);
                 s.grads.resize(s.grads.len().max(BLOCK * h.length), 0.0);
-                for grad in [&mut s.dk, &mut s.dv] {
+                for (grad, dim) in [(&mut s.dk, d), (&mut s.dv, dv)] {
                     grad.clear();
-                    grad.resize(h.length * d, 0.0);
+                    grad.resize(h.length * dim, 0.0);
                 }
                 for head in kv * (h.heads / h.kv_heads)..(kv + 1) * (h.heads / h.kv_heads) {
                     for q0 in (0..h.length).step_by(BLOCK) {
                         let (n, end) = (BLOCK.min(h.length - q0), (q0 + BLOCK).min(h.length));
                         let q = View::new(&qkv[(first + q0) * stride + head * d..], n, d, stride);
-                        let g = View::new(&dout[(first + q0) * width + head * d..], n, d, width);
+                        let g = View::new(&dout[(first + q0) * width + head * dv..], n, dv, width);
                         serial(isa, q, &s.keys_t, d, end, &mut s.scores, end, false);
-                        serial(isa, g, &s.values, d, end, &mut s.grads, end, false);
+                        serial(isa, g, &s.values, dv, end, &mut s.grads, end, false);
                         for i in 0..n {
-                            let (row, at) = (first + q0 + i, (first + q0 + i) * width + head * d);
-                            let delta = dot(isa, &dout[at..at + d], &out[at..at + d]);
+                            let (row, at) = (first + q0 + i, (first + q0 + i) * width + head * dv);
+                            let delta = dot(isa, &dout[at..at + dv], &out[at..at + dv]);
                             let span = i * end..(i + 1) * end;
                             let (p, ds) = (&mut s.scores[span.clone()], &mut s.grads[span]);
                             let (lse, index) = (lse[row * h.heads + head], row_index(h, row, head));
-                            harden(isa, p, ds, q0 + i + 1, h.scale, lse, delta, Drop::of(h), index);
+                            let (low, high) = (h.low(first, q0 + i), q0 + i + 1);
+                            let seen = Seen { low, high, scale: h.scale, slope: h.slope(head) };
+                            harden(isa, p, ds, seen, lse, delta, Drop::of(h), index);
                         }
                         let (p, ds) = (View::new(&s.scores, n, end, end), View::new(&s.grads, n, end, end));
                         serial(isa, ds, &s.keys, h.length, d, &mut s.block, d, false);
@@ -236,17 +295,17 @@ impl Dense {
                         panels(isa, q, &mut s.right);
                         serial(isa, ds.t(), &s.right, n, d, &mut s.dk, d, true);
                         panels(isa, g, &mut s.right);
-                        serial(isa, p.t(), &s.right, n, d, &mut s.dv, d, true);
+                        serial(isa, p.t(), &s.right, n, dv, &mut s.dv, dv, true);
                     }
                 }
-                let rows = s.dk.chunks_exact(d).zip(s.dv.chunks_exact(d)).enumerate();
+                let rows = s.dk.chunks_exact(d).zip(s.dv.chunks_exact(dv)).enumerate();
                 for (i, (dk, dv)) in rows {
                     let at = (first + i) * stride + (h.heads + kv) * d;
                     // SAFETY: this key head's and value head's columns of this row belong to this piece alone.
                     unsafe { dqkv.part(at..at + d) }.copy_from_slice(dk);
-                    let at = at + h.kv_heads * d;
+                    let at = (first + i) * stride + (h.heads + h.kv_heads) * d + kv * h.value_dim;
                     // SAFETY: as above.
-                    unsafe { dqkv.part(at..at + d) }.copy_from_slice(dv);
+                    unsafe { dqkv.part(at..at + h.value_dim) }.copy_from_slice(dv);
                 }
             });
         });
@@ -258,21 +317,30 @@ fn row_index(h: &Heads, row: usize, head: usize) -> u32 {
     (row * h.heads + head) as u32
 }
 
-/// Keys and values of one head over one sequence, `[length, dim]`.
+/// Keys and values of one head over one sequence, `[length, dim]` and `[length, value_dim]`.
 fn operands<'a>(h: &Heads, qkv: &'a [f32], first: usize, kv: usize) -> (View<'a>, View<'a>) {
-    let at = first * h.stride() + (h.heads + kv) * h.dim;
-    let view = |at: usize| View::new(&qkv[at..], h.length, h.dim, h.stride());
-    (view(at), view(at + h.kv_heads * h.dim))
+    let row = first * h.stride();
+    let (keys, values) =
+        (row + (h.heads + kv) * h.dim, row + (h.heads + h.kv_heads) * h.dim + kv * h.value_dim);
+    let view = |at: usize, dim: usize| View::new(&qkv[at..], h.length, dim, h.stride());
+    (view(keys, h.dim), view(values, h.value_dim))
 }
 
 fn check(h: &Heads, qkv: &[f32], out: &[f32], lse: &[f32]) -> usize {
-    assert!(h.kv_heads > 0 && h.heads.is_multiple_of(h.kv_heads) && h.dim > 0 && h.length > 0, "{h:?}");
+    assert!(h.kv_heads > 0 && h.heads.is_multiple_of(h.kv_heads), "{} heads over {}", h.heads, h.kv_heads);
+    assert!(h.dim > 0 && h.value_dim > 0 && h.length > 0, "heads of {} and {}", h.dim, h.value_dim);
+    assert!(h.slopes.is_empty() || h.slopes.len() == h.heads, "slopes of {} heads", h.heads);
     let rows = qkv.len() / h.stride();
     assert!(
         qkv.len() == rows * h.stride() && rows.is_multiple_of(h.length),
-        "{} of qkv for {h:?}",
-        qkv.len()
+        "{} of qkv for rows of {}",
+        qkv.len(),
+        h.stride()
     );
-    assert!(out.len() == rows * h.heads * h.dim && lse.len() == rows * h.heads, "outputs of {h:?}");
+    assert!(h.starts.is_empty() || h.starts.len() == rows, "starts of {rows} rows");
+    assert!(
+        out.len() == rows * h.heads * h.value_dim && lse.len() == rows * h.heads,
+        "outputs of {rows} rows"
+    );
     rows
 }

@@ -28,8 +28,11 @@ mod shared;
 #[cfg(test)]
 mod tests;
 
+pub use activate::Curve;
 pub use attention::Heads;
+pub use norm::Slice;
 pub use optim::{AdamW, Lion, Moments8};
+pub use rows::Rotated;
 
 use crate::detect::{Isa, detect};
 use crate::threads::Pool;

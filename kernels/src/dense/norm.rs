@@ -13,16 +13,21 @@ use super::{Dense, Shared, versions};
 const PIECE: usize = 32;
 
 versions! {
-    fn forward(x: &[f32], w: &[f32], b: Option<&[f32]>, eps: f32, y: &mut [f32], stats: &mut [f32]) {
+    fn forward(x: &[f32], w: &[f32], b: Option<&[f32]>, center: bool, eps: f32, y: &mut [f32], stats: &mut [f32]) {
         let d = w.len();
         let inverse = 1.0 / d as f32;
         for ((x, y), stats) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(stats.chunks_exact_mut(2)) {
-            if let Some(b) = b {
+            if center {
                 let mean = fold1(x, |s, x| s + x) * inverse;
                 let var = fold1(x, |s, x| (x - mean).mul_add(x - mean, s)) * inverse;
                 let rstd = 1.0 / (var + eps).sqrt();
-                for (((y, x), w), b) in y.iter_mut().zip(x).zip(w).zip(b) {
-                    *y = ((x - mean) * rstd).mul_add(*w, *b);
+                for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                    *y = (x - mean) * rstd * w;
+                }
+                if let Some(b) = b {
+                    for (((y, x), w), b) in y.iter_mut().zip(x).zip(w).zip(b) {
+                        *y = ((x - mean) * rstd).mul_add(*w, *b);
+                    }
                 }
                 (stats[0], stats[1]) = (mean, rstd);
             } else {
@@ -90,14 +95,93 @@ versions! {
     }
 }
 
+/// Heads of a row that are normed each by itself: `heads` of the weight's width, side by side from `start` on.
+#[derive(Clone, Copy, Debug)]
+pub struct Slice {
+    /// Where they begin in a row.
+    pub start: usize,
+    /// How many.
+    pub heads: usize,
+}
+
 impl Dense {
-    /// `y[rows, d]` = norm of `x[rows, d]` with weight `w[d]`: LayerNorm with bias `b`, RMSNorm without.
-    /// `stats[rows, 2]` takes mean and 1/deviation.
+    /// RMSNorm of parts of each row: `y[rows, stride]` takes the normed heads, and leaves the rest as it is.
+    /// `stats[rows, heads, 2]` as in [`Dense::norm`].
+    #[allow(clippy::too_many_arguments)] // operands and shape of one pass
+    pub fn slice_norm(
+        &mut self,
+        x: &[f32],
+        stride: usize,
+        what: Slice,
+        w: &[f32],
+        eps: f32,
+        y: &mut [f32],
+        stats: &mut [f32],
+    ) {
+        let (rows, width, each) = (x.len() / stride, what.heads * w.len(), what.heads * 2);
+        assert!(what.start + width <= stride && x.len() == rows * stride && y.len() == x.len(), "{what:?}");
+        assert!(stats.len() == rows * each, "stats of {rows} rows of {} heads", what.heads);
+        let (y, stats) = (Shared::new(y), Shared::new(stats));
+        self.pieces(rows, PIECE, |_, r| {
+            for row in r {
+                let span = row * stride + what.start..row * stride + what.start + width;
+                // SAFETY: rows of a piece belong to that piece alone.
+                let (y, stats) = unsafe { (y.part(span.clone()), stats.part(row * each..(row + 1) * each)) };
+                forward(self.isa, &x[span], w, None, false, eps, y, stats);
+            }
+        });
+    }
+
+    /// The gradients of [`Dense::slice_norm`]: the part of `dx[rows, stride]` is written, `dw` is added to.
+    #[allow(clippy::too_many_arguments)] // the operands of one gradient
+    pub fn slice_norm_back(
+        &mut self,
+        dy: &[f32],
+        x: &[f32],
+        stride: usize,
+        what: Slice,
+        w: &[f32],
+        stats: &[f32],
+        dx: &mut [f32],
+        dw: &mut [f32],
+    ) {
+        let d = w.len();
+        let (rows, width, each) = (x.len() / stride, what.heads * d, what.heads * 2);
+        assert!(what.start + width <= stride && x.len() == rows * stride && dx.len() == x.len(), "{what:?}");
+        assert!(dy.len() == x.len() && stats.len() == rows * each && dw.len() == d, "norm of {rows} rows");
+        let pieces = rows.div_ceil(PIECE);
+        let mut partial = std::mem::take(&mut self.partial);
+        // Three rows of d per piece: dw, an unused db, and x̂ of the current head.
+        partial.clear();
+        partial.resize(pieces * d * 3, 0.0);
+        let (shared, dx) = (Shared::new(&mut partial), Shared::new(dx));
+        self.pieces(rows, PIECE, |p, r| {
+            // SAFETY: a piece's three rows of partial sums belong to that piece alone.
+            let (dw, db, hat) = unsafe {
+                let part = |which: usize| shared.part((which * pieces + p) * d..(which * pieces + p + 1) * d);
+                (part(0), part(1), part(2))
+            };
+            for row in r {
+                let span = row * stride + what.start..row * stride + what.start + width;
+                // SAFETY: rows of a piece belong to that piece alone.
+                let dx = unsafe { dx.part(span.clone()) };
+                let stats = &stats[row * each..(row + 1) * each];
+                backward(self.isa, &dy[span.clone()], &x[span], w, stats, false, dx, false, dw, db, hat);
+            }
+        });
+        self.partial = partial;
+        self.fold_partial(pieces, dw);
+    }
+
+    /// `y[rows, d]` = norm of `x[rows, d]` with weight `w[d]` and bias `b`: LayerNorm if `center`, else RMSNorm, which
+    /// has no bias. `stats[rows, 2]` takes mean and 1/deviation.
+    #[allow(clippy::too_many_arguments)] // operands and shape of one pass
     pub fn norm(
         &mut self,
         x: &[f32],
         w: &[f32],
         b: Option<&[f32]>,
+        center: bool,
         eps: f32,
         y: &mut [f32],
         stats: &mut [f32],
@@ -105,18 +189,17 @@ impl Dense {
         let d = w.len();
         let rows = x.len() / d;
         assert!(x.len() == rows * d && y.len() == x.len() && stats.len() == rows * 2, "norm of {}", x.len());
-        assert!(b.is_none_or(|b| b.len() == d), "norm bias");
+        assert!(b.is_none_or(|b| b.len() == d && center), "norm bias");
         let (y, stats) = (Shared::new(y), Shared::new(stats));
         self.pieces(rows, PIECE, |_, r| {
             let span = r.start * d..r.end * d;
             // SAFETY: rows of a piece belong to that piece alone.
             let (y, stats) = unsafe { (y.part(span.clone()), stats.part(r.start * 2..r.end * 2)) };
-            forward(self.isa, &x[span], w, b, eps, y, stats);
+            forward(self.isa, &x[span], w, b, center, eps, y, stats);
         });
     }
 
     /// The gradients of [`Dense::norm`]: `dx` is written, or added to if `add`; `dw` and `db` are added to.
-    /// With `db` it is LayerNorm's, without RMSNorm's.
     #[allow(clippy::too_many_arguments)] // the operands of one gradient
     pub fn norm_back(
         &mut self,
@@ -124,6 +207,7 @@ impl Dense {
         x: &[f32],
         w: &[f32],
         stats: &[f32],
+        center: bool,
         dx: &mut [f32],
         add: bool,
         dw: &mut [f32],
@@ -133,7 +217,6 @@ impl Dense {
         let rows = x.len() / d;
         assert!(x.len() == rows * d && dy.len() == x.len() && dx.len() == x.len(), "norm of {}", x.len());
         assert!(stats.len() == rows * 2 && dw.len() == d, "norm of {rows} rows of {d}");
-        let center = db.is_some();
         let pieces = rows.div_ceil(PIECE);
         let mut partial = std::mem::take(&mut self.partial);
         // Three rows of d per piece: dw, db, and x̂ of the current row.

@@ -19,13 +19,36 @@ versions! {
     }
 }
 
+/// Heads of a row that are rotated: `heads` of them, `step` apart, the first at `start`; of each, pairs of the `2·half`
+/// values that begin there.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotated {
+    /// Where the first head's rotated part begins in a row.
+    pub start: usize,
+    /// Between heads.
+    pub step: usize,
+    /// How many.
+    pub heads: usize,
+    /// Pairs are (2i, 2i + 1) rather than (i, i + half).
+    pub neighbours: bool,
+}
+
 versions! {
-    fn rotate(x: &mut [f32], stride: usize, heads: usize, first: usize, period: usize, cos: &[f32], sin: &[f32], back: f32) {
+    fn rotate(x: &mut [f32], stride: usize, what: Rotated, first: usize, period: usize, cos: &[f32], sin: &[f32], back: f32) {
         let half = cos.len() / period;
         for (r, row) in x.chunks_mut(stride).enumerate() {
             let p = (first + r) % period;
             let (cos, sin) = (&cos[p * half..][..half], &sin[p * half..][..half]);
-            for head in row[..heads * half * 2].chunks_exact_mut(half * 2) {
+            for h in 0..what.heads {
+                let head = &mut row[what.start + h * what.step..][..half * 2];
+                if what.neighbours {
+                    for ((pair, c), s) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
+                        let s = s * back;
+                        let [x, y] = *pair;
+                        *pair = [x.mul_add(*c, -(y * s)), y.mul_add(*c, x * s)];
+                    }
+                    continue;
+                }
                 let (a, b) = head.split_at_mut(half);
                 for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
                     let s = s * back;
@@ -186,31 +209,28 @@ impl Dense {
         });
     }
 
-    /// Rotates the first `heads` heads of each row of `x[rows, stride]` in place, pairing element i with i + half of
-    /// the head. Row r is at position `r mod period`; `cos` and `sin` are `[period, half]`. `back` undoes the
-    /// rotation, which is also its gradient.
+    /// Rotates parts of each row of `x[rows, stride]` in place. Row r is at position `r mod period`; `cos` and `sin` are
+    /// `[period, half]`. `back` undoes the rotation up to the tables' scale, which is also its gradient.
     #[allow(clippy::too_many_arguments)] // operands and shape of one pass
     pub fn rope(
         &mut self,
         x: &mut [f32],
         stride: usize,
-        heads: usize,
+        what: Rotated,
         period: usize,
         cos: &[f32],
         sin: &[f32],
         back: bool,
     ) {
         let half = cos.len() / period;
-        assert!(
-            cos.len() == half * period && sin.len() == cos.len() && heads * half * 2 <= stride,
-            "rope tables"
-        );
-        assert!(x.len().is_multiple_of(stride), "rope of {} by {stride}", x.len());
+        assert!(cos.len() == half * period && sin.len() == cos.len(), "rope tables");
+        let last = what.start + what.heads.saturating_sub(1) * what.step + half * 2;
+        assert!(last <= stride && x.len().is_multiple_of(stride), "{what:?} of {} by {stride}", x.len());
         let x = Shared::new(x);
         self.pieces(x.len() / stride, 16, |_, r| {
             // SAFETY: each piece takes its own rows.
             let rows = unsafe { x.part(r.start * stride..r.end * stride) };
-            rotate(self.isa, rows, stride, heads, r.start, period, cos, sin, if back { -1.0 } else { 1.0 });
+            rotate(self.isa, rows, stride, what, r.start, period, cos, sin, if back { -1.0 } else { 1.0 });
         });
     }
 

@@ -82,22 +82,39 @@ fn everything(isa: Isa, threads: usize) -> Vec<f32> {
     let (w, b) = (values(d, 3), values(d, 4));
     let (mut y, mut stats, mut dx) = (vec![0.0; rows * d], vec![0.0; rows * 2], values(rows * d, 5));
     let (mut dw, mut db) = (vec![0.0; d], vec![0.0; d]);
-    dense.norm(&x, &w, Some(&b), 1e-5, &mut y, &mut stats);
-    dense.norm_back(&dy, &x, &w, &stats, &mut dx, true, &mut dw, Some(&mut db));
+    dense.norm(&x, &w, Some(&b), true, 1e-5, &mut y, &mut stats);
+    dense.norm_back(&dy, &x, &w, &stats, true, &mut dx, true, &mut dw, Some(&mut db));
     all.extend([&y[..], &stats, &dx, &dw, &db].concat());
-    dense.norm(&x, &w, None, 1e-5, &mut y, &mut stats);
-    dense.norm_back(&dy, &x, &w, &stats, &mut dx, false, &mut dw, None);
+    dense.norm(&x, &w, None, false, 1e-5, &mut y, &mut stats);
+    dense.norm_back(&dy, &x, &w, &stats, false, &mut dx, false, &mut dw, None);
     dense.bias_back(&dy, &mut db);
     all.extend([&y[..], &stats, &dx, &dw, &db].concat());
-    dense.gelu(&x, &mut y);
     let mut g = dy.clone();
-    dense.gelu_back(&mut g, &x);
-    all.extend([&y[..], &g].concat());
     let mut half = vec![0.0; rows * d / 2];
-    dense.swiglu(&x, d / 2, &mut half);
-    dense.swiglu_back(&dy[..rows * d / 2], &x, d / 2, &mut dx);
+    for curve in [Curve::Silu, Curve::Gelu, Curve::GeluTanh, Curve::Relu, Curve::Relu2] {
+        dense.activate(curve, &x, &mut y);
+        g.copy_from_slice(&dy);
+        dense.activate_back(curve, &mut g, &x);
+        all.extend([&y[..], &g].concat());
+        dense.gated(curve, &x, d / 2, &mut half);
+        dense.gated_back(curve, &dy[..rows * d / 2], &x, d / 2, &mut dx);
+        all.extend([&half[..], &dx].concat());
+    }
+    let (slice, each) = (Slice { start: 4, heads: 3 }, values(10, 8));
+    let (mut stats, mut dw) = (vec![0.0; rows * 6], vec![0.0; 10]);
+    dense.slice_norm(&x, d, slice, &each, 1e-5, &mut y, &mut stats);
+    dense.slice_norm_back(&dy, &x, d, slice, &each, &stats, &mut dx, &mut dw);
+    all.extend([&y[..], &stats, &dx, &dw].concat());
+    let (cos, sin) = (values(25 * 4, 9), values(25 * 4, 10));
+    for neighbours in [false, true] {
+        let what = Rotated { start: 2, step: 11, heads: 3, neighbours };
+        dense.rope(&mut y, d, what, 25, &cos, &sin, false);
+        all.extend(&y);
+        dense.rope(&mut y, d, what, 25, &cos, &sin, true);
+        all.extend(&y);
+    }
     dense.dropout(&mut g, 0.3, 99);
-    all.extend([&half[..], &dx, &g].concat());
+    all.extend(g);
     let targets: Vec<u32> =
         (0..rows as u32).map(|i| if i % 9 == 0 { u32::MAX } else { i % d as u32 }).collect();
     let mut logits = x.clone();
@@ -105,10 +122,23 @@ fn everything(isa: Isa, threads: usize) -> Vec<f32> {
     all.push(dense.cross_entropy(&mut logits, d, &targets, Some(0.5)) as f32);
     all.extend(logits);
     for dropout in [0.0, 0.25] {
-        let h = Heads { heads: 4, kv_heads: 2, dim: 18, length: 100, scale: 0.3, dropout, key: 5 };
-        let (qkv, dout) = (values(rows * 8 * 18, 6), values(rows * 4 * 18, 7));
+        let slopes = [0.5, 0.25, 0.125, 0.0625];
+        let h = Heads {
+            heads: 4,
+            kv_heads: 2,
+            dim: 18,
+            value_dim: 10,
+            length: 100,
+            scale: 0.3,
+            window: 33,
+            slopes: &slopes,
+            starts: &[],
+            dropout,
+            key: 5,
+        };
+        let (qkv, dout) = (values(rows * (6 * 18 + 20), 6), values(rows * 4 * 10, 7));
         let (mut out, mut lse, mut dqkv) =
-            (vec![0.0; rows * 4 * 18], vec![0.0; rows * 4], vec![0.0; qkv.len()]);
+            (vec![0.0; rows * 4 * 10], vec![0.0; rows * 4], vec![0.0; qkv.len()]);
         dense.attention(&h, &qkv, &mut out, &mut lse);
         dense.attention_back(&h, &qkv, &out, &lse, &dout, &mut dqkv);
         all.extend([out, lse, dqkv].concat());

@@ -24,6 +24,10 @@ pub unsafe fn map<S: Simd>(f: Map, x: *mut f32, len: usize) {
             Map::Activate(Activation::GeluTanh) => each!(|v| math::gelu_tanh::<S>(v)),
             // max returns its second operand for NaN, which so stays visible
             Map::Activate(Activation::Relu) => each!(|v| S::max(S::splat(0.0), v)),
+            Map::Activate(Activation::Relu2) => each!(|v| {
+                let r = S::max(S::splat(0.0), v);
+                S::mul(r, r)
+            }),
             Map::Activate(Activation::ClampedSwiglu { .. }) => unreachable!("gated only"),
             Map::Sigmoid => each!(|v| math::sigmoid::<S>(v)),
             Map::Scale(factor) => each!(|v| S::mul(v, S::splat(factor))),
@@ -53,6 +57,10 @@ pub unsafe fn gated<S: Simd>(kind: Activation, gate: *const f32, up: *const f32,
             Activation::Gelu => each!(|g, u| S::mul(math::gelu::<S>(g), u)),
             Activation::GeluTanh => each!(|g, u| S::mul(math::gelu_tanh::<S>(g), u)),
             Activation::Relu => each!(|g, u| S::mul(S::max(S::splat(0.0), g), u)),
+            Activation::Relu2 => each!(|g, u| {
+                let r = S::max(S::splat(0.0), g);
+                S::mul(S::mul(r, r), u)
+            }),
             Activation::ClampedSwiglu { alpha, limit } => each!(|g, u| {
                 let g = S::min(S::splat(limit), g);
                 let u = S::max(S::splat(-limit), S::min(S::splat(limit), u));

@@ -35,7 +35,8 @@ pub(super) struct LowRank {
 
 impl LowRank {
     pub fn new(p: &Param, o: &OptimConfig) -> LowRank {
-        let (rows, cols) = (p.rows, p.cols);
+        // a stack of experts is projected as one tall matrix
+        let (rows, cols) = (p.count * p.rows, p.cols);
         let rank = o.galore_rank.min(rows.min(cols));
         let n = rank * rows.max(cols);
         let moments = if o.kind == OptimizerKind::AdamW8 {

@@ -15,6 +15,7 @@ mod muon;
 mod schedule;
 
 use llm::error::{Error, Result, Status};
+use llm::model::arch::Slot;
 use llm_kernels::dense::{AdamW, Dense, Lion, Moments8};
 use safetensors::tensor::{Dtype, SafeTensors};
 
@@ -26,10 +27,19 @@ pub(crate) use schedule::rate;
 
 /// What is kept of one parameter between steps.
 enum State {
-    Adam { first: Vec<f32>, second: Vec<f32> },
+    /// Not trained.
+    Fixed,
+    Adam {
+        first: Vec<f32>,
+        second: Vec<f32>,
+    },
     Adam8(Moments8),
-    Lion { momentum: Vec<f32> },
-    Muon { momentum: Vec<f32> },
+    Lion {
+        momentum: Vec<f32>,
+    },
+    Muon {
+        momentum: Vec<f32>,
+    },
     LowRank(LowRank),
 }
 
@@ -109,6 +119,7 @@ impl Optimizer {
                 correction2: correction(o.beta2),
             };
             match state {
+                State::Fixed => {}
                 State::Adam { first, second } => dense.adamw(&adamw, w, g, first, second),
                 State::Adam8(moments) => dense.adamw8(&adamw, w, g, moments),
                 State::Lion { momentum } => {
@@ -181,10 +192,16 @@ impl Optimizer {
 }
 
 fn tensor_name(p: &Param, part: &str) -> String {
-    format!("{:?}.{}.{part}", p.role, p.layer)
+    match p.slot() {
+        Slot::Layer(i, slot) => format!("{i}.{slot:?}.{part}"),
+        slot => format!("{slot:?}.{part}"),
+    }
 }
 
 fn state(o: &OptimConfig, p: &Param) -> State {
+    if !p.trained {
+        return State::Fixed;
+    }
     let zeros = || vec![0.0; p.len()];
     match o.kind {
         OptimizerKind::Muon if p.is_hidden_matrix() => State::Muon { momentum: zeros() },
@@ -228,6 +245,7 @@ impl ValuesMut<'_> {
 impl State {
     fn parts(&self) -> Vec<(&'static str, Values<'_>)> {
         match self {
+            State::Fixed => Vec::new(),
             State::Adam { first, second } => {
                 vec![("first", Values::F32(first)), ("second", Values::F32(second))]
             }
@@ -239,6 +257,7 @@ impl State {
 
     fn parts_mut(&mut self) -> Vec<(&'static str, ValuesMut<'_>)> {
         match self {
+            State::Fixed => Vec::new(),
             State::Adam { first, second } => {
                 vec![("first", ValuesMut::F32(first)), ("second", ValuesMut::F32(second))]
             }

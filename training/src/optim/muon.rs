@@ -17,10 +17,12 @@ const ROUNDS: usize = 5;
 /// Replaces every projection in `update` (`[rows, cols]` of `p`) by its orthogonal factor, times √max(1, rows/cols).
 pub(super) fn orthogonalize(dense: &mut Dense, p: &Param, update: &mut [f32]) {
     let mut from = 0;
-    for &rows in &p.parts {
-        let part = &mut update[from * p.cols..][..rows * p.cols];
-        one(dense, part, rows, p.cols);
-        from += rows;
+    for part in &p.parts {
+        for _ in 0..p.count {
+            let len = part.rows * p.cols;
+            one(dense, &mut update[from..from + len], part.rows, p.cols);
+            from += len;
+        }
     }
 }
 

@@ -1,0 +1,254 @@
+//! A mixture of experts in training: choice, products by expert, and the gradients of both.
+//!
+//! ```text
+//! s = softmax(x·Rᵀ) or sigmoid        chosen: the best `active`, the lowest index first where scores are equal
+//! w = s of the chosen (over their sum), times a factor            y = Σ w·expert(x)
+//! balance loss   b·E·Σ_e f_e·P_e      f_e: share of the choices that fell on e, P_e: mean score (Fedus et al. 2021)
+//! z loss         z·mean(lse²)         lse: log-sum-exp of a row's logits (Zoph et al. 2022)
+//! ```
+//! Both losses are means over the rows of a pass and are added to the mean loss of its tokens.
+
+use llm::model::spec::Scoring;
+use llm_kernels::math::log64;
+
+use super::{Engine, parts};
+use crate::tape::{Moe, Tape};
+
+/// Which experts the rows of a pass chose, and the same by expert.
+#[derive(Default)]
+pub(super) struct Choice {
+    /// `[rows, active]`, ascending.
+    experts: Vec<u32>,
+    /// `[rows, active]`
+    weights: Vec<f32>,
+    /// Slots (row · active + place) by expert, rows ascending.
+    order: Vec<u32>,
+    /// Where each expert's slots begin in `order`; one more at the end.
+    starts: Vec<usize>,
+    /// Log-sum-exp of each row's logits.
+    lse: Vec<f32>,
+}
+
+impl Engine {
+    pub(super) fn experts(&mut self, tape: &Tape, m: &Moe, weights: &[f32]) {
+        let (rows, width, list) = (tape.rows(), self.width, &self.params.list);
+        let choice = &mut self.choices[m.layer];
+        let [x, scores] = parts(&mut self.arena, [tape.place(m.x), tape.place(m.scores)]);
+        self.dense.linear(x, &weights[list[m.router].range()], None, None, scores, (rows, m.count, width));
+        let bias = m.choice_bias.map(|b| &weights[list[b].range()]);
+        choice.choose(m, scores, bias);
+
+        let places = [m.x, m.gathered, m.up_out, m.act, m.out, m.y].map(|b| tape.place(b));
+        let [x, gathered, up_out, act, out, y] = parts(&mut self.arena, places);
+        for (to, slot) in gathered.chunks_exact_mut(width).zip(&choice.order) {
+            let row = *slot as usize / m.active;
+            to.copy_from_slice(&x[row * width..(row + 1) * width]);
+        }
+        let inner = m.inner;
+        for e in 0..m.count {
+            let (from, to) = (choice.starts[e], choice.starts[e + 1]);
+            if from == to {
+                continue;
+            }
+            let n = to - from;
+            let x = &gathered[from * width..to * width];
+            // gate and up of an expert lie apart in the parameters: the halves are made one after the other
+            let up_out = &mut up_out[from * 2 * inner..to * 2 * inner];
+            halves(
+                &mut self.dense,
+                x,
+                [&weights[list[m.gate].matrix(e)], &weights[list[m.up].matrix(e)]],
+                up_out,
+                (n, inner, width),
+            );
+            let act = &mut act[from * inner..to * inner];
+            self.dense.gated(m.curve, up_out, inner, act);
+            let out = &mut out[from * width..to * width];
+            self.dense.linear(act, &weights[list[m.down].matrix(e)], None, None, out, (n, width, inner));
+        }
+        y.fill(0.0);
+        // experts ascending, as inference adds them
+        for (out, slot) in out.chunks_exact(width).zip(&choice.order) {
+            let (row, weight) = (*slot as usize / m.active, choice.weights[*slot as usize]);
+            for (y, out) in y[row * width..(row + 1) * width].iter_mut().zip(out) {
+                *y = out.mul_add(weight, *y);
+            }
+        }
+    }
+
+    pub(super) fn experts_back(
+        &mut self,
+        tape: &Tape,
+        m: &Moe,
+        weights: &[f32],
+        grads: &mut [f32],
+        scale: f32,
+    ) {
+        let (rows, width, inner, list) = (tape.rows(), self.width, m.inner, &self.params.list);
+        let choice = &self.choices[m.layer];
+        let places = [m.x, m.dx, m.scores, m.gathered, m.up_out, m.act, m.out, m.dup, m.dact, m.dy];
+        let [x, dx, scores, gathered, up_out, act, out, dup, dact, dy] =
+            parts(&mut self.arena, places.map(|b| tape.place(b)));
+        if !m.add {
+            dx.fill(0.0);
+        }
+        // the weights' gradients; then `out` takes that of the experts' outputs
+        let mut dweights = vec![0.0f32; rows * m.active];
+        for (out, slot) in out.chunks_exact_mut(width).zip(&choice.order) {
+            let (slot, row) = (*slot as usize, *slot as usize / m.active);
+            let dy = &dy[row * width..(row + 1) * width];
+            dweights[slot] = out.iter().zip(dy).fold(0.0, |s, (o, d)| o.mul_add(*d, s));
+            out.iter_mut().zip(dy).for_each(|(o, d)| *o = d * choice.weights[slot]);
+        }
+        for e in 0..m.count {
+            let (from, to) = (choice.starts[e], choice.starts[e + 1]);
+            if from == to {
+                continue;
+            }
+            let n = to - from;
+            let rows_of = |width: usize| from * width..to * width;
+            let (dout, act) = (&out[rows_of(width)], &act[rows_of(inner)]);
+            let dact = &mut dact[rows_of(inner)];
+            let down = list[m.down].matrix(e);
+            self.dense.linear_dw(dout, act, &mut grads[down.clone()], (n, width, inner));
+            self.dense.linear_dx(dout, &weights[down], dact, (n, width, inner), false);
+            let dup = &mut dup[rows_of(2 * inner)];
+            self.dense.gated_back(m.curve, dact, &up_out[rows_of(2 * inner)], inner, dup);
+            let x = &mut gathered[rows_of(width)];
+            let ids = [list[m.gate].matrix(e), list[m.up].matrix(e)];
+            halves_back(&mut self.dense, dup, x, &ids, weights, grads, (n, inner, width));
+        }
+        // `gathered` holds the gradient of the experts' inputs now
+        for (d, slot) in gathered.chunks_exact(width).zip(&choice.order) {
+            let row = *slot as usize / m.active;
+            dx[row * width..(row + 1) * width].iter_mut().zip(d).for_each(|(dx, d)| *dx += d);
+        }
+        choice.back(m, scores, &dweights, self.losses, scale);
+        let router = list[m.router].range();
+        self.dense.linear_dw(scores, x, &mut grads[router.clone()], (rows, m.count, width));
+        self.dense.linear_dx(scores, &weights[router], dx, (rows, m.count, width), true);
+    }
+}
+
+/// Gate and up side by side in `y`, `[n, 2·inner]`.
+fn halves(
+    dense: &mut llm_kernels::dense::Dense,
+    x: &[f32],
+    [gate, up]: [&[f32]; 2],
+    y: &mut [f32],
+    (n, inner, width): (usize, usize, usize),
+) {
+    use llm_kernels::dense::gemm::View;
+    let x = View::new(x, n, width, width);
+    dense.product(x, View::new(gate, inner, width, width).t(), y, 2 * inner, false);
+    dense.product(x, View::new(up, inner, width, width).t(), &mut y[inner..], 2 * inner, false);
+}
+
+/// The gradients of [`halves`]: those of the matrices are added, `x` is replaced by its own.
+fn halves_back(
+    dense: &mut llm_kernels::dense::Dense,
+    dy: &[f32],
+    x: &mut [f32],
+    ids: &[std::ops::Range<usize>; 2],
+    weights: &[f32],
+    grads: &mut [f32],
+    (n, inner, width): (usize, usize, usize),
+) {
+    use llm_kernels::dense::gemm::View;
+    for (half, id) in ids.iter().enumerate() {
+        let dy = View::new(&dy[half * inner..], n, inner, 2 * inner);
+        dense.product(dy.t(), View::new(x, n, width, width), &mut grads[id.clone()], width, true);
+    }
+    for (half, id) in ids.iter().enumerate() {
+        let dy = View::new(&dy[half * inner..], n, inner, 2 * inner);
+        let w = View::new(&weights[id.clone()], inner, width, width);
+        dense.product(dy, w, x, width, half == 1);
+    }
+}
+
+impl Choice {
+    /// Logits `[rows, count]` become scores; the best of each row are chosen.
+    fn choose(&mut self, m: &Moe, scores: &mut [f32], bias: Option<&[f32]>) {
+        let rows = scores.len() / m.count;
+        self.experts.clear();
+        self.weights.clear();
+        self.lse.clear();
+        let mut taken = vec![false; m.count];
+        for row in scores.chunks_exact_mut(m.count) {
+            let top = row.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+            let sum: f64 = row.iter().map(|v| f64::from(*v - top).exp()).sum();
+            self.lse.push(top + log64(sum) as f32);
+            for v in row.iter_mut() {
+                *v = match m.scoring {
+                    Scoring::Sigmoid => (1.0 / (1.0 + f64::from(-*v).exp())) as f32,
+                    Scoring::Softmax | Scoring::SoftmaxOfChosen => (f64::from(*v - top).exp() / sum) as f32,
+                };
+            }
+            taken.fill(false);
+            for _ in 0..m.active {
+                let rank = |e: usize| row[e] + bias.map_or(0.0, |b| b[e]);
+                let free = (0..m.count).filter(|e| !taken[*e]);
+                let best = free.fold(None, |best: Option<usize>, e| match best {
+                    Some(b) if rank(e) <= rank(b) => Some(b),
+                    _ => Some(e),
+                });
+                taken[best.unwrap_or(0)] = true;
+            }
+            let first = self.experts.len();
+            self.experts.extend((0..m.count).filter(|e| taken[*e]).map(|e| e as u32));
+            let chosen = &self.experts[first..];
+            let sum: f32 = chosen.iter().map(|e| row[*e as usize]).sum();
+            let divide = if self.normalizes(m) { sum } else { 1.0 };
+            self.weights.extend(chosen.iter().map(|e| row[*e as usize] / divide * m.scale));
+        }
+        self.starts.clear();
+        self.order.clear();
+        for e in 0..m.count as u32 {
+            self.starts.push(self.order.len());
+            let slots = (0..(rows * m.active) as u32).filter(|s| self.experts[*s as usize] == e);
+            self.order.extend(slots);
+        }
+        self.starts.push(self.order.len());
+    }
+
+    /// A softmax over the chosen alone is one over all, divided by the sum of the chosen.
+    fn normalizes(&self, m: &Moe) -> bool {
+        m.normalize || m.scoring == Scoring::SoftmaxOfChosen
+    }
+
+    /// `scores` become the gradients of the logits they came from; `scale` is that of the tokens' summed loss.
+    fn back(&self, m: &Moe, scores: &mut [f32], dweights: &[f32], losses: super::RouterLosses, scale: f32) {
+        let rows = scores.len() / m.count;
+        let share = |e: usize| (self.starts[e + 1] - self.starts[e]) as f32 / (rows * m.active) as f32;
+        // a mean over rows, where `scale` expects a sum
+        let balance: Vec<f32> =
+            (0..m.count).map(|e| scale * losses.balance * m.count as f32 * share(e)).collect();
+        let mut dscores = vec![0.0f32; m.count];
+        for (r, row) in scores.chunks_exact_mut(m.count).enumerate() {
+            dscores.copy_from_slice(&balance);
+            let span = r * m.active..(r + 1) * m.active;
+            let (chosen, dw) = (&self.experts[span.clone()], &dweights[span]);
+            let sum: f32 = chosen.iter().map(|e| row[*e as usize]).sum();
+            if self.normalizes(m) {
+                let mean: f32 = chosen.iter().zip(dw).map(|(e, d)| d * row[*e as usize]).sum::<f32>() / sum;
+                chosen.iter().zip(dw).for_each(|(e, d)| dscores[*e as usize] += m.scale * (d - mean) / sum);
+            } else {
+                chosen.iter().zip(dw).for_each(|(e, d)| dscores[*e as usize] += m.scale * d);
+            }
+            let z = 2.0 * scale * losses.z * self.lse[r];
+            match m.scoring {
+                Scoring::Sigmoid => {
+                    for (s, d) in row.iter_mut().zip(&dscores) {
+                        *s = d * *s * (1.0 - *s);
+                    }
+                }
+                Scoring::Softmax | Scoring::SoftmaxOfChosen => {
+                    let mean: f32 = row.iter().zip(&dscores).map(|(s, d)| s * d).sum();
+                    for (s, d) in row.iter_mut().zip(&dscores) {
+                        *s *= d - mean + z;
+                    }
+                }
+            }
+        }
+    }
+}

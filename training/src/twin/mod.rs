@@ -1,0 +1,226 @@
+//! The slow twin of every op, and of whole models: the forward pass by definition, in f64. Gradients of the kernels, and
+//! of models of every design, are compared with central differences of these functions.
+
+mod ops;
+mod whole;
+
+use llm_kernels::dense::{Curve, Heads, Rotated};
+
+use crate::design::*;
+use crate::random::{Stream, normal};
+
+const STEP: f64 = 1e-5;
+
+/// A small model of every design, by name.
+pub(crate) fn designs() -> Vec<(&'static str, ModelConfig)> {
+    let tiny = ModelConfig { vocab: 19, width: 16, ffn: 24, context: 6, ..ModelConfig::tiny() };
+    let gpt2 = tiny.clone().gpt2_design();
+    let scaling = |kind| RopeScaling { kind, factor: 2.0, ..RopeScaling::default() };
+    let moe = ExpertsDesign { count: 4, active: 2, ffn: 12, balance: 0.0, ..ExpertsDesign::default() };
+    let mixtral =
+        ModelConfig { experts: ExpertsDesign { ffn: 0, ..moe.clone() }, tied: false, ..tiny.clone() };
+    let latent = LatentDesign { kv_rank: 6, q_rank: 0, nope: 4, rope: 2, value: 3 };
+    let deepseek = ModelConfig { latent: latent.clone(), eps: 1e-6, tied: false, ..tiny.clone() };
+    vec![
+        ("llama", tiny.clone()),
+        ("llama, untied, one key head", ModelConfig { tied: false, kv_heads: 1, ..tiny.clone() }),
+        ("llama, biases, geglu", ModelConfig { bias: Bias::All, feed: Feed::GeGlu, ..tiny.clone() }),
+        ("llama, linear", ModelConfig { rope_scaling: scaling(ScalingKind::Linear), ..tiny.clone() }),
+        ("llama, llama3", ModelConfig { rope_scaling: scaling(ScalingKind::Llama3), ..tiny.clone() }),
+        ("llama, yarn", ModelConfig { rope_scaling: scaling(ScalingKind::Yarn), ..tiny.clone() }),
+        ("mistral", ModelConfig { window: 3, ..tiny.clone() }),
+        ("qwen2", ModelConfig { bias: Bias::Qkv, ..tiny.clone() }),
+        ("qwen3", ModelConfig { qk_norm: QkDesign::Head, head_dim: 6, ..tiny.clone() }),
+        ("olmo2", ModelConfig { qk_norm: QkDesign::Row, norm_place: Place::Post, ..tiny.clone() }),
+        ("gpt2", gpt2.clone()),
+        ("gpt2, sinusoidal", ModelConfig { position: Position::Sinusoidal, ..gpt2.clone() }),
+        ("gpt2, relu2", ModelConfig { feed: Feed::Relu2, ..gpt2.clone() }),
+        ("bloom", ModelConfig { position: Position::Alibi, embedding_norm: true, ffn: 64, ..gpt2.clone() }),
+        (
+            "mpt",
+            ModelConfig {
+                position: Position::Alibi,
+                norm: NormDesign::Plain,
+                bias: Bias::None,
+                feed: Feed::GeluErf,
+                ffn: 64,
+                ..gpt2.clone()
+            },
+        ),
+        ("mixtral", mixtral.clone()),
+        ("deepseek_v2, dense", deepseek.clone()),
+        (
+            "deepseek_v2",
+            ModelConfig {
+                latent: LatentDesign { q_rank: 5, ..latent },
+                experts: ExpertsDesign { shared: 2, dense_layers: 1, ..moe.clone() },
+                ..deepseek.clone()
+            },
+        ),
+        (
+            "own: no positions",
+            ModelConfig { position: Position::None, norm: NormDesign::Layer, ..tiny.clone() },
+        ),
+        (
+            "own: post-norm with biases, window, alibi",
+            ModelConfig {
+                position: Position::Alibi,
+                norm: NormDesign::Layer,
+                norm_place: Place::Post,
+                bias: Bias::All,
+                window: 4,
+                ..tiny.clone()
+            },
+        ),
+        (
+            "own: experts beside a shared one",
+            ModelConfig { experts: ExpertsDesign { shared: 1, ..moe }, ..tiny },
+        ),
+        ("own: latent without rotation", ModelConfig { position: Position::None, ..deepseek }),
+    ]
+}
+
+fn linear(x: &[f64], w: &[f64], b: Option<&[f64]>, n: usize, k: usize) -> Vec<f64> {
+    let row = |x: &[f64], j: usize| -> f64 {
+        let sum: f64 = x.iter().zip(&w[j * k..]).map(|(a, b)| a * b).sum();
+        sum + b.map_or(0.0, |b| b[j])
+    };
+    x.chunks(k).flat_map(|x| (0..n).map(|j| row(x, j)).collect::<Vec<_>>()).collect()
+}
+
+fn norm(x: &[f64], w: &[f64], b: Option<&[f64]>, center: bool, eps: f64) -> Vec<f64> {
+    let d = w.len();
+    let row = |x: &[f64]| -> Vec<f64> {
+        let mean = if center { x.iter().sum::<f64>() / d as f64 } else { 0.0 };
+        let var = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / d as f64;
+        let hat = |i: usize| (x[i] - mean) / (var + eps).sqrt();
+        (0..d).map(|i| hat(i) * w[i] + b.map_or(0.0, |b| b[i])).collect()
+    };
+    x.chunks(d).flat_map(row).collect()
+}
+
+/// `angle(position, pair)`
+fn rope(
+    x: &mut [f64],
+    stride: usize,
+    what: Rotated,
+    half: usize,
+    length: usize,
+    angle: &dyn Fn(usize, usize) -> f64,
+) {
+    for (r, row) in x.chunks_mut(stride).enumerate() {
+        for h in 0..what.heads {
+            let head = &mut row[what.start + h * what.step..][..2 * half];
+            for i in 0..half {
+                let (a, b) = if what.neighbours { (2 * i, 2 * i + 1) } else { (i, i + half) };
+                let (sin, cos) = angle(r % length, i).sin_cos();
+                (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[b] * cos + head[a] * sin);
+            }
+        }
+    }
+}
+
+fn attention(h: &Heads, qkv: &[f64]) -> Vec<f64> {
+    let stride = h.heads * h.dim + h.kv_heads * (h.dim + h.value_dim);
+    let rows = qkv.len() / stride;
+    let mut out = vec![0.0; rows * h.heads * h.value_dim];
+    for r in 0..rows {
+        let first = r / h.length * h.length;
+        let window = if h.window > 0 { (r + 1).saturating_sub(h.window) } else { 0 };
+        let low = (first + h.starts.get(r).map_or(0, |s| *s as usize)).max(window).max(first);
+        for head in 0..h.heads {
+            let kv = head / (h.heads / h.kv_heads);
+            let slope = f64::from(h.slopes.get(head).copied().unwrap_or(0.0));
+            let query = &qkv[r * stride + head * h.dim..][..h.dim];
+            let score = |k: usize| -> f64 {
+                let key = &qkv[k * stride + (h.heads + kv) * h.dim..][..h.dim];
+                let dot: f64 = query.iter().zip(key).map(|(a, b)| a * b).sum();
+                f64::from(h.scale) * dot + slope * (k as f64 - r as f64)
+            };
+            let p: Vec<f64> = (low..=r).map(|k| score(k).exp()).collect();
+            let sum: f64 = p.iter().sum();
+            for (k, p) in (low..=r).zip(p) {
+                let at = k * stride + (h.heads + h.kv_heads) * h.dim + kv * h.value_dim;
+                for (d, v) in qkv[at..at + h.value_dim].iter().enumerate() {
+                    out[(r * h.heads + head) * h.value_dim + d] += p / sum * v;
+                }
+            }
+        }
+    }
+    out
+}
+
+/// The error function by its series.
+fn erf(x: f64) -> f64 {
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        term *= -x * x / n as f64;
+        sum += term / (2 * n + 1) as f64;
+    }
+    sum * 2.0 / std::f64::consts::PI.sqrt()
+}
+
+fn activate(curve: Curve, x: f64) -> f64 {
+    match curve {
+        Curve::Silu => x / (1.0 + (-x).exp()),
+        Curve::Gelu => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
+        Curve::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh())
+        }
+        Curve::Relu => x.max(0.0),
+        Curve::Relu2 => x.max(0.0).powi(2),
+    }
+}
+
+fn gated(curve: Curve, gu: &[f64], f: usize) -> Vec<f64> {
+    let row = |r: &[f64]| (0..f).map(|i| activate(curve, r[i]) * r[f + i]).collect::<Vec<_>>();
+    gu.chunks(2 * f).flat_map(row).collect()
+}
+
+fn cross_entropy(logits: &[f64], vocab: usize, targets: &[u32]) -> f64 {
+    let rows = logits.chunks(vocab).zip(targets).filter(|(_, t)| (**t as usize) < vocab);
+    rows.map(|(row, t)| row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[*t as usize]).sum()
+}
+
+fn values(n: usize, seed: u64) -> Vec<f32> {
+    (0..n).map(|i| normal(seed, Stream::Weights, 0, i as u64)).collect()
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(*x)).collect()
+}
+
+/// Compares `got`, the kernel's gradient of `loss`, with central differences at `x`.
+#[track_caller]
+fn compare(what: &str, x: &[f32], got: &[f32], loss: impl Fn(&[f64]) -> f64) {
+    let mut x = wide(x);
+    assert_eq!(x.len(), got.len(), "{what}");
+    for (i, got) in got.iter().enumerate() {
+        check(what, &mut x, i, *got, &loss);
+    }
+}
+
+/// The same for value `i` alone.
+#[track_caller]
+fn check(what: &str, x: &mut [f64], i: usize, got: f32, loss: &impl Fn(&[f64]) -> f64) {
+    let middle = x[i];
+    x[i] = middle + STEP;
+    let above = loss(x);
+    x[i] = middle - STEP;
+    let expected = (above - loss(x)) / (2.0 * STEP);
+    x[i] = middle;
+    let error = (f64::from(got) - expected).abs();
+    assert!(error <= 2e-5 + 2e-4 * expected.abs(), "{what}[{i}]: {got}, expected {expected}");
+}
+
+#[track_caller]
+fn close(what: &str, got: &[f32], expected: &[f64]) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (i, (a, b)) in got.iter().zip(expected).enumerate() {
+        assert!((f64::from(*a) - b).abs() <= 1e-5 + 1e-5 * b.abs(), "{what}[{i}]: {a}, expected {b}");
+    }
+}
+
+fn dot(a: &[f64], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * f64::from(*b)).sum()
+}

@@ -1,0 +1,336 @@
+//! Whole models of every design: loss and gradients against a forward pass in f64 that follows the spec alone.
+
+use llm::model::arch::{LayerSlot as L, Slot};
+use llm::model::rope::Frequencies;
+use llm::model::spec::{Activation, Attention, Ffn, Norm, NormKind, Pairs, Scoring, Spec};
+
+use super::*;
+use crate::engine::{Engine, Input, RouterLosses, Want};
+use crate::params::Params;
+use crate::tape::Tape;
+
+struct Model<'a> {
+    spec: &'a Spec,
+    params: &'a Params,
+    weights: &'a [f64],
+    losses: RouterLosses,
+    /// Rows of a sequence.
+    length: usize,
+}
+
+fn curve(a: Activation) -> Curve {
+    match a {
+        Activation::Silu => Curve::Silu,
+        Activation::Gelu => Curve::Gelu,
+        Activation::GeluTanh => Curve::GeluTanh,
+        Activation::Relu => Curve::Relu,
+        Activation::Relu2 => Curve::Relu2,
+        Activation::ClampedSwiglu { .. } => panic!("no design has it"),
+    }
+}
+
+fn add(x: &mut [f64], y: &[f64]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+impl Model<'_> {
+    fn get(&self, slot: Slot) -> Option<&[f64]> {
+        let there = self.params.list.iter().any(|p| p.parts.iter().any(|part| part.slot == slot));
+        there.then(|| &self.weights[self.params.place(slot)])
+    }
+
+    fn need(&self, slot: Slot) -> &[f64] {
+        self.get(slot).unwrap_or_else(|| panic!("{slot:?}"))
+    }
+
+    fn norm(&self, x: &[f64], n: Option<Norm>, w: Slot, b: Slot) -> Vec<f64> {
+        let Some(n) = n else { return x.to_vec() };
+        norm(x, self.need(w), self.get(b), n.kind == NormKind::Layer, f64::from(n.eps))
+    }
+
+    fn rotate(&self, x: &mut [f64], stride: usize, table: u32, start: usize, step: usize, heads: usize) {
+        let rope_spec = &self.spec.ropes[table as usize];
+        let half = rope_spec.dim as usize / 2;
+        let (cos, sin) = Frequencies::new(rope_spec, self.spec.context).tables(self.length as u32);
+        let what = Rotated { start, step, heads, neighbours: rope_spec.pairs == Pairs::Neighbours };
+        for (r, row) in x.chunks_mut(stride).enumerate() {
+            let at = |i: usize| (r % self.length) * half + i;
+            // a table may scale as well as turn
+            let size = f64::from(cos[at(0)]).hypot(f64::from(sin[at(0)]));
+            rope(row, stride, what, half, 1, &|_, i| f64::from(sin[at(i)]).atan2(f64::from(cos[at(i)])));
+            for h in 0..heads {
+                row[start + h * step..][..2 * half].iter_mut().for_each(|v| *v *= size);
+            }
+        }
+    }
+
+    fn attend(&self, l: u32, a: &Attention, x: &[f64]) -> Vec<f64> {
+        let slot = |part| Slot::Layer(l, part);
+        let width = self.spec.width as usize;
+        let lin = |x: &[f64], w: L, b: L, k: usize| {
+            let w = self.need(slot(w));
+            linear(x, w, self.get(slot(b)), w.len() / k, k)
+        };
+        let mut shape = Heads {
+            heads: 0,
+            kv_heads: 0,
+            dim: 0,
+            value_dim: 0,
+            length: self.length,
+            scale: 1.0,
+            window: 0,
+            slopes: &[],
+            starts: &[],
+            dropout: 0.0,
+            key: 0,
+        };
+        let join = |parts: [&[f64]; 3], rows: usize| -> Vec<f64> {
+            let of = |p: &[f64], r: usize| p[p.len() / rows * r..p.len() / rows * (r + 1)].to_vec();
+            (0..rows).flat_map(|r| parts.iter().flat_map(|p| of(p, r)).collect::<Vec<_>>()).collect()
+        };
+        let rows = x.len() / width;
+        let qkv = match a {
+            Attention::Heads(a) => {
+                let (mut q, mut k) = (lin(x, L::Q, L::QBias, width), lin(x, L::K, L::KBias, width));
+                let v = lin(x, L::V, L::VBias, width);
+                let dim = a.head_dim as usize;
+                if let Some(n) = a.qk_norm {
+                    let eps = f64::from(n.norm.eps);
+                    q = norm(&q, self.need(slot(L::QNorm)), None, false, eps);
+                    k = norm(&k, self.need(slot(L::KNorm)), None, false, eps);
+                }
+                if let Some(table) = a.rope {
+                    let (heads, kv) = (a.heads as usize, a.kv_heads as usize);
+                    self.rotate(&mut q, heads * dim, table, 0, dim, heads);
+                    self.rotate(&mut k, kv * dim, table, 0, dim, kv);
+                }
+                shape = Heads {
+                    heads: a.heads as usize,
+                    kv_heads: a.kv_heads as usize,
+                    dim,
+                    value_dim: dim,
+                    scale: a.scale,
+                    window: a.window.unwrap_or(0) as usize,
+                    slopes: &a.alibi,
+                    ..shape
+                };
+                join([&q, &k, &v], rows)
+            }
+            Attention::Latent(a) => {
+                let (heads, rank, nope) = (a.heads as usize, a.kv_rank as usize, a.nope_dim as usize);
+                let (turned, value) = (a.rope_dim as usize, a.value_dim as usize);
+                let eps = f64::from(a.norm.eps);
+                let dim = nope + turned;
+                let mut q = match a.q_rank {
+                    None => lin(x, L::Q, L::QBias, width),
+                    Some(n) => {
+                        let down = lin(x, L::QDown, L::QDownBias, width);
+                        let down = norm(&down, self.need(slot(L::QDownNorm)), None, false, eps);
+                        lin(&down, L::QUp, L::QBias, n as usize)
+                    }
+                };
+                let mut c = lin(x, L::KvDown, L::KvDownBias, width);
+                for row in c.chunks_mut(rank + turned) {
+                    let normed = norm(&row[..rank], self.need(slot(L::KvDownNorm)), None, false, eps);
+                    row[..rank].copy_from_slice(&normed);
+                }
+                if turned > 0 {
+                    self.rotate(&mut q, heads * dim, a.rope, nope, dim, heads);
+                    self.rotate(&mut c, rank + turned, a.rope, rank, 0, 1);
+                }
+                let (kw, vw) = (self.need(slot(L::KAbsorb)), self.need(slot(L::VAbsorb)));
+                let (mut k, mut v) = (Vec::new(), Vec::new());
+                for row in c.chunks(rank + turned) {
+                    for h in 0..heads {
+                        let up =
+                            |i: usize| (0..rank).map(|r| row[r] * kw[(h * rank + r) * nope + i]).sum::<f64>();
+                        k.extend((0..nope).map(up));
+                        k.extend_from_slice(&row[rank..]);
+                        let out = |i: usize| {
+                            (0..rank).map(|r| row[r] * vw[(h * value + i) * rank + r]).sum::<f64>()
+                        };
+                        v.extend((0..value).map(out));
+                    }
+                }
+                shape = Heads { heads, kv_heads: heads, dim, value_dim: value, scale: a.scale, ..shape };
+                join([&q, &k, &v], rows)
+            }
+        };
+        lin(&attention(&shape, &qkv), L::Out, L::OutBias, shape.heads * shape.value_dim)
+    }
+
+    /// The block's output, and the losses it adds.
+    fn feed(&self, l: u32, ffn: &Ffn, x: &[f64]) -> (Vec<f64>, f64) {
+        let slot = |part| Slot::Layer(l, part);
+        let d = self.spec.width as usize;
+        let gate_up = |x: &[f64], g: L, gb: L, u: L, ub: L, down: L, db: L, n: usize, c: Curve| {
+            let g = linear(x, self.need(slot(g)), self.get(slot(gb)), n, d);
+            let u = linear(x, self.need(slot(u)), self.get(slot(ub)), n, d);
+            let y: Vec<f64> = g.iter().zip(&u).map(|(g, u)| activate(c, *g) * u).collect();
+            linear(&y, self.need(slot(down)), self.get(slot(db)), d, n)
+        };
+        match ffn {
+            Ffn::Plain(f) => {
+                let n = f.inner as usize;
+                let up = linear(x, self.need(slot(L::Up)), self.get(slot(L::UpBias)), n, d);
+                let y: Vec<f64> = up.iter().map(|x| activate(curve(f.activation), *x)).collect();
+                (linear(&y, self.need(slot(L::Down)), self.get(slot(L::DownBias)), d, n), 0.0)
+            }
+            Ffn::Gated(f) => {
+                let (n, c) = (f.inner as usize, curve(f.activation));
+                (gate_up(x, L::Gate, L::GateBias, L::Up, L::UpBias, L::Down, L::DownBias, n, c), 0.0)
+            }
+            Ffn::Experts(e) => {
+                let (count, n) = (e.count as usize, e.expert.inner as usize);
+                let c = curve(e.expert.activation);
+                let logits = linear(x, self.need(slot(L::Router)), None, count, d);
+                let rows = x.len() / d;
+                let (mut y, mut lse2) = (vec![0.0; x.len()], 0.0);
+                let (mut share, mut mean) = (vec![0.0; count], vec![0.0; count]);
+                for (r, row) in logits.chunks(count).enumerate() {
+                    let sum: f64 = row.iter().map(|v| v.exp()).sum();
+                    lse2 += sum.ln().powi(2);
+                    let s: Vec<f64> = match e.scoring {
+                        Scoring::Sigmoid => row.iter().map(|v| 1.0 / (1.0 + (-v).exp())).collect(),
+                        _ => row.iter().map(|v| v.exp() / sum).collect(),
+                    };
+                    let mut best: Vec<usize> = (0..count).collect();
+                    best.sort_by(|a, b| s[*b].total_cmp(&s[*a]));
+                    best.truncate(e.active as usize);
+                    let whole = if e.normalize { best.iter().map(|e| s[*e]).sum() } else { 1.0 };
+                    let x = &x[r * d..(r + 1) * d];
+                    for b in &best {
+                        share[*b] += 1.0 / (rows * best.len()) as f64;
+                        let of = |part: L, len: usize| &self.need(slot(part))[b * len..(b + 1) * len];
+                        let g = linear(x, of(L::ExpertGate, n * d), None, n, d);
+                        let u = linear(x, of(L::ExpertUp, n * d), None, n, d);
+                        let a: Vec<f64> = g.iter().zip(&u).map(|(g, u)| activate(c, *g) * u).collect();
+                        let out = linear(&a, of(L::ExpertDown, n * d), None, d, n);
+                        let weight = s[*b] / whole * f64::from(e.scale);
+                        y[r * d..(r + 1) * d].iter_mut().zip(out).for_each(|(y, o)| *y += weight * o);
+                    }
+                    add(&mut mean, &s.iter().map(|s| s / rows as f64).collect::<Vec<_>>());
+                }
+                if let Some(shared) = e.shared {
+                    let (n, c) = (shared.dense.inner as usize, curve(shared.dense.activation));
+                    let none = L::GateBias;
+                    add(
+                        &mut y,
+                        &gate_up(x, L::SharedGate, none, L::SharedUp, none, L::SharedDown, none, n, c),
+                    );
+                }
+                let balance: f64 = share.iter().zip(&mean).map(|(f, p)| f * p).sum::<f64>() * count as f64;
+                let extra =
+                    f64::from(self.losses.balance) * balance * rows as f64 + f64::from(self.losses.z) * lse2;
+                (y, extra)
+            }
+        }
+    }
+
+    /// The summed loss of the tokens and, beside it, what the routers add.
+    fn loss(&self, ids: &[u32], targets: &[u32]) -> (f64, f64) {
+        let (spec, d) = (self.spec, self.spec.width as usize);
+        let embed = self.need(Slot::Embedding);
+        let scale = f64::from(spec.embedding_scale);
+        let mut x: Vec<f64> = ids
+            .iter()
+            .flat_map(|id| embed[*id as usize * d..][..d].iter().map(|v| v * scale).collect::<Vec<_>>())
+            .collect();
+        if let Some(positions) = self.get(Slot::Positions) {
+            x.iter_mut().enumerate().for_each(|(i, x)| *x += positions[i % (self.length * d)]);
+        }
+        x = self.norm(&x, spec.embedding_norm, Slot::EmbeddingNorm, Slot::EmbeddingNormBias);
+        let mut extra = 0.0;
+        for (l, layer) in (0u32..).zip(&spec.layers) {
+            let slot = |part| Slot::Layer(l, part);
+            let h = self.norm(&x, layer.attention_norm, slot(L::AttentionNorm), slot(L::AttentionNormBias));
+            let y = self.attend(l, &layer.attention, &h);
+            let attended = self.norm(
+                &y,
+                layer.attention_post_norm,
+                slot(L::AttentionPostNorm),
+                slot(L::AttentionPostNormBias),
+            );
+            let mut seen = x.clone();
+            if !layer.parallel {
+                add(&mut seen, &attended);
+            }
+            let h = self.norm(&seen, layer.ffn_norm, slot(L::FfnNorm), slot(L::FfnNormBias));
+            let (y, more) = self.feed(l, &layer.ffn, &h);
+            let fed = self.norm(&y, layer.ffn_post_norm, slot(L::FfnPostNorm), slot(L::FfnPostNormBias));
+            add(&mut x, &attended);
+            add(&mut x, &fed);
+            extra += more;
+        }
+        let y = self.norm(&x, Some(spec.final_norm), Slot::FinalNorm, Slot::FinalNormBias);
+        let head = self.get(Slot::Head).unwrap_or(embed);
+        let vocab = spec.vocab as usize;
+        (cross_entropy(&linear(&y, head, None, vocab, d), vocab, targets), extra)
+    }
+}
+
+/// Loss and gradients of `spec`: of every parameter its first, its last and some values between.
+fn agree(name: &str, spec: &Spec, params: &Params, losses: RouterLosses, every: usize) {
+    let vocab = spec.vocab;
+    let length = spec.context as usize;
+    // Larger than at the start of a run, so that every path carries weight.
+    let weights: Vec<f32> = params.init(3, spec.layers.len()).iter().map(|w| w * 8.0).collect();
+    let rows = 2 * length;
+    let ids: Vec<u32> = (0..rows as u32).map(|i| i * 7 % vocab).collect();
+    let mut targets: Vec<u32> = (0..rows as u32).map(|i| i * 5 % vocab).collect();
+    targets[4] = u32::MAX;
+    let tape = Tape::record(spec, params, (2, length), true, 0.0);
+    let mut engine = Engine::new(spec, params, 2, losses);
+    let mut grads = vec![0.0; params.total];
+    let want = Want::Gradient { scale: 1.0, grads: &mut grads };
+    let input = Input { ids: &ids, targets: &targets, starts: &[], key: (0, 0) };
+    let loss = engine.run(&tape, &weights, &input, want);
+    let twin = |weights: &[f64]| Model { spec, params, weights, losses, length }.loss(&ids, &targets);
+    let mut x = wide(&weights);
+    let expected = twin(&x).0;
+    assert!((loss - expected).abs() < 1e-4 * expected, "{name}: {loss}, expected {expected}");
+    for p in &params.list {
+        if !p.trained {
+            assert!(grads[p.range()].iter().all(|g| *g == 0.0), "{name}: {:?}", p.slot());
+            continue;
+        }
+        let what = format!("{name}: {:?}", p.slot());
+        let range = p.range();
+        let last = range.end - 1;
+        for i in range.step_by(every).chain([last]) {
+            check(&what, &mut x, i, grads[i], &|w: &[f64]| {
+                let (loss, extra) = twin(w);
+                loss + extra
+            });
+        }
+    }
+}
+
+#[test]
+fn gradients_of_every_design_agree_with_finite_differences() {
+    for (name, model) in designs() {
+        let (arch, spec) = model.spec().unwrap_or_else(|e| panic!("{name}: {e}"));
+        let expected = name.split([',', ':']).next().unwrap();
+        let expected = if expected == "own" { "libllm" } else { expected };
+        assert_eq!(model.layout(), expected, "{name}");
+        let params = Params::new(arch, &spec, model.position == Position::Sinusoidal);
+        agree(name, &spec, &params, RouterLosses::default(), 29);
+    }
+}
+
+#[test]
+fn the_losses_of_a_router_have_the_gradients_of_their_definition() {
+    for (name, model) in designs().into_iter().filter(|(_, m)| m.experts.count > 0) {
+        let (arch, spec) = model.spec().unwrap();
+        let params = Params::new(arch, &spec, false);
+        agree(name, &spec, &params, RouterLosses { balance: 0.3, z: 0.1 }, 41);
+    }
+}
+
+#[test]
+fn blocks_side_by_side_have_the_gradients_of_their_definition() {
+    let (_, model) = designs().into_iter().find(|(n, _)| *n == "own: no positions").unwrap();
+    let (arch, mut spec) = model.spec().unwrap();
+    spec.layers.iter_mut().for_each(|l| l.parallel = true);
+    agree("parallel", &spec, &Params::new(arch, &spec, false), RouterLosses::default(), 29);
+}
