@@ -76,7 +76,6 @@ pub(crate) fn designs() -> Vec<(&'static str, ModelConfig)> {
             "own: experts beside a shared one",
             ModelConfig { experts: ExpertsDesign { shared: 1, ..moe }, ..tiny },
         ),
-        ("own: latent without rotation", ModelConfig { position: Position::None, ..deepseek }),
     ]
 }
 

@@ -274,7 +274,7 @@ fn agree(name: &str, spec: &Spec, params: &Params, losses: RouterLosses, every: 
     let vocab = spec.vocab;
     let length = spec.context as usize;
     // Larger than at the start of a run, so that every path carries weight.
-    let weights: Vec<f32> = params.init(3, spec.layers.len()).iter().map(|w| w * 8.0).collect();
+    let weights: Vec<f32> = params.init(3, spec.layers.len()).iter().map(|w| w * 4.0).collect();
     let rows = 2 * length;
     let ids: Vec<u32> = (0..rows as u32).map(|i| i * 7 % vocab).collect();
     let mut targets: Vec<u32> = (0..rows as u32).map(|i| i * 5 % vocab).collect();
