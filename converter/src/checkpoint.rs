@@ -285,6 +285,8 @@ fn read_header(path: &Path, file: &File) -> Result<(Metadata, u64)> {
 fn refuse_others(path: &Path, first: &[u8]) -> Result<()> {
     let kind = match first {
         [b'G', b'G', b'U', b'F', ..] => "a GGUF file",
+        // The length of a header of safetensors may begin like a pickle, but is not as large.
+        [0x80, 2..=5, _, _, 0, 0, 0, 0] => return Ok(()),
         // A zip archive, or a pickle of protocol 2 to 5.
         [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, ..] => "a PyTorch file",
         _ => return Ok(()),

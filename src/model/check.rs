@@ -151,16 +151,21 @@ impl Spec {
         range("the number of heads", a.heads, HEADS)?;
         let dims = [
             ("the unrotated part of a head", a.nope_dim),
-            ("the rotated part of a head", a.rope_dim),
             ("the value head's width", a.value_dim),
             ("the keys' rank", a.kv_rank),
             ("the queries' rank", a.q_rank.unwrap_or(1)),
         ];
         dims.iter().try_for_each(|(what, dim)| range(what, *dim, HEAD_DIM))?;
+        if a.rope_dim > 0 {
+            range("the rotated part of a head", a.rope_dim, HEAD_DIM)?;
+        }
         let widest = a.nope_dim.max(a.value_dim).max(a.kv_rank) + a.rope_dim;
         range("the heads' width together", a.heads.saturating_mul(widest), DIM)?;
         positive("the score scale", f64::from(a.scale))?;
         norm("norm of the compressed vectors", Some(a.norm))?;
+        if a.rope_dim == 0 {
+            return Ok(()); // without rotation the index names no table
+        }
         self.check_rotation(a.rope, a.rope_dim)?;
         match self.ropes.get(a.rope as usize) {
             Some(rope) if rope.dim != a.rope_dim => {

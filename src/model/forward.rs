@@ -354,10 +354,9 @@ impl Forward<'_> {
         let (nope, rope, value) = (a.nope_dim as usize, a.rope_dim as usize, a.value_dim as usize);
         let rank = a.kv_rank as usize;
         let (head, key) = (nope + rope, rank + rope);
-        let table = &self.spec.ropes[a.rope as usize];
-        let rotation = |heads| Rotation { heads, head_dim: rope, dim: rope, pairs: table.pairs };
+        // none where no part of a head is rotated
+        let table = if rope > 0 { Some((&self.spec.ropes[a.rope as usize], a.rope as usize)) } else { None };
         let rows = |start, stride| Runs { start, outer: stride, inner: 0 };
-        let angles = &s.angles[a.rope as usize];
 
         // k [m, rank + rope]: the compressed vector, normed, and the shared key, rotated
         device.load(&mut s.input, &s.h, m, self.spec.width as usize);
@@ -365,9 +364,12 @@ impl Forward<'_> {
         device.copy([m, 1], rank, (&s.k, rows(0, key)), (&mut s.v, rows(0, rank)));
         device.norm_in_place(&w.kv_norm, m, &mut s.v);
         device.copy([m, 1], rank, (&s.v, rows(0, rank)), (&mut s.k, rows(0, key)));
-        device.copy([m, 1], rope, (&s.k, rows(rank, key)), (&mut s.v, rows(0, rope)));
-        device.rope(&mut s.v, m, rotation(1), angles);
-        device.copy([m, 1], rope, (&s.v, rows(0, rope)), (&mut s.k, rows(rank, key)));
+        let rotation = |heads, pairs| Rotation { heads, head_dim: rope, dim: rope, pairs };
+        if let Some((table, index)) = table {
+            device.copy([m, 1], rope, (&s.k, rows(rank, key)), (&mut s.v, rows(0, rope)));
+            device.rope(&mut s.v, m, rotation(1, table.pairs), &s.angles[index]);
+            device.copy([m, 1], rope, (&s.v, rows(0, rope)), (&mut s.k, rows(rank, key)));
+        }
 
         // q [m, heads, nope + rope]
         match &w.q {
@@ -387,10 +389,14 @@ impl Forward<'_> {
         head_groups(heads, m, &mut s.choice.groups);
         device.matmul_stack(&mut s.input, &w.k_absorb, None, &s.choice.groups, &mut s.b);
         // a [m, heads, rope], rotated; then q [m, heads, rank + rope]
-        device.copy([m, heads], rope, (&s.q, by_row(nope, head)), (&mut s.a, by_row(0, rope)));
-        device.rope(&mut s.a, m, rotation(heads), angles);
+        if let Some((table, index)) = table {
+            device.copy([m, heads], rope, (&s.q, by_row(nope, head)), (&mut s.a, by_row(0, rope)));
+            device.rope(&mut s.a, m, rotation(heads, table.pairs), &s.angles[index]);
+        }
         device.copy([m, heads], rank, (&s.b, by_head(rank)), (&mut s.q, by_row(0, key)));
-        device.copy([m, heads], rope, (&s.a, by_row(0, rope)), (&mut s.q, by_row(rank, key)));
+        if rope > 0 {
+            device.copy([m, heads], rope, (&s.a, by_row(0, rope)), (&mut s.q, by_row(rank, key)));
+        }
 
         let pages = pages(pool, layer, batch);
         device.kv_write(&pages, pool.bytes_mut(), &s.k, None);

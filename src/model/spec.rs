@@ -140,7 +140,7 @@ pub struct Latent {
     pub heads: u32,
     /// Width of the part of a query head without rotation.
     pub nope_dim: u32,
-    /// Width of the rotated part.
+    /// Width of the rotated part; 0: none.
     pub rope_dim: u32,
     /// Width of a value head.
     pub value_dim: u32,
@@ -150,7 +150,7 @@ pub struct Latent {
     pub kv_rank: u32,
     /// Factor on the scores.
     pub scale: f32,
-    /// Index into [`Spec::ropes`].
+    /// Index into [`Spec::ropes`]; without meaning where `rope_dim` is 0.
     pub rope: u32,
     /// Norm of the compressed query (where there is one) and of the compressed keys and values.
     pub norm: Norm,

@@ -157,45 +157,12 @@ impl Default for Config {
 }
 
 impl Config {
-    /// A named starting point: `tiny`, `small`, `baby-gpt`, `gpt2`.
+    /// A named starting point: one of [`crate::presets::PRESETS`].
     ///
     /// # Errors
     /// `NOT_FOUND` with the known names.
     pub fn preset(name: &str) -> Result<Config> {
-        let base = Config::default();
-        Ok(match name {
-            "tiny" => Config { model: ModelConfig::tiny(), steps: 200, ..base },
-            "small" => base,
-            "baby-gpt" => Config {
-                model: ModelConfig { dropout: 0.2, ..ModelConfig::baby_gpt() },
-                optim: OptimConfig { beta2: 0.99, ..OptimConfig::default() },
-                steps: 5000,
-                batch: 12,
-                ..base
-            },
-            "gpt2" => Config {
-                model: ModelConfig {
-                    layers: 12,
-                    heads: 12,
-                    width: 768,
-                    ffn: 3072,
-                    context: 1024,
-                    ..ModelConfig::tiny()
-                }
-                .gpt2_design(),
-                optim: OptimConfig { rate: 6e-4, min_rate: 6e-5, warmup: 700, ..OptimConfig::default() },
-                batch: 1,
-                accumulate: 8,
-                ..base
-            },
-            _ => {
-                let known = "tiny, small, baby-gpt, gpt2";
-                return Err(Error::new(
-                    Status::NOT_FOUND,
-                    format!("preset {name:?}: expected one of {known}"),
-                ));
-            }
-        })
+        crate::presets::preset(name)
     }
 
     /// Reads a configuration from JSON text; what it leaves out keeps its default.

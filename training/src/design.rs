@@ -429,7 +429,12 @@ impl ModelConfig {
             (moe, true) => {
                 // the latent norms of that layout have an epsilon of their own
                 let fits = pre && d.eps == 1e-6 && d.feed == Feed::SwiGlu;
-                if fits && (moe || x.dense_layers == 0) { "deepseek_v2" } else { "libllm" }
+                // and its mixtures always have shared experts
+                if fits && (if moe { x.shared > 0 } else { x.dense_layers == 0 }) {
+                    "deepseek_v2"
+                } else {
+                    "libllm"
+                }
             }
         }
     }
@@ -466,6 +471,8 @@ impl ModelConfig {
         put(json!({
             "architectures": [class], "model_type": layout, "vocab_size": m.vocab, "tie_word_embeddings": m.tied,
             "initializer_range": 0.02, "torch_dtype": "float32", "use_cache": true, "eos_token_id": 0,
+            // no row of the embedding is one that other tools do not train
+            "pad_token_id": null,
         }));
         let shape = json!({
             "hidden_size": m.width, "intermediate_size": m.ffn, "num_hidden_layers": m.layers,
@@ -485,9 +492,7 @@ impl ModelConfig {
             "mpt" => put(json!({
                 "d_model": m.width, "n_heads": m.heads, "n_layers": m.layers, "expansion_ratio": 4,
                 "max_seq_len": m.context, "layer_norm_epsilon": as_f64(m.eps), "no_bias": true,
-                "resid_pdrop": 0.0, "emb_pdrop": 0.0, "attn_config": {
-                    "attn_type": "multihead_attention", "attn_pdrop": 0.0, "alibi": true, "alibi_bias_max": 8,
-                },
+                "attn_config": {"attn_type": "multihead_attention", "alibi": true, "alibi_bias_max": 8},
             })),
             "bloom" => put(json!({
                 "hidden_size": m.width, "n_layer": m.layers, "n_head": m.heads, "seq_length": m.context,
@@ -520,7 +525,7 @@ impl ModelConfig {
                     "kv_lora_rank": l.kv_rank, "q_lora_rank": if l.q_rank > 0 { json!(l.q_rank) } else { Value::Null },
                     "head_dim": l.rope, "num_key_value_heads": m.heads, "attention_bias": false, "mlp_bias": false,
                     "n_routed_experts": x.count.max(1), "num_experts_per_tok": x.active.min(x.count.max(1)),
-                    "n_shared_experts": if x.shared > 0 { json!(x.shared) } else { Value::Null },
+                    "n_shared_experts": x.shared.max(1),
                     "moe_intermediate_size": if x.ffn > 0 { x.ffn } else { m.ffn },
                     "first_k_dense_replace": dense, "topk_method": "greedy", "n_group": 1, "topk_group": 1,
                     "routed_scaling_factor": 1.0, "norm_topk_prob": false, "scoring_func": "softmax",

@@ -100,6 +100,7 @@ impl View for Stored<'_> {
 
     fn data(&self) -> Cow<'_, [u8]> {
         if let [(want, 0)] = self.takers[..]
+            && want.sources.len() == 1
             && want.sources[0].take == Take::All
             && want.plus == 0.0
         {

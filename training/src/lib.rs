@@ -18,6 +18,7 @@ mod engine;
 mod layout;
 mod optim;
 mod params;
+pub mod presets;
 pub mod quickstart;
 mod random;
 pub mod source;

@@ -13,7 +13,7 @@ use crate::stop::Writing;
 /// Train a model from scratch, or continue a run
 #[derive(clap::Args)]
 pub struct Args {
-    /// A starting point: tiny, small, baby-gpt, gpt2
+    /// A starting point: tiny, small, base, large, xl, baby-gpt, gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-1b, mla-moe
     #[arg(long, value_name = "NAME", default_value = "small", conflicts_with = "config")]
     preset: String,
     /// A JSON file of settings; what it leaves out keeps its default

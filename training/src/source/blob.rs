@@ -12,7 +12,7 @@ use super::http::Remote;
 /// Something that can be read at any offset.
 pub(super) enum Blob {
     File { file: Mutex<File>, len: u64 },
-    Http { remote: Mutex<Remote>, len: Option<u64> },
+    Http { remote: Box<Mutex<Remote>>, len: Option<u64> },
 }
 
 impl Blob {
@@ -27,7 +27,7 @@ impl Blob {
     pub(super) fn http(url: &str, token: Option<&str>) -> Result<Blob> {
         let remote = Remote::open(url, token)?;
         let len = remote.len();
-        Ok(Blob::Http { remote: Mutex::new(remote), len })
+        Ok(Blob::Http { remote: Box::new(Mutex::new(remote)), len })
     }
 
     /// The length, where it is known.

@@ -2,7 +2,8 @@
 //!
 //! One answer is kept open and read in order; a jump asks for a new one. A server must stay with what it said first:
 //! length and ETag are compared with every answer, a range that begins elsewhere is refused. Where it does not know
-//! ranges, what comes before the wanted offset is read and dropped. It does not know what the bytes mean.
+//! ranges, what comes before the wanted offset is read and dropped. TLS is rustls over graviola, which is Rust and
+//! assembly and needs no C compiler. It does not know what the bytes mean.
 
 use std::io::{self, Read};
 use std::time::Duration;
@@ -51,16 +52,18 @@ impl Remote {
     /// # Errors
     /// `NOT_FOUND` for 404 and 410, `IO` for what else goes wrong, each with the address.
     pub(super) fn open(url: &str, token: Option<&str>) -> Result<Remote> {
-        let config = ureq::Agent::config_builder()
+        let mut config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(PATIENCE))
             .timeout_recv_response(Some(PATIENCE))
             .timeout_recv_body(Some(BODY))
             .user_agent(concat!("libllm/", env!("CARGO_PKG_VERSION")))
-            .accept_encoding("identity")
-            .build();
+            .accept_encoding("identity");
+        if url.starts_with("https://") {
+            config = config.tls_config(tls(url)?);
+        }
         let mut remote = Remote {
-            agent: config.into(),
+            agent: config.build().into(),
             url: url.into(),
             token: token.map(Into::into),
             len: None,
@@ -212,6 +215,35 @@ impl Remote {
         self.body = Some(open);
         Ok(())
     }
+}
+
+/// What secures a connection.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn tls(url: &str) -> Result<ureq::tls::TlsConfig> {
+    // the instructions without which graviola panics
+    #[cfg(target_arch = "x86_64")]
+    let able = {
+        use std::arch::is_x86_feature_detected as has;
+        has!("aes") && has!("pclmulqdq") && has!("bmi1") && has!("adx") && has!("avx2")
+    };
+    #[cfg(target_arch = "aarch64")]
+    let able = {
+        use std::arch::is_aarch64_feature_detected as has;
+        has!("neon") && has!("aes") && has!("pmull") && has!("sha2")
+    };
+    if !able {
+        let what =
+            "https needs AES and AVX2 (ARM: AES and SHA-2) instructions; fetch the file with another tool";
+        return Err(Error::new(Status::UNSUPPORTED, format!("{url}: {what}")));
+    }
+    let provider = std::sync::Arc::new(rustls_graviola::default_provider());
+    Ok(ureq::tls::TlsConfig::builder().unversioned_rustls_crypto_provider(provider).build())
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn tls(url: &str) -> Result<ureq::tls::TlsConfig> {
+    let what = "https is not in builds for this processor; fetch the file with another tool";
+    Err(Error::new(Status::UNSUPPORTED, format!("{url}: {what}")))
 }
 
 /// `bytes START-END/TOTAL`, TOTAL may be `*`.

@@ -12,6 +12,7 @@ mod http;
 mod hub;
 mod parquet;
 mod text;
+mod zstd;
 
 use std::fmt;
 use std::io::{BufRead, BufReader};
@@ -127,8 +128,7 @@ impl Source {
                     Box::new(BufReader::with_capacity(BUFFER, flate2::bufread::MultiGzDecoder::new(raw)))
                 }
                 Some(Packed::Zstd) => {
-                    let undone = zstd::stream::read::Decoder::with_buffer(raw)
-                        .map_err(|e| Error::from(e).context(self))?;
+                    let undone = zstd::Frames::new(raw).map_err(|e| Error::from(e).context(self))?;
                     Box::new(BufReader::with_capacity(BUFFER, undone))
                 }
             })

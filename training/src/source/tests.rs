@@ -148,11 +148,15 @@ fn every_format_gives_the_same_documents() {
         packed.write_all(lines.as_bytes()).unwrap();
         packed.finish().unwrap()
     };
-    let zst = zstd::encode_all(lines.as_bytes(), 1).unwrap();
+    let zst = |x: &[u8]| ruzstd::encoding::compress_to_vec(x, ruzstd::encoding::CompressionLevel::Fastest);
     let files = [
         ("a.jsonl", lines.clone().into_bytes()),
         ("a.jsonl.gz", [&gz[..], &[]].concat()),
-        ("a.jsonl.zst", zst),
+        // two frames and a skippable one between them
+        ("a.jsonl.zst", {
+            let (a, b) = lines.as_bytes().split_at(5000);
+            [zst(a), vec![0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3], zst(b)].concat()
+        }),
         ("a.parquet", columns(&documents)),
     ];
     for (name, bytes) in files {
@@ -276,6 +280,10 @@ fn a_file_of_the_hub_is_streamed_then_kept_in_the_cache_and_read_there() {
 #[test]
 fn damaged_files_are_refused_with_name_and_place() {
     let dir = tempfile::tempdir().unwrap();
+    let zst = |x: &[u8]| ruzstd::encoding::compress_to_vec(x, ruzstd::encoding::CompressionLevel::Fastest);
+    let whole = zst(b"a text that was compressed, and then damaged\n");
+    let mut changed = whole.clone();
+    *changed.last_mut().unwrap() ^= 1; // of the checksum
     let documents = vec!["one".to_string(), "two".to_string()];
     let good = columns(&documents);
     let mut cases: Vec<(&str, Vec<u8>)> = vec![
@@ -284,6 +292,10 @@ fn damaged_files_are_refused_with_name_and_place() {
         ("c.txt", b"fine\n\xff\xfe\n".to_vec()),
         ("d.txt.gz", b"not gzip".to_vec()),
         ("e.txt.zst", b"not zstd".to_vec()),
+        ("cut.txt.zst", whole[..whole.len() - 6].to_vec()),
+        ("changed.txt.zst", changed),
+        // a window of gigabytes
+        ("window.txt.zst", vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xf0, 0x01, 0x00, 0x00]),
         ("f.parquet", b"PAR1PAR1".to_vec()),
         ("g.parquet", Vec::new()),
     ];

@@ -1,0 +1,109 @@
+//! Models of every design that has a published layout against `transformers`: the same weights, opened there from the
+//! layout that checkpoints have, gave the logits, losses and gradients of `tests/reference/designs.json`.
+//!
+//! To make that file anew: this test with `LLM_TRAIN_REFERENCE=DIR` writes the models to DIR, then
+//! `python training/tests/reference/designs.py DIR` reads them there and writes it.
+
+use std::fs;
+use std::path::Path;
+
+use safetensors::tensor::View;
+use serde_json::Value;
+
+use super::*;
+use crate::design::{ModelConfig, Position};
+use crate::engine::{Engine, Input, RouterLosses, Want};
+use crate::layout;
+use crate::params::Params;
+use crate::tape::Tape;
+
+/// A design, its weights, two sequences and what comes out.
+struct Case {
+    params: Params,
+    weights: Vec<f32>,
+    logits: Vec<f32>,
+    loss: f64,
+    grads: Vec<f32>,
+}
+
+fn case(model: &ModelConfig) -> Case {
+    let (arch, spec) = model.spec().unwrap();
+    let params = Params::new(arch, &spec, model.position == Position::Sinusoidal);
+    let weights: Vec<f32> = params.init(3, spec.layers.len()).iter().map(|w| w * 4.0).collect();
+    let (vocab, length) = (spec.vocab, spec.context as usize);
+    let rows = 2 * length as u32;
+    let (ids, targets): (Vec<u32>, Vec<u32>) = (0..rows).map(|i| (i * 7 % vocab, i * 5 % vocab)).unzip();
+    let mut engine = Engine::new(&spec, &params, 2, RouterLosses::default());
+    let input = Input { ids: &ids, targets: &targets, starts: &[], key: (0, 0) };
+    let (mut logits, mut grads) = (Vec::new(), vec![0.0; params.total]);
+    let tape = |train| Tape::record(&spec, &params, (2, length), train, 0.0);
+    engine.run(&tape(false), &weights, &input, Want::Logits(&mut logits));
+    let want = Want::Gradient { scale: 1.0, grads: &mut grads };
+    let loss = engine.run(&tape(true), &weights, &input, want);
+    Case { params, weights, logits, loss, grads }
+}
+
+/// Two numbers that a tensor's values determine: a sum with signs that differ, and the norm.
+fn summary(values: &[f32]) -> [f64; 2] {
+    let x = wide(values);
+    let signed = x.iter().enumerate().map(|(i, x)| x * (i as f64 * 0.7 + 0.3).cos()).sum();
+    [signed, x.iter().map(|x| x * x).sum::<f64>().sqrt()]
+}
+
+fn export(dir: &Path) {
+    for (name, model) in designs().into_iter().filter(|(_, m)| m.layout() != "libllm") {
+        let (dir, case) = (dir.join(name), case(&model));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("config.json"), model.hugging_face().unwrap().to_string()).unwrap();
+        let format = Some([("format".to_string(), "pt".to_string())].into());
+        let tensors = layout::stored(&case.params, &case.weights);
+        safetensors::serialize_to_file(tensors, format, &dir.join("model.safetensors")).unwrap();
+    }
+}
+
+#[test]
+fn logits_loss_and_gradients_of_every_published_layout_are_those_of_transformers() {
+    if let Some(dir) = std::env::var_os("LLM_TRAIN_REFERENCE") {
+        return export(Path::new(&dir));
+    }
+    let expected: Value = serde_json::from_str(include_str!("../../tests/reference/designs.json")).unwrap();
+    let mut seen = 0;
+    for (name, model) in designs().into_iter().filter(|(_, m)| m.layout() != "libllm") {
+        let (case, expected) = (case(&model), &expected[name]);
+        let numbers = |v: &Value| -> Vec<f64> {
+            v.as_array().unwrap_or_else(|| panic!("{name}")).iter().map(|x| x.as_f64().unwrap()).collect()
+        };
+        let near = |what: &str, got: f64, expected: f64, size: f64| {
+            let fine = (got - expected).abs() <= 1e-4 * size.max(1e-2);
+            assert!(fine, "{name}: {what}: {got}, transformers has {expected}");
+        };
+        let logits = numbers(&expected["logits"]);
+        assert_eq!(case.logits.len(), logits.len(), "{name}");
+        for (a, b) in case.logits.iter().zip(&logits) {
+            near("a logit", f64::from(*a), *b, b.abs().max(0.1));
+        }
+        let loss = expected["loss"].as_f64().unwrap();
+        near("the loss", case.loss, loss, loss);
+        let gradients = expected["gradients"].as_object().unwrap();
+        let mut found = 0;
+        for (tensor, stored) in layout::stored(&case.params, &case.grads) {
+            let got = summary(bytemuck::cast_slice(&stored.data()));
+            let Some(expected) = gradients.get(&tensor) else {
+                // a table that is not trained there either, or is kept twice here
+                assert!(got == [0.0; 2], "{name}: {tensor}: transformers has no gradient of it");
+                continue;
+            };
+            found += 1;
+            if model.position == Position::Sinusoidal && tensor.ends_with("wpe.weight") {
+                assert!(got == [0.0; 2], "{name}: a table that is not trained");
+                continue;
+            }
+            let expected = numbers(expected);
+            near(&tensor, got[0], expected[0], expected[1]);
+            near(&tensor, got[1], expected[1], expected[1]);
+        }
+        assert_eq!(found, gradients.len(), "{name}: tensors that only one side has");
+        seen += 1;
+    }
+    assert!(seen >= 15, "{seen} designs");
+}
