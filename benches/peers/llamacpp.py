@@ -8,7 +8,7 @@
 
 Both engines get a file of the same shape with random weights; Q4_0 stands beside q4, Q8_0 beside q8, F16 beside f16.
 Bits per weight differ a little (Q4_0 4.5, q4 4.3125; Q8_0 8.5, q8 8.0625), so the bytes of both files are in the
-report. Neither file holds a tokenizer: llama.cpp's start is measured without the half second it would take to build
+report. So are the two limits of the machine: a loop that only reads, and one that only multiplies. Neither file holds a tokenizer: llama.cpp's start is measured without the half second it would take to build
 one. Its clock starts after Python and its library are up; ours when the process is started.
 
 What a round does, in turn: `libllm bench`, then the peer's figures in a process of its own. --peer names the Pythons
@@ -29,6 +29,7 @@ SHAPES = {
     # converter/src/random.rs, the same numbers
     "smol-135m": dict(arch="llama", width=576, layers=30, heads=9, kv=3, dim=64, inner=1536, vocab=49152),
     "llama-1b": dict(arch="llama", width=2048, layers=16, heads=32, kv=8, dim=64, inner=8192, vocab=128256),
+    "llama-8b": dict(arch="llama", width=4096, layers=32, heads=32, kv=8, dim=128, inner=14336, vocab=128256, untied=True),
     "qwen-0.5b": dict(arch="qwen2", width=896, layers=24, heads=14, kv=2, dim=64, inner=4864, vocab=151936),
     "moe-small": dict(arch="llama", width=1024, layers=16, heads=16, kv=4, dim=64, inner=1792, vocab=32000,
                       experts=8, active=2, untied=True),
@@ -140,7 +141,7 @@ def peer(args):
     cp.n_ctx = 4096
     cp.n_batch = cp.n_ubatch = 512
     cp.n_threads = cp.n_threads_batch = args.threads
-    cp.n_seq_max = max(args.batch)
+    cp.n_seq_max = max(args.batch, default=1)
     cp.kv_unified = True
     ctx = l.llama_init_from_model(model, cp)
     memory = l.llama_get_memory(ctx)
@@ -209,6 +210,8 @@ def ours(args, model, isa):
         "anonymous_bytes": r["anonymous_bytes_after_first_token"]["median"],
         "share_of_read_bandwidth": r["decode_share_of_read_bandwidth"],
         "read_bytes_per_second": r["read_bytes_per_second"]["median"],
+        # 0 where the instruction set has no loop to compare with
+        "share_of_multiply_peak": r.get("prefill_share_of_multiply_peak") or 0.0,
     }
     for n in args.batch:
         r = bench("-p", "32", "-n", str(max(args.decode // 4, 4)), "-b", str(n))
@@ -254,7 +257,8 @@ def compare(args):
         print(f"{'':26}{'ours':>14}{'peer':>14}{'times better':>14}")
         for figure, r in ratio.items():
             print(f"{figure:26}{median['ours'][figure]:14.1f}{best[figure]:14.1f}{r:14.2f}")
-        print(f"decode reads {100 * median['ours']['share_of_read_bandwidth']:.0f} % of the bare read loop", flush=True)
+        print(f"decode reads {100 * median['ours']['share_of_read_bandwidth']:.0f} % of the bare read loop, "
+              f"prefill multiplies {100 * median['ours']['share_of_multiply_peak']:.0f} % of the bare multiply loop", flush=True)
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
 
