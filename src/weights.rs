@@ -112,7 +112,23 @@ pub(crate) struct SharedWeights {
 impl LayerWeights {
     /// Bytes of matrices that one token reads.
     pub(crate) fn bytes_per_token(&self, layer: &spec::Layer) -> u64 {
-        let of = |matrices: &[&Matrix]| matrices.iter().map(|m| m.bytes.len() as u64).sum::<u64>();
+        self.per_token(layer, |matrix| matrix.bytes.len() as u64, |stack| stack.bytes.len() as u64)
+    }
+
+    /// Multiplications of one token with matrices.
+    pub(crate) fn multiplications_per_token(&self, layer: &spec::Layer) -> u64 {
+        let of_stack = |stack: &Stack| (stack.count * stack.rows * stack.columns) as u64;
+        self.per_token(layer, |matrix| (matrix.rows * matrix.columns) as u64, of_stack)
+    }
+
+    /// The sum of what is said of each matrix that one token is multiplied with; of experts, of those that are chosen.
+    fn per_token(
+        &self,
+        layer: &spec::Layer,
+        of_one: impl Fn(&Matrix) -> u64,
+        of_stack: impl Fn(&Stack) -> u64,
+    ) -> u64 {
+        let of = |matrices: &[&Matrix]| matrices.iter().map(|m| of_one(m)).sum::<u64>();
         let attention = match &self.attention {
             AttentionWeights::Heads(h) => of(&[&h.q.weight, &h.k.weight, &h.v.weight, &h.out.weight]),
             AttentionWeights::Latent(a) => {
@@ -120,15 +136,15 @@ impl LayerWeights {
                     LatentQuery::Whole(q) => of(&[q]),
                     LatentQuery::Compressed { down, up, .. } => of(&[&down.weight, up]),
                 };
-                let absorbed = a.k_absorb.bytes.len() + a.v_absorb.bytes.len();
-                query + absorbed as u64 + of(&[&a.kv_down.weight, &a.out.weight])
+                let absorbed = of_stack(&a.k_absorb) + of_stack(&a.v_absorb);
+                query + absorbed + of(&[&a.kv_down.weight, &a.out.weight])
             }
         };
         let ffn = match (&self.ffn, &layer.ffn) {
             (FfnWeights::Plain { up, down }, _) => of(&[&up.weight, &down.weight]),
             (FfnWeights::Gated { gate, up, down }, _) => of(&[&gate.weight, &up.weight, &down.weight]),
             (FfnWeights::Experts(w), Ffn::Experts(x)) => {
-                let all = (w.gate.0.bytes.len() + w.up.0.bytes.len() + w.down.0.bytes.len()) as u64;
+                let all = of_stack(&w.gate.0) + of_stack(&w.up.0) + of_stack(&w.down.0);
                 let shared = w.shared.as_ref().map_or(0, |s| of(&[&s.gate, &s.up, &s.down]));
                 all / u64::from(x.count) * u64::from(x.active) + shared + of(&[&w.router.weight])
             }

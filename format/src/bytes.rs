@@ -1,7 +1,5 @@
 //! Little-endian numbers out of untrusted bytes, and the checksum over them.
 
-use crc_fast::{CrcAlgorithm, Digest};
-
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..)?.first_chunk().map(|b| u16::from_le_bytes(*b))
 }
@@ -16,22 +14,22 @@ pub(crate) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 
 /// CRC-32C (Castagnoli), as in RFC 3720.
 pub fn crc32c(bytes: &[u8]) -> u32 {
-    crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
+    crc32c::crc32c(bytes)
 }
 
 /// CRC-32C over parts.
-pub(crate) struct Crc(Digest);
+pub(crate) struct Crc(u32);
 
 impl Crc {
     pub(crate) fn new() -> Crc {
-        Crc(Digest::new(CrcAlgorithm::Crc32Iscsi))
+        Crc(0)
     }
 
     pub(crate) fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+        self.0 = crc32c::crc32c_append(self.0, bytes);
     }
 
     pub(crate) fn finish(self) -> u32 {
-        self.0.finalize() as u32
+        self.0
     }
 }

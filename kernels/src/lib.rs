@@ -27,6 +27,7 @@ mod kv;
 pub mod math;
 mod matrix;
 mod ops;
+pub mod peak;
 mod read;
 mod scalar;
 mod simd;

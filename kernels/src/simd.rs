@@ -155,10 +155,7 @@ pub unsafe trait Simd: Copy + 'static {
     #[inline(always)]
     unsafe fn pick(tables: Self::B, codes: Self::B) -> Self::B {
         // SAFETY: the trait's promises
-        unsafe {
-            let (t, c) = (bytes::<Self>(tables), bytes::<Self>(codes));
-            of_bytes::<Self>(core::array::from_fn(|i| t[i / 16 * 16 + usize::from(c[i] & 15)]))
-        }
+        unsafe { of_bytes::<Self>(plain::pick(bytes::<Self>(tables), bytes::<Self>(codes))) }
     }
     #[inline(always)]
     unsafe fn b_splat(x: i8) -> Self::B {
@@ -183,10 +180,7 @@ pub unsafe trait Simd: Copy + 'static {
     #[inline(always)]
     unsafe fn b_field(a: Self::B, shift: i32, mask: u8) -> Self::B {
         // SAFETY: the trait's promises
-        unsafe {
-            let moved = |a: u8| if shift < 0 { a << -shift } else { a >> shift };
-            of_bytes::<Self>(bytes::<Self>(a).map(|a| moved(a) & mask))
-        }
+        unsafe { of_bytes::<Self>(plain::field(bytes::<Self>(a), shift, mask)) }
     }
     /// 32 bytes, then the same shifted right by four; bits 4 to 7 of those may be anything.
     #[inline(always)]
@@ -203,11 +197,7 @@ pub unsafe trait Simd: Copy + 'static {
         // SAFETY: the trait's promises; eight multipliers lie at `m`
         unsafe {
             let m = m.cast::<[i8; 8]>().read_unaligned();
-            let w = bytes::<Self>(w);
-            of_bytes::<Self>(core::array::from_fn(|i| {
-                let product = i32::from(w[i] as i8) * i32::from(m[i / 16 * 2 + odd]);
-                ((product + (1 << (shift - 1))) >> shift) as u8
-            }))
+            of_bytes::<Self>(plain::times(bytes::<Self>(w), m, odd, shift))
         }
     }
     unsafe fn p_zero() -> Self::P;
@@ -328,6 +318,27 @@ pub unsafe trait Simd: Copy + 'static {
     }
     /// Runs [`crate::generic::float::tile`] over 32 rows and the tokens with this machine's tile sizes.
     unsafe fn float_tiles(a: &crate::generic::float::FloatBlock);
+}
+
+/// What several of [`Simd`]'s own bodies do with bytes. Functions, not inlined: only plain Rust uses those, many times.
+mod plain {
+    #[inline(never)]
+    pub fn times(w: [u8; 64], m: [i8; 8], odd: usize, shift: u32) -> [u8; 64] {
+        core::array::from_fn(|i| {
+            let product = i32::from(w[i] as i8) * i32::from(m[i / 16 * 2 + odd]);
+            ((product + (1 << (shift - 1))) >> shift) as u8
+        })
+    }
+
+    #[inline(never)]
+    pub fn pick(tables: [u8; 64], codes: [u8; 64]) -> [u8; 64] {
+        core::array::from_fn(|i| tables[i / 16 * 16 + usize::from(codes[i] & 15)])
+    }
+
+    #[inline(never)]
+    pub fn field(a: [u8; 64], shift: i32, mask: u8) -> [u8; 64] {
+        a.map(|a| (if shift < 0 { a << -shift } else { a >> shift }) & mask)
+    }
 }
 
 /// The bytes of a vector.

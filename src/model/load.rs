@@ -344,6 +344,15 @@ impl Model {
         of_layers.sum::<u64>() + weights.head.bytes.len() as u64
     }
 
+    /// Multiplications with matrices, each with its addition: of a token in the layers (of experts those that are
+    /// chosen), and of a position whose logits are asked for.
+    pub fn multiplications(&self) -> (u64, u64) {
+        let (weights, layers) = (&self.0.weights, &self.0.spec.layers);
+        let of_layers =
+            weights.layers.iter().zip(layers).map(|(w, layer)| w.multiplications_per_token(layer));
+        (of_layers.sum(), (weights.head.rows * weights.head.columns) as u64)
+    }
+
     /// What the model is, in numbers.
     pub fn info(&self) -> Info {
         let (spec, index) = (&self.0.spec, &self.0.index);

@@ -4,6 +4,8 @@
 //! `file`, `file_bytes`, `isa`, `threads`, `batch` (sequences decoding together), `depth`, `prefill_tokens` and
 //! `decode_tokens` (of one sequence), `prefill_tokens_per_second` and `decode_tokens_per_second` (of all sequences
 //! together), `weight_bytes_per_token`, `read_bytes_per_second`, `decode_share_of_read_bandwidth` (weights once a step),
+//! `multiply_peak` (multiplications a second of a loop of nothing else, int8 for integer weights and f32 for floats,
+//! null where the instruction set has none), `prefill_share_of_multiply_peak` (products with matrices alone),
 //! `start_to_first_token_ms`, `anonymous_bytes_after_first_token`. With `--speculate` there is `speculation`, a list of
 //! comparisons, in their place.
 
@@ -126,7 +128,7 @@ fn measure(args: &Args, path: &Path, scratch: &Path) -> Result<Value> {
     let weights = model.weight_bytes_per_token();
     let bytes = common::map(path)?;
     let threads = model.runtime().threads();
-    let (mut prefill, mut decode, mut bandwidth) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut prefill, mut decode, mut bandwidth, mut peak) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     // Turn by turn, so that a machine that slows down slows each of them down; the first turn warms up.
     for turn in 0..=args.repetitions {
         sequences.sessions.iter_mut().try_for_each(|session| session.truncate(args.depth))?;
@@ -142,7 +144,9 @@ fn measure(args: &Args, path: &Path, scratch: &Path) -> Result<Value> {
         }
         let decoded = started.elapsed().as_secs_f64();
         let read = read_bandwidth(&bytes, threads);
+        let multiplied = multiply_peak(&model, threads);
         if turn > 0 {
+            peak.extend(multiplied);
             prefill.push((args.batch * args.prefill) as f64 / prefilled);
             decode.push((args.batch * args.decode) as f64 / decoded);
             bandwidth.push(read);
@@ -150,6 +154,10 @@ fn measure(args: &Args, path: &Path, scratch: &Path) -> Result<Value> {
     }
     // A step of all sequences reads the weights once (of experts, those of one token are counted).
     let share = median(&decode) / args.batch as f64 * weights as f64 / median(&bandwidth);
+    let (of_token, of_logits) = model.multiplications();
+    let multiplications = of_token as f64 + of_logits as f64 / args.prefill as f64;
+    let peak_share =
+        (!peak.is_empty() && args.prefill > 0).then(|| median(&prefill) * multiplications / median(&peak));
     let of = |f: fn(&Start) -> f64| spread(&start.iter().map(f).collect::<Vec<f64>>());
     Ok(json!({
         "file": path.file_name().map(|name| name.to_string_lossy()),
@@ -165,6 +173,8 @@ fn measure(args: &Args, path: &Path, scratch: &Path) -> Result<Value> {
         "weight_bytes_per_token": weights,
         "read_bytes_per_second": spread(&bandwidth),
         "decode_share_of_read_bandwidth": share,
+        "multiply_peak": (!peak.is_empty()).then(|| spread(&peak)),
+        "prefill_share_of_multiply_peak": peak_share,
         "start_to_first_token_ms": of(|s| s.milliseconds),
         "anonymous_bytes_after_first_token": of(|s| s.anonymous),
     }))
@@ -253,6 +263,25 @@ fn read_bandwidth(bytes: &[u8], threads: usize) -> f64 {
     bytes.len() as f64 / started.elapsed().as_secs_f64()
 }
 
+/// Multiplications per second of a loop that does nothing else, on as many threads, with the instruction that most of
+/// the model's weights are multiplied with; `None` where the instruction set has none for vectors.
+fn multiply_peak(model: &Model, threads: usize) -> Option<f64> {
+    /// About a hundredth of a second.
+    const ROUNDS: u32 = 1 << 21;
+    let isa = llm_kernels::Isa::parse(model.runtime().isa())?;
+    let types = model.info().types;
+    let most = types.iter().max_by_key(|(_, bytes)| **bytes).and_then(|(name, _)| Type::parse(name))?;
+    let rounds = if isa == llm_kernels::Isa::Amx { ROUNDS / 16 } else { ROUNDS };
+    let started = Instant::now();
+    let counts: Vec<Option<u64>> = std::thread::scope(|scope| {
+        let work = || llm_kernels::peak::multiply(isa, most.is_integer(), rounds);
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap_or(None)).collect()
+    });
+    let count = counts.into_iter().sum::<Option<u64>>()?;
+    Some(count as f64 / started.elapsed().as_secs_f64())
+}
+
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -291,6 +320,14 @@ fn show(report: &Value) -> Result<()> {
     line("memory read", "read_bytes_per_second", "GB/s", 1e9)?;
     line("start to first token", "start_to_first_token_ms", "ms", 1.0)?;
     line("anonymous memory then", "anonymous_bytes_after_first_token", "MB", 1e6)?;
-    let share = report["decode_share_of_read_bandwidth"].as_f64().unwrap_or(f64::NAN);
-    say!("decode reads {:.1} % of what the bare read loop does", share * 100.0)
+    let percent = |key: &str| report[key].as_f64().unwrap_or(f64::NAN) * 100.0;
+    if report["multiply_peak"].is_object() {
+        line("multiplications", "multiply_peak", "10^9/s", 1e9)?;
+    }
+    say!("decode reads {:.1} % of what the bare read loop does", percent("decode_share_of_read_bandwidth"))?;
+    if report["prefill_share_of_multiply_peak"].is_number() {
+        let share = percent("prefill_share_of_multiply_peak");
+        say!("prefill multiplies {share:.1} % of what the bare multiply loop does")?;
+    }
+    Ok(())
 }

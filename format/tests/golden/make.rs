@@ -226,7 +226,7 @@ fn mend(mut bytes: Vec<u8>) -> Vec<u8> {
     for at in (64..header_len.min(bytes.len())).step_by(32) {
         let (offset, len) = (word(&bytes, at + 8), word(&bytes, at + 16));
         if let Some(section) = offset.checked_add(len).and_then(|end| bytes.get(offset..end)) {
-            let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, section) as u32;
+            let crc = crc32c::crc32c(section);
             put(&mut bytes, at + 24, &crc.to_le_bytes());
         }
     }

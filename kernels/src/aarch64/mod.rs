@@ -1,3 +1,4 @@
 //! ARM's 64-bit instruction sets.
 
 pub mod neon;
+pub mod peak;

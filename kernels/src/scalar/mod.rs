@@ -8,15 +8,21 @@ use half::{bf16, f16};
 #[derive(Clone, Copy)]
 pub struct Scalar;
 
-/// Wraps bodies of trait methods: `unsafe` by the trait's contract, inlined into their kernel.
+/// Wraps bodies of trait methods: `unsafe` by the trait's contract. Those marked `call` are functions, the others are
+/// inlined into their kernel: a kernel holds each many times, and sixteen or sixty-four lanes of plain Rust are long.
 macro_rules! lanes {
-    ($($(#[$m:meta])* fn $name:ident $([const $w:ident: usize])? ($($a:ident: $t:ty),*) $(-> $r:ty)? $body:block)*) => {
-        $($(#[$m])* #[inline(always)]
+    ($($how:ident fn $name:ident($($a:ident: $t:ty),*) $(-> $r:ty)? $body:block)*) => {
+        $(lanes!(@ $how fn $name($($a: $t),*) $(-> $r)? $body);)*
+    };
+    (@ inline fn $($rest:tt)*) => { lanes!(@ #[inline(always)] $($rest)*); };
+    (@ call fn $($rest:tt)*) => { lanes!(@ #[inline(never)] $($rest)*); };
+    (@ #[$m:meta] $name:ident($($a:ident: $t:ty),*) $(-> $r:ty)? $body:block) => {
+        #[$m]
         #[allow(unused_unsafe)] // some bodies touch no pointer
-        unsafe fn $name$(<const $w: usize>)?($($a: $t),*) $(-> $r)? {
+        unsafe fn $name($($a: $t),*) $(-> $r)? {
             // SAFETY: pointers are valid as the trait demands of its caller
             unsafe { $body }
-        })*
+        }
     };
 }
 
@@ -42,55 +48,55 @@ unsafe impl Simd for Scalar {
     const ACCUMULATORS: usize = 1;
 
     lanes! {
-        fn splat(x: f32) -> Self::F { [x; 16] }
-        fn load(p: *const f32) -> Self::F { p.cast::<[f32; 16]>().read_unaligned() }
-        fn store(p: *mut f32, x: Self::F) { p.cast::<[f32; 16]>().write_unaligned(x) }
-        fn add(a: Self::F, b: Self::F) -> Self::F { zip(a, b, |a, b| a + b) }
-        fn sub(a: Self::F, b: Self::F) -> Self::F { zip(a, b, |a, b| a - b) }
-        fn mul(a: Self::F, b: Self::F) -> Self::F { zip(a, b, |a, b| a * b) }
-        fn div(a: Self::F, b: Self::F) -> Self::F { zip(a, b, |a, b| a / b) }
-        fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        inline fn splat(x: f32) -> Self::F { [x; 16] }
+        inline fn load(p: *const f32) -> Self::F { p.cast::<[f32; 16]>().read_unaligned() }
+        inline fn store(p: *mut f32, x: Self::F) { p.cast::<[f32; 16]>().write_unaligned(x) }
+        inline fn add(a: Self::F, b: Self::F) -> Self::F { zip(a, b, |a, b| a + b) }
+        inline fn sub(a: Self::F, b: Self::F) -> Self::F { zip(a, b, |a, b| a - b) }
+        inline fn mul(a: Self::F, b: Self::F) -> Self::F { zip(a, b, |a, b| a * b) }
+        call fn div(a: Self::F, b: Self::F) -> Self::F { zip(a, b, |a, b| a / b) }
+        call fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
             core::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
         }
-        fn max(a: Self::F, b: Self::F) -> Self::F { zip(a, b, |a, b| if a > b { a } else { b }) }
-        fn min(a: Self::F, b: Self::F) -> Self::F { zip(a, b, |a, b| if a < b { a } else { b }) }
-        fn abs(a: Self::F) -> Self::F { map(a, f32::abs) }
-        fn copysign(magnitude: Self::F, sign: Self::F) -> Self::F { zip(magnitude, sign, f32::copysign) }
-        fn round(a: Self::F) -> Self::F { map(a, f32::round_ties_even) }
-        fn if_less(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
+        call fn max(a: Self::F, b: Self::F) -> Self::F { zip(a, b, |a, b| if a > b { a } else { b }) }
+        call fn min(a: Self::F, b: Self::F) -> Self::F { zip(a, b, |a, b| if a < b { a } else { b }) }
+        inline fn abs(a: Self::F) -> Self::F { map(a, f32::abs) }
+        call fn copysign(magnitude: Self::F, sign: Self::F) -> Self::F { zip(magnitude, sign, f32::copysign) }
+        call fn round(a: Self::F) -> Self::F { map(a, f32::round_ties_even) }
+        call fn if_less(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
             core::array::from_fn(|i| if a[i] < b[i] { x[i] } else { y[i] })
         }
-        fn to_int(a: Self::F) -> Self::I { core::array::from_fn(|i| a[i] as i32) }
-        fn from_int(a: Self::I) -> Self::F { core::array::from_fn(|i| a[i] as f32) }
-        fn pow2(a: Self::I) -> Self::F {
+        call fn to_int(a: Self::F) -> Self::I { core::array::from_fn(|i| a[i] as i32) }
+        inline fn from_int(a: Self::I) -> Self::F { core::array::from_fn(|i| a[i] as f32) }
+        call fn pow2(a: Self::I) -> Self::F {
             core::array::from_fn(|i| f32::from_bits((a[i].wrapping_add(127) as u32) << 23))
         }
-        fn i_splat(x: i32) -> Self::I { [x; 16] }
-        fn i_add(a: Self::I, b: Self::I) -> Self::I { core::array::from_fn(|i| a[i].wrapping_add(b[i])) }
-        fn i_sub(a: Self::I, b: Self::I) -> Self::I { core::array::from_fn(|i| a[i].wrapping_sub(b[i])) }
-        fn i_half(a: Self::I) -> Self::I { core::array::from_fn(|i| a[i] >> 1) }
-        fn i_store(p: *mut i32, x: Self::I) { p.cast::<[i32; 16]>().write_unaligned(x) }
-        fn load_f16(p: *const u16) -> Self::F {
+        inline fn i_splat(x: i32) -> Self::I { [x; 16] }
+        inline fn i_add(a: Self::I, b: Self::I) -> Self::I { core::array::from_fn(|i| a[i].wrapping_add(b[i])) }
+        inline fn i_sub(a: Self::I, b: Self::I) -> Self::I { core::array::from_fn(|i| a[i].wrapping_sub(b[i])) }
+        inline fn i_half(a: Self::I) -> Self::I { core::array::from_fn(|i| a[i] >> 1) }
+        inline fn i_store(p: *mut i32, x: Self::I) { p.cast::<[i32; 16]>().write_unaligned(x) }
+        call fn load_f16(p: *const u16) -> Self::F {
             let bits = p.cast::<[u16; 16]>().read_unaligned();
             core::array::from_fn(|i| f16::from_bits(bits[i]).to_f32())
         }
-        fn load_bf16(p: *const u16) -> Self::F {
+        call fn load_bf16(p: *const u16) -> Self::F {
             let bits = p.cast::<[u16; 16]>().read_unaligned();
             core::array::from_fn(|i| bf16::from_bits(bits[i]).to_f32())
         }
-        fn load_i8(p: *const i8) -> Self::F {
+        inline fn load_i8(p: *const i8) -> Self::F {
             let v = p.cast::<[i8; 16]>().read_unaligned();
             core::array::from_fn(|i| v[i] as f32)
         }
-        fn store_f16(p: *mut u16, x: Self::F) {
+        call fn store_f16(p: *mut u16, x: Self::F) {
             let bits: [u16; 16] = core::array::from_fn(|i| f16::from_f32(x[i]).to_bits());
             p.cast::<[u16; 16]>().write_unaligned(bits)
         }
-        fn store_i8(p: *mut i8, x: Self::F) {
+        call fn store_i8(p: *mut i8, x: Self::F) {
             let v: [i8; 16] = core::array::from_fn(|i| x[i] as i8);
             p.cast::<[i8; 16]>().write_unaligned(v)
         }
-        fn tree(a: Self::F) -> f32 {
+        call fn tree(a: Self::F) -> f32 {
             let mut a = a;
             for half in [8, 4, 2, 1] {
                 for i in 0..half {
@@ -99,34 +105,34 @@ unsafe impl Simd for Scalar {
             }
             a[0]
         }
-        fn b_load(p: *const u8) -> Self::B { p.cast::<[i8; 64]>().read_unaligned() }
-        fn b_store(p: *mut u8, x: Self::B) { p.cast::<[i8; 64]>().write_unaligned(x) }
-        fn biased(w: Self::B) -> Self::B { w }
-        fn table(p: *const i8) -> Self::T { p.cast::<[i8; 16]>().read_unaligned() }
-        fn scaled(table: Self::T, m: *const i8) -> Self::B {
+        inline fn b_load(p: *const u8) -> Self::B { p.cast::<[i8; 64]>().read_unaligned() }
+        inline fn b_store(p: *mut u8, x: Self::B) { p.cast::<[i8; 64]>().write_unaligned(x) }
+        inline fn biased(w: Self::B) -> Self::B { w }
+        inline fn table(p: *const i8) -> Self::T { p.cast::<[i8; 16]>().read_unaligned() }
+        call fn scaled(table: Self::T, m: *const i8) -> Self::B {
             let m = m.cast::<[i8; 4]>().read_unaligned();
             core::array::from_fn(|i| ((table[i % 16] as i32 * m[i / 16] as i32 + 64) >> 7).min(127) as i8)
         }
-        fn lookup(line: Self::B, tables: Self::B) -> (Self::B, Self::B) {
+        call fn lookup(line: Self::B, tables: Self::B) -> (Self::B, Self::B) {
             (
                 core::array::from_fn(|i| tables[i / 16 * 16 + (line[i] & 15) as usize]),
                 core::array::from_fn(|i| tables[i / 16 * 16 + (line[i] as u8 >> 4) as usize]),
             )
         }
-        fn p_zero() -> Self::P { [0; 4] }
-        fn dot(acc: Self::P, w: Self::B, x: Self::B) -> Self::P {
+        inline fn p_zero() -> Self::P { [0; 4] }
+        call fn dot(acc: Self::P, w: Self::B, x: Self::B) -> Self::P {
             [acc[0] + (0..64).map(|i| w[i] as i32 * x[i] as i32).sum::<i32>(), 0, 0, 0]
         }
-        fn fold4(p: &[Self::P; 4]) -> Self::P { core::array::from_fn(|i| p[i][0]) }
-        fn fold16(p: &[Self::P; 4]) -> Self::I { core::array::from_fn(|i| p[i / 4][i % 4]) }
-        fn dot4(acc: Self::I, w: Self::B, x: i32) -> Self::I {
+        inline fn fold4(p: &[Self::P; 4]) -> Self::P { core::array::from_fn(|i| p[i][0]) }
+        inline fn fold16(p: &[Self::P; 4]) -> Self::I { core::array::from_fn(|i| p[i / 4][i % 4]) }
+        call fn dot4(acc: Self::I, w: Self::B, x: i32) -> Self::I {
             let x = x.to_le_bytes();
             core::array::from_fn(|r| acc[r] + (0..4).map(|c| w[4 * r + c] as i32 * x[c] as i8 as i32).sum::<i32>())
         }
-        fn i_load(p: *const i32) -> Self::I { p.cast::<[i32; 16]>().read_unaligned() }
-        fn prefetch(_p: *const u8) {}
-        fn tiles(a: &panel::Tiles) { panel::tiles::<Self, 1, 4, 4>(a) }
-        fn float_tiles(a: &float::FloatBlock) { float::tiles::<Self, 2, 2, 2>(a) }
+        inline fn i_load(p: *const i32) -> Self::I { p.cast::<[i32; 16]>().read_unaligned() }
+        inline fn prefetch(_p: *const u8) {}
+        inline fn tiles(a: &panel::Tiles) { panel::tiles::<Self, 1, 4, 4>(a) }
+        inline fn float_tiles(a: &float::FloatBlock) { float::tiles::<Self, 2, 2, 2>(a) }
     }
 }
 

@@ -4,6 +4,7 @@ pub mod amx;
 pub mod avx2;
 pub mod avx512;
 pub mod avxvnni;
+pub mod peak;
 
 /// Wraps bodies of trait methods: `unsafe` by the trait's contract, inlined into their kernel.
 macro_rules! lanes {

@@ -122,7 +122,7 @@ macro_rules! load {
             out($t) _, options(nostack, preserves_flags, readonly))
     };
 }
-pub(super) use load;
+pub(crate) use load;
 
 /// The same for an operand that is used once: a hint not to keep it in the nearest cache.
 macro_rules! load_once {
@@ -149,7 +149,7 @@ macro_rules! int8 {
             options(nostack, preserves_flags, nomem))
     };
 }
-pub(super) use int8;
+pub(crate) use int8;
 
 /// `zero!("tmm0")`
 macro_rules! zero {

@@ -1,0 +1,133 @@
+//! Loops of x86-64 that only multiply; see [`crate::peak`].
+
+use super::amx::tile::{self, Tiles};
+use crate::detect::Isa;
+use crate::peak::Loop;
+use core::arch::asm;
+
+/// The loop of an instruction set, with integers or floats.
+pub fn of(isa: Isa, integers: bool) -> Option<Loop> {
+    Some(match (isa, integers) {
+        (Isa::Avx2 | Isa::AvxVnni, false) => avx2_float,
+        (Isa::Avx2, true) => avx2,
+        (Isa::AvxVnni, true) => avxvnni,
+        (Isa::Avx512 | Isa::Amx, false) => avx512_float,
+        (Isa::Avx512, true) => avx512,
+        (Isa::Amx, true) => amx,
+        _ => return None,
+    })
+}
+
+/// `$rounds` rounds of a body of instructions on registers whose low parts are xmm0 to xmm15, all of them zero at
+/// first: sums in 0 to 11, operands in 12 and 13, 14 and 15 free.
+macro_rules! rounds {
+    ($rounds:expr, $($line:expr),*) => {
+        asm!(
+            "vzeroall",
+            "2:",
+            $($line,)*
+            "dec {n:e}",
+            "jnz 2b",
+            n = inout(reg) $rounds => _,
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _,
+            out("xmm6") _, out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+            out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+            options(nostack, nomem)
+        )
+    };
+}
+
+/// The body of one instruction with three operands: twelve sums.
+macro_rules! sums {
+    ($rounds:expr, $instruction:literal, $r:literal) => {
+        sums!(@ $rounds, $instruction, $r, 0 1 2 3 4 5 6 7 8 9 10 11)
+    };
+    (@ $rounds:expr, $instruction:literal, $r:literal, $($sum:literal)*) => {
+        rounds!($rounds, $(concat!($instruction, " ", $r, $sum, ", ", $r, "12, ", $r, "13")),*)
+    };
+}
+
+/// f32 by f32 in 256 bits.
+///
+/// # Safety
+/// The machine has AVX2 and FMA; `rounds` is not 0.
+unsafe fn avx2_float(rounds: u32) -> u64 {
+    // SAFETY: the caller's promise; registers only
+    unsafe { sums!(rounds, "vfmadd231ps", "ymm") };
+    12 * 8
+}
+
+/// Pairs of bytes to 16 bits, pairs of those to 32, and their sum.
+///
+/// # Safety
+/// The machine has AVX2; `rounds` is not 0.
+unsafe fn avx2(rounds: u32) -> u64 {
+    macro_rules! body {
+        ($($sum:literal)*) => {
+            rounds!(rounds, $(
+                "vpmaddubsw ymm14, ymm12, ymm13",
+                "vpmaddwd ymm14, ymm14, ymm15",
+                concat!("vpaddd ymm", $sum, ", ymm", $sum, ", ymm14")
+            ),*)
+        };
+    }
+    // SAFETY: the caller's promise; registers only
+    unsafe { body!(0 1 2 3 4 5 6 7 8 9 10 11) };
+    12 * 32
+}
+
+/// Fours of bytes in 256 bits.
+///
+/// # Safety
+/// The machine has AVX-VNNI; `rounds` is not 0.
+unsafe fn avxvnni(rounds: u32) -> u64 {
+    // SAFETY: the caller's promise; registers only
+    unsafe { sums!(rounds, "{{vex}} vpdpbusd", "ymm") };
+    12 * 32
+}
+
+/// f32 by f32 in 512 bits.
+///
+/// # Safety
+/// The machine has AVX-512 F; `rounds` is not 0.
+unsafe fn avx512_float(rounds: u32) -> u64 {
+    // SAFETY: the caller's promise; registers only
+    unsafe { sums!(rounds, "vfmadd231ps", "zmm") };
+    12 * 16
+}
+
+/// Fours of bytes in 512 bits.
+///
+/// # Safety
+/// The machine has AVX-512 VNNI; `rounds` is not 0.
+unsafe fn avx512(rounds: u32) -> u64 {
+    // SAFETY: the caller's promise; registers only
+    unsafe { sums!(rounds, "vpdpbusd", "zmm") };
+    12 * 64
+}
+
+/// Four products of tiles, 32 × 32 with 64 inputs, and the four loads they take.
+///
+/// # Safety
+/// [`tile::available`] is true.
+unsafe fn amx(rounds: u32) -> u64 {
+    #[repr(align(64))]
+    struct Operands([u8; 4 * tile::TILE]);
+    let operands = Operands([1; 4 * tile::TILE]);
+    let p = operands.0.as_ptr();
+    // SAFETY: tiles are configured while the guard lives; four tiles lie at `p`
+    unsafe {
+        let _tiles = Tiles::configure();
+        for _ in 0..rounds {
+            tile::load!("tmm4", p, 64);
+            tile::load!("tmm6", p.add(tile::TILE), 64);
+            tile::int8!("tmm0", "tmm4", "tmm6");
+            tile::load!("tmm5", p.add(2 * tile::TILE), 64);
+            tile::int8!("tmm1", "tmm5", "tmm6");
+            tile::load!("tmm7", p.add(3 * tile::TILE), 64);
+            tile::int8!("tmm2", "tmm4", "tmm7");
+            tile::int8!("tmm3", "tmm5", "tmm7");
+        }
+    }
+    4 * 16 * 16 * 64
+}
