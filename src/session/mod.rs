@@ -7,13 +7,15 @@
 //! A call that fails leaves the session as it was: pages behind the old end hold nothing that anybody reads, so it is
 //! enough to forget the tokens. Chunks, threads and page sizes do not change a bit of what is computed, and neither
 //! does where a page came from: computed, shared by a fork, found in the pool, or brought back. It does not know text
-//! or sampling. `batch` runs several at once, `share` is what a session does with its pool, `verify` a step that may be
-//! taken back in part, `outputs` is what tokens leave behind other than the last one's logits.
+//! or sampling. `batch` runs several at once, `schedule` decides when, `share` is what a session does with its pool,
+//! `verify` a step that may be taken back in part, `outputs` is what tokens leave behind other than the last one's
+//! logits.
 
 pub mod batch;
 mod embed;
 pub mod generate;
 mod outputs;
+pub mod schedule;
 mod score;
 pub mod several;
 mod share;
