@@ -14,6 +14,10 @@
 //! In the latent form (multi-head latent attention) a token is one vector: all of it is the key, and its first
 //! `value_dim` values are the value. This file does not know which page belongs to whom.
 
+use std::ops::Range;
+
+use half::f16;
+
 /// Storage of keys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum KeyType {
@@ -111,6 +115,88 @@ impl KvLayout {
         }
     }
 
+    /// Byte ranges, in this layer's part of a page, of all that the token in `slot` has. Every slot has as many of
+    /// them, as long, in the same order: copied one by one they carry a token to another slot.
+    pub fn token_ranges(&self, slot: usize) -> Vec<Range<usize>> {
+        let mut ranges = Vec::new();
+        for head in 0..self.kv_heads {
+            let base = head * self.head_bytes();
+            let mut add = |at: usize, bytes: usize| ranges.push(base + at..base + at + bytes);
+            if self.key == KeyType::I8 {
+                (0..self.key_width() / 4).for_each(|d| add(self.key_four_at(slot, d), 4));
+                add(self.key_scales_at() + slot * 2, 2);
+            } else {
+                add(slot * self.key_bytes(), self.key_bytes());
+            }
+            if !self.latent {
+                add(self.values_at() + slot * self.value_bytes(), self.value_bytes());
+                if self.value == ValueType::I8 {
+                    add(self.value_scales_at() + slot * 2, 2);
+                }
+            }
+        }
+        ranges
+    }
+
+    /// The key of kv head `head` of the token in `slot` of `part`, a layer's part of a page: `key_dim` values as
+    /// attention takes them.
+    ///
+    /// # Panics
+    /// If `part`, `head`, `slot` or `key` do not fit the layout.
+    pub fn read_key(&self, part: &[u8], head: usize, slot: usize, key: &mut [f32]) {
+        assert_eq!(key.len(), self.key_dim, "a key");
+        let part = &part[head * self.head_bytes()..][..self.head_bytes()];
+        match self.key {
+            KeyType::F32 => {
+                let stored = part[slot * self.key_bytes()..].as_chunks().0;
+                key.iter_mut().zip(stored).for_each(|(k, b)| *k = f32::from_le_bytes(*b));
+            }
+            KeyType::F16 => {
+                let stored = part[slot * self.key_bytes()..].as_chunks().0;
+                key.iter_mut().zip(stored).for_each(|(k, b)| *k = f16::from_le_bytes(*b).to_f32());
+            }
+            KeyType::I8 => {
+                let at = self.key_scales_at() + slot * 2;
+                let scale = f16::from_le_bytes([part[at], part[at + 1]]).to_f32();
+                for (d, key) in key.iter_mut().enumerate() {
+                    *key = f32::from(part[self.key_four_at(slot, d / 4) + d % 4] as i8) * scale;
+                }
+            }
+        }
+    }
+
+    /// Puts `key`, `key_dim` values, in place of that key, with the bytes that [`crate::Cpu::kv_write`] would write.
+    ///
+    /// # Panics
+    /// If `part`, `head`, `slot` or `key` do not fit the layout.
+    pub fn write_key(&self, part: &mut [u8], head: usize, slot: usize, key: &[f32]) {
+        assert_eq!(key.len(), self.key_dim, "a key");
+        let part = &mut part[head * self.head_bytes()..][..self.head_bytes()];
+        match self.key {
+            KeyType::F32 => {
+                let stored = part[slot * self.key_bytes()..].as_chunks_mut().0;
+                key.iter().zip(stored).for_each(|(k, b)| *b = k.to_le_bytes());
+            }
+            KeyType::F16 => {
+                let stored = part[slot * self.key_bytes()..].as_chunks_mut().0;
+                key.iter().zip(stored).for_each(|(k, b)| *b = f16::from_f32(*k).to_le_bytes());
+            }
+            KeyType::I8 => {
+                let top = key.iter().fold(0f32, |top, k| top.max(k.abs()));
+                let scale = f16::from_f32(top / 127.0);
+                let finite = key.iter().all(|k| k.is_finite()) && scale.is_finite();
+                let used = scale.to_f32();
+                let inverse = if finite && used > 0.0 { 1.0 / used } else { 0.0 };
+                let at = self.key_scales_at() + slot * 2;
+                part[at..at + 2].copy_from_slice(&(if finite { scale } else { f16::NAN }).to_le_bytes());
+                for (d, &key) in key.iter().enumerate() {
+                    let value = if finite { (key * inverse).round_ties_even() } else { 0.0 };
+                    part[self.key_four_at(slot, d / 4) + d % 4] = value.clamp(-127.0, 127.0) as i8 as u8;
+                }
+            }
+        }
+    }
+
     pub(crate) fn key_width(&self) -> usize {
         self.key_dim.next_multiple_of(16)
     }
@@ -172,6 +258,54 @@ impl KvLayout {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_that_is_read_written_and_carried_is_the_one_that_was_stored() {
+        let cpu = crate::Cpu::new(1);
+        for (key, value, latent) in [
+            (KeyType::I8, ValueType::F16, false),
+            (KeyType::I8, ValueType::I8, false),
+            (KeyType::F32, ValueType::F32, false),
+            (KeyType::F16, ValueType::F16, true),
+            (KeyType::I8, ValueType::I8, true),
+        ] {
+            let l = KvLayout { key, value, page_tokens: 32, kv_heads: 3, key_dim: 24, value_dim: 20, latent };
+            let count = 5;
+            let k: Vec<f32> = (0..count * 3 * 24).map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0).collect();
+            let v = vec![0.5; if latent { 0 } else { count * 3 * 20 }];
+            let mut page = vec![0; l.page_bytes()];
+            let rows: Vec<_> =
+                (0..count).map(|i| crate::Row { table: &[0], position: 7 * i as u32 }).collect();
+            cpu.kv_write(&l, &mut page, l.page_bytes(), 0, &rows, &k, &v);
+            let (mut again, mut carried) = (vec![0; page.len()], page.clone());
+            for (i, row) in rows.iter().enumerate() {
+                let (from, to) = (row.position as usize, 31 - i);
+                for (from, to) in l.token_ranges(from).into_iter().zip(l.token_ranges(to)) {
+                    carried.copy_within(from, to.start);
+                }
+                for head in 0..3 {
+                    let (mut read, mut other) = (vec![0.0; 24], vec![0.0; 24]);
+                    l.read_key(&page, head, from, &mut read);
+                    l.read_key(&carried, head, to, &mut other);
+                    let stored = &k[(i * 3 + head) * 24..][..24];
+                    let top = stored.iter().fold(0f32, |m, v| m.max(v.abs()));
+                    let error = if key == KeyType::I8 { top / 200.0 } else { top / 2000.0 };
+                    assert!(read.iter().zip(stored).all(|(a, b)| (a - b).abs() <= error), "{l:?}");
+                    assert_eq!(read, other);
+                    l.write_key(&mut again, head, from, stored);
+                }
+                for range in l.token_ranges(from).into_iter().filter(|_| latent) {
+                    assert_eq!(page[range.clone()], again[range], "{l:?}");
+                }
+                for head in 0..3 {
+                    let (mut a, mut b) = (vec![0.0; 24], vec![0.0; 24]);
+                    l.read_key(&page, head, from, &mut a);
+                    l.read_key(&again, head, from, &mut b);
+                    assert_eq!(a, b);
+                }
+            }
+        }
+    }
 
     #[test]
     fn what_tokens_have_stays_and_all_else_is_cleared() {
