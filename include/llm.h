@@ -248,6 +248,17 @@
  * has AMX: results then differ from those of the other levels. */
 #define LLM_DETERMINISM_FAST 2
 
+/* Tokens that do not fit are refused with CONTEXT_FULL (default). */
+#define LLM_OVERFLOW_ERROR 0
+
+/* The head and the newest tokens are kept, and the newest run again: the bits of a fresh session of these tokens, at
+ * the cost of a prefill of up to half the context for every half context. */
+#define LLM_OVERFLOW_RECOMPUTE 1
+
+/* The head and the newest tokens are kept, and the keys of the newest are moved to their new positions: cheap,
+ * approximate, and without the promise of same bits. */
+#define LLM_OVERFLOW_SHIFT 2
+
 /* The mean of all tokens' hidden states. */
 #define LLM_POOLING_MEAN 0
 /* The hidden state of the last token, which has seen all others. */
@@ -1071,12 +1082,20 @@ llm_status llm_session_options_set_cancel_rollback(struct llm_session_options *o
 llm_status llm_session_options_set_priority(struct llm_session_options *options,
                                             int32_t priority);
 
+/* What happens when tokens do not fit behind those a session holds: one of LLM_OVERFLOW. The first `head_tokens`
+ * tokens always stay; they must be fewer than the session can hold. Not used with LLM_OVERFLOW_ERROR. NULL_ARG,
+ * INVALID_ARG, BUSY. X. */
+llm_status llm_session_options_set_overflow(struct llm_session_options *options,
+                                            int32_t overflow,
+                                            uint32_t head_tokens);
+
 /* Frees options; NULL is allowed. X. */
 void llm_session_options_free(struct llm_session_options *options);
 
 /* Makes an empty session, which keeps model and pool alive. Without a pool (NULL) it has pages of its own, as many as
  * its largest number of tokens takes. NULL options are the defaults. NULL_ARG, INVALID_ARG, MISMATCH for a pool of
- * another model, NO_MEMORY, BUDGET, BUSY. S on the model, I on the pool, X on the options. */
+ * another model, UNSUPPORTED for LLM_OVERFLOW_SHIFT with learned positions,
+ * NO_MEMORY, BUDGET, BUSY. S on the model, I on the pool, X on the options. */
 llm_status llm_session_new(const struct llm_model *model,
                            const struct llm_kv_pool *pool,
                            struct llm_session_options *options,
@@ -1091,6 +1110,20 @@ llm_status llm_session_copy_tokens(struct llm_session *session,
                                    llm_token *ids,
                                    size_t cap,
                                    size_t *out_needed);
+
+/* How many tokens the session had to drop since it was empty, under LLM_OVERFLOW_RECOMPUTE or LLM_OVERFLOW_SHIFT.
+ * NULL_ARG, BUSY. X. */
+llm_status llm_session_dropped(struct llm_session *session,
+                               uint64_t *out_dropped);
+
+/* Makes room for `tokens` tokens more as the options' overflow says, if there is none: prefilling and decoding do it
+ * by themselves, a batch does not. `cancel` and `out_dropped`, the number of tokens that went, may be NULL. Statuses
+ * as llm_session_prefill. X. */
+llm_status llm_session_make_room(struct llm_session *session,
+                                 uint32_t tokens,
+                                 const struct llm_cancel *cancel,
+                                 uint32_t *out_dropped,
+                                 struct llm_error **out_err);
 
 /* Keeps the first `length` tokens. Logits are there again after the next prefill or decode. NULL_ARG, INVALID_ARG
  * if the session holds fewer, BUSY. X. */

@@ -1,4 +1,5 @@
-//! A flag that ends a running call: set from any thread or a signal handler, polled once per layer.
+//! A flag that ends a running call: set from any thread or a signal handler, looked at before every layer and while
+//! a call waits for its turn at a pool.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,6 +17,8 @@ struct Inner {
     born: Instant,
     /// Microseconds after `born`; 0: no deadline.
     deadline: AtomicU64,
+    /// Checks until the flag sets itself; 0: it does not.
+    countdown: AtomicU64,
 }
 
 impl Default for Cancel {
@@ -31,7 +34,16 @@ impl Cancel {
             set: AtomicBool::new(false),
             born: Instant::now(),
             deadline: AtomicU64::new(0),
+            countdown: AtomicU64::new(0),
         }))
+    }
+
+    /// A flag that sets itself the `checks`-th time that it is looked at, from 1: a test that counts up from there
+    /// ends a call at every place where it can end.
+    pub fn after(checks: u64) -> Self {
+        let cancel = Self::new();
+        cancel.0.countdown.store(checks, Ordering::Release);
+        cancel
     }
 
     /// Sets the flag. One atomic store: safe in a signal handler.
@@ -53,10 +65,11 @@ impl Cancel {
         self.0.set.load(Ordering::Acquire)
     }
 
-    /// Clears the flag and the deadline.
+    /// Clears the flag, the deadline and the count of [`Cancel::after`].
     pub fn reset(&self) {
         self.0.set.store(false, Ordering::Release);
         self.0.deadline.store(0, Ordering::Release);
+        self.0.countdown.store(0, Ordering::Release);
     }
 
     /// `Ok` while work may go on.
@@ -64,6 +77,11 @@ impl Cancel {
     /// # Errors
     /// `CANCELLED` once the flag is set, `DEADLINE` once the deadline has passed.
     pub fn check(&self) -> Result<()> {
+        if self.0.countdown.load(Ordering::Acquire) > 0
+            && self.0.countdown.fetch_sub(1, Ordering::AcqRel) == 1
+        {
+            self.trigger();
+        }
         if self.is_set() {
             return Err(Error::new(Status::CANCELLED, "cancelled by the host"));
         }

@@ -14,7 +14,7 @@ use super::ptr;
 use super::types::{llm_control, llm_drop_fn, llm_prefill_fn, llm_status, llm_token};
 use crate::error::{Error, Result, Status};
 use crate::sampler::math;
-use crate::session::{Control, Level, OnProgress, Progress, Session, SessionOptions};
+use crate::session::{Control, Level, OnProgress, Overflow, Progress, Session, SessionOptions};
 
 /// What a session shall be. Class X.
 pub struct llm_session_options {
@@ -54,6 +54,15 @@ pub const LLM_DETERMINISM_PORTABLE: i32 = 1;
 /// As LLM_DETERMINISM_BATCH on this machine, but f16 and bf16 weights may be multiplied in bf16 where the processor
 /// has AMX: results then differ from those of the other levels.
 pub const LLM_DETERMINISM_FAST: i32 = 2;
+
+/// Tokens that do not fit are refused with CONTEXT_FULL (default).
+pub const LLM_OVERFLOW_ERROR: i32 = 0;
+/// The head and the newest tokens are kept, and the newest run again: the bits of a fresh session of these tokens, at
+/// the cost of a prefill of up to half the context for every half context.
+pub const LLM_OVERFLOW_RECOMPUTE: i32 = 1;
+/// The head and the newest tokens are kept, and the keys of the newest are moved to their new positions: cheap,
+/// approximate, and without the promise of same bits.
+pub const LLM_OVERFLOW_SHIFT: i32 = 2;
 
 /// Makes options with defaults: the model's trained context, chunks of 512, batch determinism, rollback on cancel.
 /// NULL_ARG, NO_MEMORY. X.
@@ -139,6 +148,30 @@ pub unsafe extern "C" fn llm_session_options_set_priority(
     })
 }
 
+/// What happens when tokens do not fit behind those a session holds: one of LLM_OVERFLOW. The first `head_tokens`
+/// tokens always stay; they must be fewer than the session can hold. Not used with LLM_OVERFLOW_ERROR. NULL_ARG,
+/// INVALID_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_options_set_overflow(
+    options: *mut llm_session_options,
+    overflow: i32,
+    head_tokens: u32,
+) -> llm_status {
+    entry!(|host| {
+        let mut options = handle::lock(host, options, "options")?;
+        let head = head_tokens as usize;
+        options.overflow = match overflow {
+            LLM_OVERFLOW_ERROR => Overflow::Error,
+            LLM_OVERFLOW_RECOMPUTE => Overflow::Recompute { head },
+            LLM_OVERFLOW_SHIFT => Overflow::Shift { head },
+            other => {
+                return Err(Error::new(Status::INVALID_ARG, format!("unknown LLM_OVERFLOW value {other}")));
+            }
+        };
+        Ok(Status::OK)
+    })
+}
+
 /// Frees options; NULL is allowed. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_session_options_free(options: *mut llm_session_options) {
@@ -147,7 +180,8 @@ pub unsafe extern "C" fn llm_session_options_free(options: *mut llm_session_opti
 
 /// Makes an empty session, which keeps model and pool alive. Without a pool (NULL) it has pages of its own, as many as
 /// its largest number of tokens takes. NULL options are the defaults. NULL_ARG, INVALID_ARG, MISMATCH for a pool of
-/// another model, NO_MEMORY, BUDGET, BUSY. S on the model, I on the pool, X on the options.
+/// another model, UNSUPPORTED for LLM_OVERFLOW_SHIFT with learned positions,
+/// NO_MEMORY, BUDGET, BUSY. S on the model, I on the pool, X on the options.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_session_new(
     model: *const llm_model,
@@ -195,6 +229,37 @@ pub unsafe extern "C" fn llm_session_copy_tokens(
     entry!(|host| {
         let session = handle::lock(host, session, "session")?;
         ptr::fill(host, session.session.tokens(), ids, cap, out_needed)
+    })
+}
+
+/// How many tokens the session had to drop since it was empty, under LLM_OVERFLOW_RECOMPUTE or LLM_OVERFLOW_SHIFT.
+/// NULL_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_dropped(session: *mut llm_session, out_dropped: *mut u64) -> llm_status {
+    entry!(|host| {
+        let out = ptr::out(host, out_dropped, "out_dropped")?;
+        out.put(handle::lock(host, session, "session")?.session.dropped() as u64);
+        Ok(Status::OK)
+    })
+}
+
+/// Makes room for `tokens` tokens more as the options' overflow says, if there is none: prefilling and decoding do it
+/// by themselves, a batch does not. `cancel` and `out_dropped`, the number of tokens that went, may be NULL. Statuses
+/// as llm_session_prefill. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_make_room(
+    session: *mut llm_session,
+    tokens: u32,
+    cancel: *const llm_cancel,
+    out_dropped: *mut u32,
+    out_err: *mut *mut llm_error,
+) -> llm_status {
+    entry!(compute out_err, |host| {
+        let mut session = handle::lock(host, session, "session")?;
+        let cancel = handle::get_optional(host, cancel, "cancel")?;
+        let dropped = session.session.make_room(tokens as usize, cancel.as_deref())?;
+        ptr::put_optional(host, out_dropped, dropped as u32);
+        Ok(Status::OK)
     })
 }
 

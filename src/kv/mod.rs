@@ -12,10 +12,12 @@
 pub(crate) mod pages;
 mod pool;
 mod prefix;
+pub(crate) mod shift;
 pub(crate) mod store;
 mod swap;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use llm_kernels::{KeyType, KvLayout, ValueType};
 
@@ -24,6 +26,7 @@ use crate::model::spec::{Attention, Spec};
 
 pub use pool::KvPool;
 pub(crate) use prefix::Root;
+pub(crate) use turns::Turn;
 
 /// Keys narrower than this are not worth eight bits: the scale eats what they save, and a score has few errors to
 /// average. On stories260K, whose heads are 8 wide, int8 keys alone cost a mean KL divergence of 2.7e-3 nats, f16

@@ -114,10 +114,11 @@ impl Pages {
 
     /// Another table with the same pages for the first `tokens` tokens. The table must not be swapped out.
     pub(crate) fn fork(&mut self, id: TableId, tokens: usize) -> TableId {
-        let kept = tokens.div_ceil(self.tokens_of_page());
+        let size = self.tokens_of_page();
+        let kept = tokens.div_ceil(size);
         let table = self.table(id);
-        let (root, priority, published, foreign) =
-            (table.root, table.priority, table.published, table.foreign);
+        let (root, priority, foreign) = (table.root, table.priority, table.foreign);
+        let published = table.published.min(tokens / size);
         let pages = table.pages[..kept].to_vec();
         for &page in &pages {
             self.refs[page as usize] += 1;
@@ -266,14 +267,14 @@ impl Pages {
         }
     }
 
-    /// Gives an empty table the pages of `tokens`: those the cache has, and for the rest `content`, as
-    /// [`Pages::export`] wrote it. What comes from `content` is never found by others.
+    /// Gives an empty table the pages of `tokens`: those the cache has, at most `most` tokens of them, and for the
+    /// rest `content`, as [`Pages::export`] wrote it. What comes from `content` is never found by others.
     ///
     /// # Errors
     /// `KV_FULL`, `BUDGET`; the table is empty then.
-    pub(crate) fn import(&mut self, id: TableId, tokens: &[i32], content: &[u8]) -> Result<()> {
+    pub(crate) fn import(&mut self, id: TableId, tokens: &[i32], most: usize, content: &[u8]) -> Result<()> {
         let (size, bytes) = (self.tokens_of_page(), self.store.shape().bytes);
-        let adopted = self.adopt(id, 0, tokens, tokens.len());
+        let adopted = self.adopt(id, 0, tokens, most);
         if let Err(e) = self.room(id, adopted, tokens.len()) {
             self.truncate(id, 0, 0);
             return Err(e);

@@ -1,14 +1,16 @@
 //! A pool of pages that sessions of one model share.
 //!
-//! One lock guards pages, tables and bytes. A session's step holds it from its first layer to its last, so sessions
-//! of one pool take turns (or run together in a batch) and sessions of different pools run at once. Nothing else
-//! holds it for long, and no call of a host's function happens under it.
+//! Whose turn it is has pages, tables and bytes. A session's step has it from its first layer to its last, so
+//! sessions of one pool take turns, step by step, in the order of asking (or run together in a batch), and sessions
+//! of different pools run at once. Nothing else has it for long, and no call of a host's function happens in it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use super::pages::Pages;
+use super::pages::{Pages, TableId};
 use super::store::Store;
+use super::turns::{Turn, Turns};
 use super::{KvOptions, KvStats, KvType, PageShape};
+use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
 use crate::model::Model;
 
@@ -19,7 +21,7 @@ pub struct KvPool(Arc<Inner>);
 struct Inner {
     model: Model,
     kv: KvType,
-    pages: Mutex<Pages>,
+    pages: Turns<Pages>,
 }
 
 impl std::fmt::Debug for KvPool {
@@ -66,7 +68,7 @@ impl KvPool {
         Ok(Self(Arc::new(Inner {
             model: model.clone(),
             kv: Self::resolve(model, options),
-            pages: Mutex::new(pages),
+            pages: Turns::new(pages),
         })))
     }
 
@@ -123,9 +125,28 @@ impl KvPool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// The pages. A panic of a thread that had them leaves bytes that nobody counts as tokens, so they stay usable.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Pages> {
-        self.0.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The pages, when it is the caller's turn. A panic of a thread that had them leaves bytes that nobody counts as
+    /// tokens, so they stay usable.
+    pub(crate) fn lock(&self) -> Turn<'_, Pages> {
+        self.lock_unless(None).expect("only a cancel handle ends the waiting")
+    }
+
+    /// As [`KvPool::lock`], for a caller that stops waiting when `cancel` says so.
+    ///
+    /// # Errors
+    /// What `cancel` answers.
+    pub(crate) fn lock_unless(&self, cancel: Option<&Cancel>) -> Result<Turn<'_, Pages>> {
+        self.0.pages.wait(cancel)
+    }
+
+    /// [`Pages::truncate`], now or before anybody sees the pages: a cancelled call does not wait for its turn.
+    pub(crate) fn truncate_soon(&self, table: TableId, tokens: usize, reserved: usize) {
+        self.0.pages.leave(Box::new(move |pages| pages.truncate(table, tokens, reserved)));
+    }
+
+    /// [`Pages::close`], now or before anybody sees the pages.
+    pub(crate) fn close_soon(&self, table: TableId) {
+        self.0.pages.leave(Box::new(move |pages| pages.close(table)));
     }
 }
 

@@ -58,7 +58,10 @@ impl Pages {
     pub(crate) fn swap_in(&mut self, id: TableId, tokens: &[i32]) -> Result<()> {
         let Some(swapped) = self.table_mut(id).swapped.take() else { return Ok(()) };
         let size = self.store.shape().bytes;
-        let held = self.adopt(id, 0, tokens, tokens.len()) / self.store.shape().tokens;
+        // What was not computed from the tokens is not exchanged for what was.
+        let page = self.store.shape().tokens;
+        let most = swapped.foreign.saturating_mul(page).min(tokens.len());
+        let held = self.adopt(id, 0, tokens, most) / page;
         let mut taken = Vec::new();
         for _ in held..swapped.bytes.len() / size {
             match self.take() {

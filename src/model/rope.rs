@@ -93,6 +93,15 @@ impl Frequencies {
         (angles.cos, angles.sin)
     }
 
+    /// Cosine and sine of what turns a key `by` positions on: `[dim/2]`, without the factor, which the key has.
+    pub(crate) fn turn(&self, by: f64) -> Vec<(f64, f64)> {
+        let turned = |frequency: &f64| {
+            let (sin, cos) = sin_cos64(by * frequency);
+            (cos, sin)
+        };
+        self.per_position.iter().map(turned).collect()
+    }
+
     /// Appends the angles of `positions`: `[m, dim/2]`.
     pub(crate) fn angles(&self, positions: impl Iterator<Item = u32>, out: &mut Angles) {
         for position in positions {
@@ -128,6 +137,96 @@ mod tests {
                     (f64::from(*cos) - c).abs() < 1e-7 && (f64::from(*sin) - s).abs() < 1e-7,
                     "{position} {i}"
                 );
+            }
+        }
+    }
+
+    /// Every scaling, as the papers and transformers write it, in plain f64 of the standard library.
+    fn twin(rope: &Rope, length: u32, position: u32, i: usize) -> (f64, f64) {
+        let dim = f64::from(rope.dim);
+        let exponent = -2.0 * i as f64 / dim;
+        let plain = rope.theta.powf(exponent);
+        let (frequency, factor) = match &rope.scaling {
+            Scaling::None => (plain, 1.0),
+            Scaling::Linear { factor } => (plain / factor, 1.0),
+            Scaling::Dynamic { factor, original } => {
+                let (length, original) = (f64::from(length.max(*original)), f64::from(*original));
+                let growth = (factor * length / original - factor + 1.0).powf(dim / (dim - 2.0));
+                ((rope.theta * growth).powf(exponent), 1.0)
+            }
+            Scaling::Llama3 { factor, low, high, original } => {
+                let turns = f64::from(*original) * plain / std::f64::consts::TAU;
+                let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                ((1.0 - smooth) * plain / factor + smooth * plain, 1.0)
+            }
+            Scaling::Yarn { factor, original, beta_fast, beta_slow, truncate, attention_factor } => {
+                let place = |turns: f64| {
+                    let longest = f64::from(*original) / (turns * std::f64::consts::TAU);
+                    dim * longest.ln() / (2.0 * rope.theta.ln())
+                };
+                let (mut from, mut to) = (place(*beta_fast), place(*beta_slow));
+                if *truncate {
+                    (from, to) = (from.floor(), to.ceil());
+                }
+                let ramp = ((i as f64 - from.max(0.0)) / (to.min(dim - 1.0) - from.max(0.0))).clamp(0.0, 1.0);
+                (plain * (1.0 - ramp) + plain / factor * ramp, *attention_factor)
+            }
+            Scaling::Longrope { short, long, original, attention_factor } => {
+                let factors = if length > *original { long } else { short };
+                (plain / factors[i], *attention_factor)
+            }
+        };
+        let (sin, cos) = (f64::from(position) * frequency).sin_cos();
+        (cos * factor, sin * factor)
+    }
+
+    #[test]
+    fn every_scaling_is_its_f64_twin_at_positions_up_to_131072() {
+        let (short, long) =
+            ((0..32).map(|i| 1.0 + f64::from(i) / 64.0), (0..32).map(|i| 1.0 + f64::from(i) * 1.5));
+        let yarn = |truncate| Scaling::Yarn {
+            factor: 32.0,
+            original: 4096,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate,
+            attention_factor: 1.346,
+        };
+        let scalings = [
+            Scaling::None,
+            Scaling::Linear { factor: 16.0 },
+            Scaling::Dynamic { factor: 4.0, original: 8192 },
+            Scaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192 },
+            yarn(true),
+            yarn(false),
+            Scaling::Longrope {
+                short: short.collect(),
+                long: long.collect(),
+                original: 4096,
+                attention_factor: 1.19,
+            },
+        ];
+        for scaling in scalings {
+            for theta in [10_000.0, 500_000.0] {
+                let rope = Rope { theta, ..rope(scaling.clone()) };
+                for length in [2048, 32_768, 131_072] {
+                    let table = Frequencies::new(&rope, length);
+                    let positions = (0..length).filter(|p| p % 997 == 0 || *p + 3 > length);
+                    let mut angles = Angles::default();
+                    table.angles(positions.clone(), &mut angles);
+                    for (n, position) in positions.enumerate() {
+                        for i in 0..32 {
+                            let (cos, sin) = twin(&rope, length, position, i);
+                            let far = (f64::from(angles.cos[n * 32 + i]) - cos)
+                                .abs()
+                                .max((f64::from(angles.sin[n * 32 + i]) - sin).abs());
+                            assert!(
+                                far < 2e-7,
+                                "{rope:?}: position {position} of {length}, pair {i}: {far:e}"
+                            );
+                        }
+                    }
+                }
             }
         }
     }

@@ -17,7 +17,7 @@ use super::{Session, check_finite};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
 use crate::kv::KvPool;
-use crate::kv::pages::TableId;
+use crate::kv::pages::{Pages, TableId};
 use crate::model::forward::{self, Scratch};
 use crate::model::rope::Frequencies;
 use crate::runtime::{Charge, Memory};
@@ -102,10 +102,20 @@ impl Batch {
     pub fn run(&mut self, slots: &mut [Slot<'_>], cancel: Option<&Cancel>) -> Result<()> {
         let _float = FloatControl::default_for_now();
         let clock = Instant::now();
-        self.enter(slots);
-        let run = self.compute(slots, cancel);
         let pool = self.pool.clone();
-        let mut pages = pool.lock();
+        let mut pages = match pool.lock_unless(cancel) {
+            Ok(pages) => pages,
+            Err(e) => {
+                self.outcomes.clear();
+                self.outcomes.extend(slots.iter().map(|slot| {
+                    let before = slot.session.tokens.len();
+                    Outcome { status: Err(e.clone()), before, from: before, logits: 0..0 }
+                }));
+                return Err(e);
+            }
+        };
+        self.enter(&mut pages, slots);
+        let run = self.compute(&mut pages, slots, cancel);
         for (slot, outcome) in slots.iter_mut().zip(&mut self.outcomes) {
             if outcome.status.is_err() {
                 continue;
@@ -168,9 +178,7 @@ impl Batch {
     }
 
     /// Gives every slot its pages, and an outcome that says whether it takes part.
-    fn enter(&mut self, slots: &mut [Slot<'_>]) {
-        let pool = self.pool.clone();
-        let mut pages = pool.lock();
+    fn enter(&mut self, pages: &mut Pages, slots: &mut [Slot<'_>]) {
         self.outcomes.clear();
         let mut level = None;
         for slot in slots.iter_mut() {
@@ -178,7 +186,7 @@ impl Batch {
             let before = session.tokens.len();
             let mut outcome = Outcome { status: Ok(()), before, from: before, logits: 0..0 };
             let mut enter = || {
-                if !session.pool.is(&pool) {
+                if !session.pool.is(&self.pool) {
                     let message = "a session of another pool cannot take part in this batch";
                     return Err(Error::new(Status::INVALID_ARG, message));
                 }
@@ -194,7 +202,7 @@ impl Batch {
                     Want::Last => slot.ids.len().saturating_sub(1),
                     Want::All | Want::Verify(_) => 0,
                 };
-                let reused = session.enter(&mut pages, slot.ids, most)?;
+                let reused = session.enter(pages, slot.ids, most)?;
                 level = Some(own);
                 Ok(before + reused)
             };
@@ -207,7 +215,7 @@ impl Batch {
     }
 
     /// Runs the slots that take part through the model.
-    fn compute(&mut self, slots: &[Slot<'_>], cancel: Option<&Cancel>) -> Result<()> {
+    fn compute(&mut self, pages: &mut Pages, slots: &[Slot<'_>], cancel: Option<&Cancel>) -> Result<()> {
         self.ids.clear();
         self.wanted.clear();
         let mut members: Vec<(TableId, Range<u32>, &[Frequencies])> = Vec::with_capacity(slots.len());
@@ -238,7 +246,6 @@ impl Batch {
         self.scratch.room(model.spec(), self.ids.len(), &mut self.charge)?;
         self.scratch.room_for_logits(model.spec(), logits, &mut self.charge)?;
 
-        let mut pages = self.pool.lock();
         let (store, tables) = pages.parts();
         let mut rows = Vec::with_capacity(self.ids.len());
         for (table, positions, _) in &members {

@@ -15,6 +15,7 @@ pub mod batch;
 mod embed;
 pub mod generate;
 mod outputs;
+mod overflow;
 pub mod schedule;
 mod score;
 pub mod several;
@@ -31,7 +32,7 @@ use llm_kernels::{FloatControl, Row};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
 use crate::kv::pages::{Pages, TableId};
-use crate::kv::{Eviction, KvOptions, KvPool, KvType, Root};
+use crate::kv::{Eviction, KvOptions, KvPool, KvType, Root, Turn};
 use crate::model::Model;
 use crate::model::forward::{Batch, Scratch};
 use crate::model::rope::Frequencies;
@@ -40,6 +41,7 @@ use crate::runtime::{Charge, Memory};
 pub use embed::Pooling;
 pub use llm_kernels::Level;
 pub use outputs::{Asked, OnOutput, Output};
+pub use overflow::Overflow;
 pub use score::Scores;
 pub use stats::SessionStats;
 
@@ -65,6 +67,8 @@ pub struct SessionOptions {
     pub determinism: Level,
     /// Whether a cancelled call leaves the session where it stood before it (else at the last completed chunk).
     pub rollback_on_cancel: bool,
+    /// What happens when tokens do not fit behind those it holds.
+    pub overflow: Overflow,
     /// Length of the whole sequence as dynamic and longrope scaling need it; `None`: what the session can hold.
     pub rope_length: Option<u32>,
     /// Dynamic and longrope scaling follow the length that is reached with each call, and keys stay as they were
@@ -82,6 +86,7 @@ impl Default for SessionOptions {
             priority: 0,
             determinism: Level::default(),
             rollback_on_cancel: true,
+            overflow: Overflow::Error,
             rope_length: None,
             rope_running: false,
         }
@@ -123,6 +128,10 @@ pub struct Session {
     pool: KvPool,
     table: TableId,
     tokens: Vec<i32>,
+    /// Tokens that went because of [`Overflow`].
+    dropped: usize,
+    /// Keys of tokens from here on were moved, not computed, where any were.
+    moved_from: Option<usize>,
     /// Tokens there are pages for whatever happens, 0 for none but those held.
     reserved: usize,
     /// What the pool finds its pages under, unless they are nobody else's.
@@ -160,7 +169,8 @@ impl Session {
             prefix_cache: false,
             ..KvOptions::default()
         };
-        Self::make(KvPool::private(model, &kv, capacity)?, options, capacity)
+        let tokens = capacity + options.overflow.beside(capacity);
+        Self::make(KvPool::private(model, &kv, tokens)?, options, capacity)
     }
 
     /// An empty session of the pool's model with pages of the pool.
@@ -188,6 +198,7 @@ impl Session {
                 "chunk is 0; a prefill computes at least 1 token at once",
             ));
         }
+        options.overflow.check(spec, capacity, options.rope_running)?;
         Ok(capacity)
     }
 
@@ -223,6 +234,8 @@ impl Session {
             pool,
             table,
             tokens: Vec::new(),
+            dropped: 0,
+            moved_from: None,
             reserved: 0,
             root,
             ropes,
@@ -263,6 +276,12 @@ impl Session {
         &self.tokens
     }
 
+    /// Tokens that went because of [`Overflow`] since it was empty. The last token held is the
+    /// `dropped() + len()`-th of all.
+    pub fn dropped(&self) -> usize {
+        self.dropped
+    }
+
     /// Tokens it can hold.
     pub fn capacity(&self) -> usize {
         self.capacity
@@ -286,7 +305,8 @@ impl Session {
     }
 
     /// Appends `ids`, chunk by chunk; logits of the last one are ready afterwards. Without ids nothing happens. What
-    /// the pool holds of them already is not computed again.
+    /// the pool holds of them already is not computed again. Where they do not fit, [`SessionOptions::overflow`] says
+    /// what goes.
     ///
     /// # Errors
     /// `INVALID_ARG` for an id outside the vocabulary (detail `token_index`); `CONTEXT_FULL`, `KV_FULL`,
@@ -300,10 +320,25 @@ impl Session {
         progress: Option<OnProgress<'_>>,
     ) -> Result<()> {
         let _float = FloatControl::default_for_now();
-        let (before, clock) = (self.tokens.len(), Instant::now());
-        let reused = self.begin(ids, ids.len().saturating_sub(1))?;
-        let run = self.run(ids, reused, cancel, progress);
-        let ended = self.end(before, before + reused, self.tokens.len(), run);
+        if self.overflows(ids.len()) {
+            return self.prefill_over(ids, cancel, progress);
+        }
+        self.prefill_fitting(ids, cancel, progress)
+    }
+
+    /// [`Session::prefill`] of ids for which nothing goes.
+    fn prefill_fitting(
+        &mut self,
+        ids: &[i32],
+        cancel: Option<&Cancel>,
+        progress: Option<OnProgress<'_>>,
+    ) -> Result<()> {
+        let (before, clock, pool) = (self.tokens.len(), Instant::now(), self.pool.clone());
+        let mut pages = self.begin(&pool, ids, cancel)?;
+        let reused = self.enter(&mut pages, ids, ids.len().saturating_sub(1))?;
+        let mut whole = false;
+        let run = self.run(&pool, pages, ids, reused, cancel, progress, &mut whole);
+        let ended = self.end(before, before + reused, self.tokens.len(), whole, cancel, run);
         let kept = self.tokens.len() - before;
         self.counters.call(ids.len(), reused.min(kept), kept.saturating_sub(reused), clock.elapsed());
         ended
@@ -338,27 +373,26 @@ impl Session {
     pub fn reset(&mut self) {
         self.logits_at = None;
         self.reserved = 0;
+        self.dropped = 0;
         self.forget(0);
     }
 
-    /// Checks `ids`, takes over what the pool holds of them (at most `most` tokens) and makes room for the rest.
-    /// Returns how many tokens were taken over.
-    fn begin(&mut self, ids: &[i32], most: usize) -> Result<usize> {
+    /// Checks `ids` and waits for the session's turn.
+    fn begin<'a>(
+        &mut self,
+        pool: &'a KvPool,
+        ids: &[i32],
+        cancel: Option<&Cancel>,
+    ) -> Result<Turn<'a, Pages>> {
         self.verified = 0;
         self.check_ids(ids)?;
         self.scratch.room(self.model.spec(), ids.len().min(self.options.chunk), &mut self.charge)?;
-        let pool = self.pool.clone();
-        self.enter(&mut pool.lock(), ids, most)
+        pool.lock_unless(cancel)
     }
 
     fn check_ids(&self, ids: &[i32]) -> Result<()> {
-        let (held, vocab) = (self.tokens.len(), self.model.spec().vocab);
-        let inside = |id: &i32| u32::try_from(*id).is_ok_and(|id| id < vocab);
-        if let Some(index) = ids.iter().position(|id| !inside(id)) {
-            let message =
-                format!("token {index} is {}; this model has ids from 0 to {}", ids[index], vocab - 1);
-            return Err(Error::new(Status::INVALID_ARG, message).with("token_index", index as i64));
-        }
+        let held = self.tokens.len();
+        self.check_vocab(ids)?;
         if ids.len() > self.capacity - held {
             let message = format!(
                 "{} tokens more do not fit: the session holds {held} of at most {}; raise max_tokens",
@@ -371,7 +405,19 @@ impl Session {
         Ok(())
     }
 
-    /// The part of [`Session::begin`] that needs the pages.
+    fn check_vocab(&self, ids: &[i32]) -> Result<()> {
+        let vocab = self.model.spec().vocab;
+        let inside = |id: &i32| u32::try_from(*id).is_ok_and(|id| id < vocab);
+        if let Some(index) = ids.iter().position(|id| !inside(id)) {
+            let message =
+                format!("token {index} is {}; this model has ids from 0 to {}", ids[index], vocab - 1);
+            return Err(Error::new(Status::INVALID_ARG, message).with("token_index", index as i64));
+        }
+        Ok(())
+    }
+
+    /// Takes over what the pool holds of `ids`, at most `most` tokens, and makes room for the rest. Returns how many
+    /// tokens were taken over.
     fn enter(&mut self, pages: &mut Pages, ids: &[i32], most: usize) -> Result<usize> {
         let before = self.tokens.len();
         pages.swap_in(self.table, &self.tokens)?;
@@ -393,16 +439,26 @@ impl Session {
     }
 
     /// Runs `ids` in chunks; logits of the last completed chunk's last token are in the scratch wherever this ends.
-    fn run(
+    /// The first chunk has the turn `pages`, each other waits for its own. `whole` tells whether all of them ran and
+    /// are published.
+    #[allow(clippy::too_many_arguments)] // what a call is, and where it stands
+    fn run<'a>(
         &mut self,
+        pool: &'a KvPool,
+        pages: Turn<'a, Pages>,
         ids: &[i32],
         reused: usize,
         cancel: Option<&Cancel>,
         mut progress: Option<OnProgress<'_>>,
+        whole: &mut bool,
     ) -> Result<()> {
-        let (total, mut done) = (ids.len(), reused);
+        let (total, mut done, mut turn) = (ids.len(), reused, Some(pages));
         for chunk in ids[reused..].chunks(self.options.chunk) {
-            self.chunk(chunk, cancel)?;
+            let mut pages = match turn.take() {
+                Some(pages) => pages,
+                None => pool.lock_unless(cancel)?,
+            };
+            self.chunk(&mut pages, chunk, cancel)?;
             done += chunk.len();
             // Whoever may end the call between chunks gets logits there.
             if done == total || progress.is_some() || !self.options.rollback_on_cancel {
@@ -411,6 +467,11 @@ impl Session {
                 let vocab = self.model.spec().vocab as usize;
                 check_finite(self.scratch.logits.host(vocab), vocab, |_| self.tokens.len() - 1)?;
             }
+            if done == total {
+                pages.publish(self.table, &self.tokens);
+                *whole = true;
+            }
+            drop(pages);
             if let Some(progress) = progress.as_mut() {
                 match progress(Progress { done, reused, total }) {
                     Control::Continue => {}
@@ -425,11 +486,10 @@ impl Session {
     }
 
     /// Runs one chunk through all layers and counts its tokens as held.
-    fn chunk(&mut self, chunk: &[i32], cancel: Option<&Cancel>) -> Result<()> {
+    fn chunk(&mut self, pages: &mut Pages, chunk: &[i32], cancel: Option<&Cancel>) -> Result<()> {
         self.ids.clear();
         self.ids.extend(chunk.iter().map(|&id| id as u32)); // proven by `begin`
         let start = self.tokens.len() as u32;
-        let mut pages = self.pool.lock();
         let (store, tables) = pages.parts();
         let table = tables.pages(self.table);
         let row = |position| Row { table, position };
@@ -449,39 +509,66 @@ impl Session {
     }
 
     /// Ends a call that began with `before` tokens and computed from `from` on: takes over the logits, which are behind
-    /// of the first `behind` tokens, or goes back.
-    fn end(&mut self, before: usize, from: usize, behind: usize, run: Result<()>) -> Result<()> {
+    /// of the first `behind` tokens, or goes back. The pages of a `whole` call are published. A cancelled call does not
+    /// wait for a turn any more: what it leaves to do is done before anybody sees the pages again.
+    fn end(
+        &mut self,
+        before: usize,
+        from: usize,
+        behind: usize,
+        whole: bool,
+        cancel: Option<&Cancel>,
+        run: Result<()>,
+    ) -> Result<()> {
         let cancelled =
             run.as_ref().is_err_and(|e| matches!(e.status(), Status::CANCELLED | Status::DEADLINE));
         let keep = run.is_ok() || cancelled && !self.options.rollback_on_cancel;
-        let computed = keep && self.tokens.len() > from;
-        self.forget(if computed { self.tokens.len() } else { before });
-        if computed {
-            self.logits_at = Some(behind).filter(|&behind| behind == self.tokens.len());
-            if self.logits_at.is_some() {
-                let n = self.logits.len();
-                self.logits.copy_from_slice(self.scratch.logits.host(n));
-            }
-            self.pool.lock().publish(self.table, &self.tokens);
+        if !(keep && self.tokens.len() > from) {
+            self.forget(before);
+            return run;
+        }
+        self.logits_at = Some(behind).filter(|&behind| behind == self.tokens.len());
+        if self.logits_at.is_some() {
+            let n = self.logits.len();
+            self.logits.copy_from_slice(self.scratch.logits.host(n));
+        }
+        if whole {
+            return run;
+        }
+        self.forget(self.tokens.len());
+        if run.is_ok() {
+            self.publish(cancel);
         }
         run
     }
 
+    /// Lets others find the session's pages. Where the waiting ends early they do not; the next call publishes them.
+    fn publish(&mut self, cancel: Option<&Cancel>) {
+        if let Ok(mut pages) = self.pool.lock_unless(cancel) {
+            pages.publish(self.table, &self.tokens);
+        }
+    }
+
     /// Keeps the first `tokens` tokens and no page that only later ones need, unless it is reserved.
     fn forget(&mut self, tokens: usize) {
-        let pool = self.pool.clone();
-        self.forget_in(&mut pool.lock(), tokens);
+        self.keep_tokens(tokens);
+        self.pool.truncate_soon(self.table, tokens, self.reserved);
+    }
+
+    fn keep_tokens(&mut self, tokens: usize) {
+        self.tokens.truncate(tokens);
+        self.moved_from = self.moved_from.filter(|&from| from < tokens);
     }
 
     fn forget_in(&mut self, pages: &mut Pages, tokens: usize) {
-        self.tokens.truncate(tokens);
+        self.keep_tokens(tokens);
         pages.truncate(self.table, tokens, self.reserved);
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.pool.lock().close(self.table);
+        self.pool.close_soon(self.table);
     }
 }
 
@@ -503,6 +590,10 @@ fn check_finite(values: &[f32], width: usize, position: impl Fn(usize) -> usize)
 impl generate::Evaluate for Session {
     fn tokens(&self) -> &[i32] {
         self.tokens()
+    }
+
+    fn position(&self) -> u64 {
+        (self.dropped + self.tokens.len()) as u64
     }
 
     fn logits(&self) -> Result<&[f32]> {

@@ -15,6 +15,8 @@ use llm_kernels::FloatControl;
 use super::{Control, LOGIT_ROWS, OnLogits, OnProgress, Progress, Session, check_finite};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
+use crate::kv::pages::Pages;
+use crate::kv::{KvPool, Turn};
 
 /// Which tokens of a call are told of, and what.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +42,7 @@ pub struct Output<'a> {
 pub type OnOutput<'a> = &'a mut dyn FnMut(Output<'_>) -> Result<()>;
 
 impl Session {
-    /// Appends `ids` and passes the logits behind each of them to `each`, in order.
+    /// Appends `ids` and passes the logits behind each of them to `each`, in order. Nothing goes to make room.
     ///
     /// # Errors
     /// As [`Session::prefill`], and what `each` returns; the session is then as before the call.
@@ -66,21 +68,24 @@ impl Session {
     ) -> Result<()> {
         let _float = FloatControl::default_for_now();
         asked.check(ids.len())?;
-        let (before, clock) = (self.tokens.len(), Instant::now());
-        self.begin(ids, 0)?;
+        let (before, clock, pool) = (self.tokens.len(), Instant::now(), self.pool.clone());
+        let mut pages = self.begin(&pool, ids, cancel)?;
+        self.enter(&mut pages, ids, 0)?;
         let mut behind = 0;
-        let run = self.run_asked(ids, asked, cancel, progress, each, &mut behind);
+        let run = self.run_asked((&pool, pages), ids, asked, cancel, progress, each, &mut behind);
         if run.is_err() {
-            self.forget(before);
+            self.tokens.truncate(before);
         }
-        let ended = self.end(before, before, behind, run);
+        let ended = self.end(before, before, behind, false, cancel, run);
         self.counters.call(ids.len(), 0, self.tokens.len() - before, clock.elapsed());
         ended
     }
 
-    /// Runs `ids`. `behind` is then how many tokens the scratch's first row of logits is behind of.
-    fn run_asked(
+    /// Runs `ids`: the first chunk has the turn `pages`, each other waits for its own. `behind` is then how many tokens the scratch's first row of logits is behind of.
+    #[allow(clippy::too_many_arguments)] // what a call is, and where it stands
+    fn run_asked<'a>(
         &mut self,
+        (pool, pages): (&'a KvPool, Turn<'a, Pages>),
         ids: &[i32],
         asked: Asked<'_>,
         cancel: Option<&Cancel>,
@@ -98,9 +103,15 @@ impl Session {
         let index = |nth: usize| asked.at.map_or(nth, |at| at[nth]);
         let (mut told, mut done) = (0, 0);
         let mut rows = Vec::with_capacity(most);
+        let mut turn = Some(pages);
         for chunk in ids.chunks(self.options.chunk) {
             let first = self.tokens.len();
-            self.chunk(chunk, cancel)?;
+            let mut pages = match turn.take() {
+                Some(pages) => pages,
+                None => pool.lock_unless(cancel)?,
+            };
+            self.chunk(&mut pages, chunk, cancel)?;
+            drop(pages);
             let (start, end) = (done, done + chunk.len());
             while told < count && index(told) < end {
                 rows.clear();

@@ -30,6 +30,7 @@ impl Session {
             (self.pool.clone(), self.options.clone(), (self.root, self.ropes.clone()));
         let mut fork = Session::with_table(pool, table, charge, options, self.capacity, rope)?;
         fork.tokens = tokens;
+        (fork.dropped, fork.moved_from) = (self.dropped, self.moved_from);
         fork.logits.copy_from_slice(&self.logits);
         fork.logits_at = self.logits_at;
         Ok(fork)

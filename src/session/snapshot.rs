@@ -6,11 +6,12 @@
 //! 12   4  tokens                       48  8  bytes of a page
 //! 16   8  length of the whole          56  4  length told to rotary scaling, 0 where it does not matter
 //! 24   4  CRC-32C of all behind 28     60  4  ids there are (vocabulary)
-//! 28   4  reserved, 0                  64  8  bytes of the host's own
-//! 32   8  reserved, 0                  72 32  fingerprint of the model
+//! 28   4  see below                    64  8  bytes of the host's own
+//! 32   8  see below                    72 32  fingerprint of the model
 //! 104     tokens, i32 each · logits, f32 each, if there · the host's own · pages, zeros where no token is
 //! ```
-//! Little-endian. Everything is checked before a session changes. Pages that come from a snapshot are the session's
+//! Little-endian. After an overflow, at 28: the first token whose keys were moved, plus 1, or 0; at 32: tokens dropped
+//! so far, and at 36 the same with all bits turned; else zeros. Everything is checked before a session changes. Pages that come from a snapshot are the session's
 //! alone: they are never found by others, since nobody can tell whether their bytes were computed from the tokens.
 
 use std::fs::File;
@@ -56,6 +57,8 @@ struct Parsed<'a> {
     info: SnapshotInfo,
     page_bytes: usize,
     vocab: u32,
+    dropped: usize,
+    moved_from: Option<usize>,
     /// As bytes; empty where there are none.
     logits: &'a [u8],
     pages: &'a [u8],
@@ -105,7 +108,11 @@ impl Session {
         out.extend(VERSION.to_le_bytes());
         out.extend((self.tokens.len() as u32).to_le_bytes());
         out.extend((size as u64).to_le_bytes());
-        out.extend([0; 16]);
+        out.extend([0; 4]);
+        out.extend(self.moved_from.map_or(0, |from| from as u32 + 1).to_le_bytes());
+        let dropped = u32::try_from(self.dropped).unwrap_or(u32::MAX);
+        out.extend(dropped.to_le_bytes());
+        out.extend(guard(dropped).to_le_bytes());
         let logits = self.logits().ok();
         out.extend([kv_code(self.pool.kv()), level_code(root.level), u8::from(logits.is_some()), 0]);
         out.extend((shape.tokens as u32).to_le_bytes());
@@ -159,8 +166,10 @@ impl Session {
         self.fits(&parsed)?;
         let ids = &parsed.info.tokens;
         self.check_ids(ids)?;
-        self.pool.lock().import(self.table, ids, parsed.pages)?;
+        let most = parsed.moved_from.unwrap_or(ids.len());
+        self.pool.lock().import(self.table, ids, most, parsed.pages)?;
         self.tokens.extend_from_slice(ids);
+        (self.dropped, self.moved_from) = (parsed.dropped, parsed.moved_from);
         self.reserved = 0;
         self.logits_at = None;
         if !parsed.logits.is_empty() {
@@ -249,9 +258,12 @@ fn parse(bytes: &[u8]) -> Result<Parsed<'_>> {
     let [kv, level, has_logits, zero] = bytes[40..44] else { return Err(short()) };
     let kv = kv_of(kv).ok_or_else(|| bad(format!("has the unknown KV type {kv}")))?;
     let level = level_of(level).ok_or_else(|| bad(format!("has the unknown determinism level {level}")))?;
-    let reserved = bytes[28..40].iter().all(|b| *b == 0) && zero == 0;
-    if !reserved || has_logits > 1 {
+    if zero != 0 || has_logits > 1 {
         return Err(bad("has values where zeros are expected".into()));
+    }
+    let (moved_from, dropped) = (u32_at(28).ok_or_else(short)?, u32_at(32).ok_or_else(short)?);
+    if u32_at(36) != Some(guard(dropped)) || moved_from as usize > count || moved_from > 0 && dropped == 0 {
+        return Err(bad("says what cannot be of tokens that were dropped or moved".into()));
     }
     let page_tokens = u32_at(44).ok_or_else(short)? as usize;
     if !matches!(page_tokens, 16 | 32 | 64) {
@@ -292,7 +304,20 @@ fn parse(bytes: &[u8]) -> Result<Parsed<'_>> {
         extra: extra.to_vec(),
     };
     // Pages are inside `bytes`, unless there are none.
-    Ok(Parsed { info, page_bytes: page_bytes as usize, vocab, logits, pages })
+    Ok(Parsed {
+        info,
+        page_bytes: page_bytes as usize,
+        vocab,
+        dropped: dropped as usize,
+        moved_from: (moved_from as usize).checked_sub(1),
+        logits,
+        pages,
+    })
+}
+
+/// What stands behind the number of dropped tokens, which nothing else in a snapshot vouches for.
+fn guard(dropped: u32) -> u32 {
+    if dropped == 0 { 0 } else { !dropped }
 }
 
 /// Numbers of the KV types, never reused.

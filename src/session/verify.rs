@@ -47,9 +47,12 @@ impl Session {
         self.scratch.room(self.model.spec(), ids.len(), &mut self.charge)?;
         self.scratch.room_for_logits(self.model.spec(), rows, &mut self.charge)?;
         let (before, pool) = (self.tokens.len(), self.pool.clone());
-        self.enter(&mut pool.lock(), ids, 0)?;
+        let mut pages = pool.lock_unless(cancel)?;
+        self.enter(&mut pages, ids, 0)?;
         let first = ids.len() - rows;
-        let run = self.chunk(ids, cancel).and_then(|()| {
+        let computed = self.chunk(&mut pages, ids, cancel);
+        drop(pages);
+        let run = computed.and_then(|()| {
             self.model.forward().logits(std::slice::from_ref(&(first..ids.len())), &mut self.scratch);
             let vocab = self.model.spec().vocab as usize;
             check_finite(self.scratch.logits.host(rows * vocab), vocab, |row| before + first + row)
@@ -103,7 +106,7 @@ impl Session {
         self.verified = 0;
         self.forget(tokens);
         self.logits_at = Some(tokens);
-        self.pool.lock().publish(self.table, &self.tokens);
+        self.publish(None);
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ use llm::constraint::{Constraint, Limits};
 use llm::model::Model;
 use llm::sampler::Sampler;
 use llm::session::generate::{Generation, GenerationOptions, Kind};
+use llm::session::{Overflow, Session};
 use llm::tokenizer::EncodeOptions;
 
 use super::several;
@@ -47,6 +48,13 @@ pub struct Args {
     /// Go on past the end-of-text token
     #[arg(long)]
     ignore_eos: bool,
+    /// When the text outgrows --context: error, or keep its head and its newest tokens, which recompute runs through
+    /// the model again and shift moves, faster and approximately
+    #[arg(long, default_value = "error", value_parser = ["error", "recompute", "shift"])]
+    overflow: String,
+    /// Tokens at the beginning that --overflow keeps
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    keep: usize,
     /// One JSON object at the end in place of the text: ids, text, reason, timings, what guessing did
     #[arg(long)]
     json: bool,
@@ -99,7 +107,16 @@ pub fn run(args: &Args) -> Result<()> {
     common::not_empty(&prompt)?;
 
     let mut session = match args.count {
-        1 => args.model.session(&model, prompt.len() + args.max_tokens)?,
+        1 => {
+            let mut options = args.model.run.session_options(prompt.len() + args.max_tokens)?;
+            options.overflow = match args.overflow.as_str() {
+                "recompute" => Overflow::Recompute { head: args.keep },
+                "shift" => Overflow::Shift { head: args.keep },
+                _ => Overflow::Error,
+            };
+            Session::new(&model, options)?
+        }
+        _ if args.overflow != "error" => bail!("--overflow goes with one continuation, not with --count"),
         count => several::session(&args.model, &model, prompt.len(), args.max_tokens, count)?,
     };
     let mut sampler = match &args.chain {
@@ -158,6 +175,7 @@ pub fn run(args: &Args) -> Result<()> {
             "text": text,
             "reason": reason.map(|reason| format!("{reason:?}")),
             "prompt_tokens": prompt.len(),
+            "dropped_tokens": session.dropped(),
             "timings": {
                 "load_ms": loaded.as_secs_f64() * 1e3,
                 "first_token_ms": first_token.unwrap_or_default().as_secs_f64() * 1e3,

@@ -47,6 +47,11 @@ const CONTEXT_TOKENS: usize = 16;
 pub trait Evaluate {
     /// The tokens held, in order.
     fn tokens(&self) -> &[i32];
+    /// Place of the next token: so many came before it, those no longer held among them. Never goes back as tokens
+    /// are appended.
+    fn position(&self) -> u64 {
+        self.tokens().len() as u64
+    }
     /// Logits behind the last token held.
     ///
     /// # Errors

@@ -37,8 +37,8 @@ pub(super) struct Step {
     ids: Vec<i32>,
     /// How many are drafts.
     drafts: usize,
-    /// Tokens held before it.
-    held: usize,
+    /// The session's place before it.
+    held: u64,
     started: Option<Instant>,
     /// Drafts that were chosen.
     accepted: usize,
@@ -71,7 +71,7 @@ impl Generation {
         if cancel.is_some_and(|cancel| cancel.check().is_err()) {
             return Ok(Plan::Tell(self.end(Reason::Cancelled)));
         }
-        self.step.held = session.tokens().len();
+        self.step.held = session.position();
         self.step.ids.clear();
         self.step.ids.extend_from_slice(&self.pending);
         self.step.drafts = 0;
@@ -107,7 +107,8 @@ impl Generation {
         let clock = Instant::now();
         let held = session.tokens().len() - self.step.drafts;
         let mut event = Event::of(Kind::Text, String::new());
-        let outcome = self.choose(session, held, rows, sampler, &mut event);
+        let place = session.position() - self.step.drafts as u64;
+        let outcome = self.choose(session, place, rows, sampler, &mut event);
         self.perf.sample += clock.elapsed();
         if self.step.drafts > 0 {
             let used = self.step.accepted;
@@ -175,7 +176,7 @@ impl Generation {
             }
         } else if self.pending.len() > 1
             && run.as_ref().is_err_and(|e| e.status() == Status::CONTEXT_FULL)
-            && session.tokens().len() == self.step.held
+            && session.position() == self.step.held
         {
             // As many as there is room for, as if they came one by one.
             run = self.pending.iter().try_for_each(|&id| session.decode(id, cancel));
@@ -193,8 +194,8 @@ impl Generation {
     }
 
     /// Of several tokens told the first ones may be held although the last ones cannot be.
-    fn hold<E: Evaluate + ?Sized>(&mut self, session: &E, before: usize) {
-        let held = session.tokens().len().saturating_sub(before).min(self.pending.len());
+    fn hold<E: Evaluate + ?Sized>(&mut self, session: &E, before: u64) {
+        let held = (session.position().saturating_sub(before) as usize).min(self.pending.len());
         self.pending.drain(..held);
         self.perf.decoded += held as u64;
     }
@@ -204,18 +205,18 @@ impl Generation {
         if self.pending.is_empty() {
             return Ok(());
         }
-        let (clock, before) = (Instant::now(), session.tokens().len());
+        let (clock, before) = (Instant::now(), session.position());
         let run = session.decode_all(&self.pending, cancel);
         self.perf.decode += clock.elapsed();
         self.hold(session, before);
         run
     }
 
-    /// Chooses tokens as long as they are the drafts that the session holds behind `held` tokens, and one more.
+    /// Chooses tokens as long as they are the drafts that the session holds from `place` on, and one more.
     fn choose<E: Evaluate + ?Sized>(
         &mut self,
         session: &E,
-        held: usize,
+        place: u64,
         rows: Option<&[f32]>,
         sampler: &mut Sampler,
         event: &mut Event,
@@ -228,7 +229,7 @@ impl Generation {
                 None if self.step.drafts > 0 => session.row(row),
                 None => session.logits(),
             };
-            let position = (held + row) as u64;
+            let position = place + row as u64;
             match logits.and_then(|logits| self.choose_one(logits, position, sampler, event)) {
                 Ok(None) if self.pending.is_empty() => {}
                 // What was told must come out; the next pull meets the error again.
