@@ -266,6 +266,9 @@
 /* The hidden state of the first token. */
 #define LLM_POOLING_FIRST 2
 
+/* A session that holds tokens computes them again with its new adapters. */
+#define LLM_ADAPTERS_RECOMPUTE 1
+
 /* On the model's logits, before the chain. */
 #define LLM_STAGE_BEFORE_PENALTIES 0
 /* Behind the last of the chain's penalties. */
@@ -294,6 +297,9 @@
 #define LLM_REASON_DEAD_END 7
 /* The text is complete: the constraint lets nothing follow. */
 #define LLM_REASON_COMPLETE 8
+
+/* An open adapter. Class S. */
+typedef struct llm_adapter llm_adapter;
 
 /* Bytes that the library owns: a text or a document. Class S. */
 typedef struct llm_buffer llm_buffer;
@@ -478,6 +484,24 @@ typedef struct llm_session_stats {
     /* Zero. */
     uint64_t reserved[4];
 } llm_session_stats;
+
+/* What an adapter is. */
+typedef struct llm_adapter_info {
+    /* sizeof(llm_adapter_info), set by the host. */
+    uint32_t struct_size;
+    /* Matrices it changes. */
+    uint32_t targets;
+    /* The largest rank among them. */
+    uint32_t rank;
+    /* Zero. */
+    uint32_t reserved;
+    /* Values of all its matrices. */
+    uint64_t parameters;
+    /* Bytes of the file. */
+    uint64_t file_bytes;
+    /* 32 bytes that name its contents, the same on every machine. */
+    uint8_t fingerprint[32];
+} llm_adapter_info;
 
 /* What a sampler does. Filled by llm_sampling_params_init; the defaults are in parentheses. */
 typedef struct llm_sampling_params {
@@ -1280,6 +1304,48 @@ llm_status llm_session_hidden(struct llm_session *session,
                               size_t cap,
                               size_t *out_needed,
                               struct llm_error **out_err);
+
+/* Opens an adapter for a model: a file made by `libllm convert` from PEFT's layout. It is mapped, and read once for its
+ * checksums. The host frees it with llm_adapter_free; sessions that use it keep it. NULL_ARG, BAD_UTF8, INVALID_ARG,
+ * NOT_FOUND, IO, BAD_FORMAT, BAD_VERSION, CHECKSUM (detail OFFSET), MISMATCH where it does not belong to the model,
+ * NO_MEMORY, BUDGET. S on the model. */
+llm_status llm_adapter_open_path(const struct llm_model *model,
+                                 const char *path,
+                                 size_t path_length,
+                                 struct llm_adapter **out_adapter,
+                                 struct llm_error **out_err);
+
+/* Opens an adapter in memory, which must stay unchanged until `drop` is called with `user_data` (after the adapter and
+ * all sessions that use it are done with it, and also when the call fails); `drop` may be NULL. Where the address is not
+ * a multiple of 64 the bytes are copied. As llm_adapter_open_path. */
+llm_status llm_adapter_open_memory(const struct llm_model *model,
+                                   const void *data,
+                                   size_t length,
+                                   void *user_data,
+                                   llm_drop_fn drop,
+                                   struct llm_adapter **out_adapter,
+                                   struct llm_error **out_err);
+
+/* Describes an adapter, into a struct whose struct_size the host has set. NULL_ARG, INVALID_ARG. S. */
+llm_status llm_adapter_get_info(const struct llm_adapter *adapter,
+                                struct llm_adapter_info *out_info);
+
+/* Frees an adapter; NULL is allowed. Sessions that use it go on with it. S. */
+void llm_adapter_free(struct llm_adapter *adapter);
+
+/* Runs a session with `count` adapters from now on, each with a factor on its change; 0: with the model as it is. Their
+ * changes are added in the order given. They are part of what cached prefixes are found by and of snapshots, and stay
+ * when the session is reset or forked. `flags` is 0 or LLM_ADAPTERS_RECOMPUTE, `cancel` may be NULL and ends only such a
+ * computation. BAD_STATE for a session that holds tokens, without the flag; MISMATCH for an adapter of another model;
+ * INVALID_ARG, NULL_ARG, BUSY: nothing has changed then. As llm_session_prefill where tokens are computed again; the
+ * session then has the adapters it had and is empty. X. */
+llm_status llm_session_set_adapters(struct llm_session *session,
+                                    const struct llm_adapter *const *adapters,
+                                    const float *scales,
+                                    size_t count,
+                                    uint32_t flags,
+                                    const struct llm_cancel *cancel,
+                                    struct llm_error **out_err);
 
 /* Fills a struct, whose struct_size the host has set, with defaults. NULL_ARG, INVALID_ARG. S. */
 llm_status llm_sampling_params_init(struct llm_sampling_params *params);

@@ -125,6 +125,17 @@ pub(crate) trait Backend: Send + Sync + Debug {
         groups: &[(usize, Range<usize>)],
         out: &mut Tensor,
     );
+    /// out[i] += Σ_j (scale · low[i][j]) · b[j] of each of `rows`, j ascending: low is `[m, rank]`, b `[rank, width]`, out
+    /// `[m, width]`.
+    fn add_low_rank(
+        &self,
+        rows: Range<usize>,
+        scale: f32,
+        low: &Tensor,
+        b: &Vector,
+        rank: usize,
+        out: &mut Tensor,
+    );
     /// Rotates the heads of `m` rows.
     fn rope(&self, x: &mut Tensor, m: usize, rotation: Rotation, angles: &Angles);
     /// x = act(x), the first `n` values.

@@ -127,6 +127,25 @@ impl Backend for CpuBackend {
         self.cpu.expert_matmul(&stack, groups, input, bias.map(Vector::values), out);
     }
 
+    fn add_low_rank(
+        &self,
+        rows: Range<usize>,
+        scale: f32,
+        low: &Tensor,
+        b: &Vector,
+        rank: usize,
+        out: &mut Tensor,
+    ) {
+        let (b, low) = (b.values(), low.host(rows.end * rank));
+        let width = b.len() / rank;
+        let out = &mut out.host_mut(rows.end * width)[rows.start * width..];
+        for (out, low) in out.chunks_exact_mut(width).zip(low[rows.start * rank..].chunks_exact(rank)) {
+            for (b, low) in b.chunks_exact(width).zip(low) {
+                self.cpu.add_scaled(out, b, scale * low);
+            }
+        }
+    }
+
     fn rope(&self, x: &mut Tensor, m: usize, r: Rotation, angles: &Angles) {
         let stride = r.heads * r.head_dim;
         let pairs = match r.pairs {

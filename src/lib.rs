@@ -5,6 +5,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod adapter;
 mod backend;
 pub mod cancel;
 pub mod chat;

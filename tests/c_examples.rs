@@ -1,6 +1,8 @@
 //! The C examples, compiled and run against the built library; a C program of misuses; all of it under valgrind.
 #![cfg(target_os = "linux")]
 
+#[path = "support/lora.rs"]
+mod lora;
 #[path = "support/stories.rs"]
 mod stories;
 #[path = "c/support.rs"]
@@ -120,6 +122,26 @@ fn embed_tells_how_alike_and_how_likely_texts_are() {
     }
 }
 
+/// An adapter of random numbers for the model.
+fn adapter(dir: &Path) -> PathBuf {
+    let (peft, out) = (dir.join("peft"), dir.join("adapter.llm"));
+    lora::Peft::random(&dir.join("checkpoint"), 1, 4, lora::all_but(&[])).write(&peft);
+    let options = llm_convert::adapter::AdapterOptions::default();
+    llm_convert::adapter::convert_adapter(&peft, &dir.join("checkpoint"), &out, &options).unwrap();
+    out
+}
+
+#[test]
+fn adapters_answer_every_use() {
+    let library = Library::find();
+    let Some((model, _)) = model(library.dir.path()) else { return };
+    let adapter = adapter(library.dir.path());
+    for cc in compilers() {
+        let program = library.compile(&cc, &root().join("tests/c/adapter.c"), "adapter", &[]);
+        run(Command::new(program).arg(&model).arg(&adapter));
+    }
+}
+
 #[test]
 fn misuse_is_answered_with_a_status() {
     let library = Library::find();
@@ -213,6 +235,8 @@ fn no_program_leaks_or_reads_what_it_may_not() {
     run(check().arg(&pool).arg(&model));
     let embed = library.compile(&cc, &example("embed"), "embed", &["-lm"]);
     run(check().arg(&embed).arg(&model).args(["Once upon a time", "A dog"]));
+    let adapted = library.compile(&cc, &root().join("tests/c/adapter.c"), "adapter", &[]);
+    run(check().arg(&adapted).arg(&model).arg(adapter(library.dir.path())));
     let misuse = library.compile(&cc, &root().join("tests/c/misuse.c"), "misuse", &["-lm"]);
     run(check().arg(&misuse).arg(&model).arg("no-fork"));
 }

@@ -29,6 +29,7 @@ const SOURCES: &[&str] = &[
     "session",
     "session_pool",
     "score",
+    "adapter",
     "sampler",
     "constraint",
     "speculation",
@@ -113,6 +114,7 @@ fn family(line: &str) -> &str {
         "LLM_STAGE",
         "LLM_PARSE",
         "LLM_POOLING",
+        "LLM_ADAPTERS",
     ];
     families.into_iter().find(|family| name.starts_with(family)).unwrap_or("LLM_")
 }

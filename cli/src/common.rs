@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use llm::adapter::Adapter;
 use llm::kv::KvType;
 use llm::mmap::Bytes;
 use llm::model::{Model, OpenOptions};
@@ -42,6 +43,9 @@ pub struct ModelArgs {
     /// The .llm file
     #[arg(short, long, value_name = "FILE")]
     pub model: PathBuf,
+    /// An adapter to run with, and a factor on its change (1 without); may be given several times
+    #[arg(long, value_name = "FILE[:SCALE]")]
+    pub adapter: Vec<String>,
     #[command(flatten)]
     pub run: RunArgs,
 }
@@ -82,7 +86,20 @@ impl ModelArgs {
 
     /// A session of `needed` positions, or of `--context` where that is given.
     pub fn session(&self, model: &Model, needed: usize) -> Result<Session> {
-        Ok(Session::new(model, self.run.session_options(needed)?)?)
+        self.adapted(Session::new(model, self.run.session_options(needed)?)?)
+    }
+
+    /// The empty session with the adapters of `--adapter`.
+    pub fn adapted(&self, mut session: Session) -> Result<Session> {
+        let mut adapters = Vec::with_capacity(self.adapter.len());
+        for given in &self.adapter {
+            // A name may have colons of its own.
+            let scaled = given.rsplit_once(':').and_then(|(path, scale)| Some((path, scale.parse().ok()?)));
+            let (path, scale) = scaled.unwrap_or((given, 1.0));
+            adapters.push((Adapter::open_path(session.model(), Path::new(path))?, scale));
+        }
+        session.set_adapters(&adapters)?;
+        Ok(session)
     }
 }
 

@@ -349,6 +349,43 @@ fn several_continuations_are_those_of_their_seeds() {
 }
 
 #[test]
+fn an_adapter_changes_what_is_generated_by_its_scale() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(source) = common::stories(scratch.path()) else { return };
+    let at = |name: &str| scratch.path().join(name);
+    let (file, peft, adapter) = (at("stories.llm"), at("peft"), at("adapter.llm"));
+    ok(&["convert", p(&source), "-o", p(&file), "--type", "f32"]);
+    std::fs::create_dir(&peft).unwrap();
+    let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none"}"#;
+    std::fs::write(peft.join("adapter_config.json"), config).unwrap();
+    let numbers = |n: usize| {
+        (0..n).flat_map(|i| ((i * 37 % 19) as f32 / 19.0 - 0.5).to_le_bytes()).collect::<Vec<u8>>()
+    };
+    let width = read_json(&source.join("config.json"))["hidden_size"].as_u64().unwrap() as usize;
+    let (a, b) = (numbers(2 * width), numbers(width * 2));
+    let module = "base_model.model.model.layers.2.self_attn.o_proj";
+    let view = |shape: [usize; 2], data| {
+        safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.into(), data)
+    };
+    let tensors = [
+        (format!("{module}.lora_A.weight"), view([2, width], &a).unwrap()),
+        (format!("{module}.lora_B.weight"), view([width, 2], &b).unwrap()),
+    ];
+    std::fs::write(peft.join("adapter_model.safetensors"), safetensors::serialize(tensors, None).unwrap())
+        .unwrap();
+    assert!(refused(&["convert", p(&peft), "-o", p(&adapter)]).contains("--base"));
+    let said = ok(&["convert", p(&peft), "-o", p(&adapter), "--base", p(&file)]);
+    assert!(said.contains("1 matrices, rank 2"), "{said}");
+    let generate =
+        |more: &[&str]| ok(&[&["generate", "-m", p(&file), "-p", "Once", "-n", "20"], more].concat());
+    let (plain, scaled) = (generate(&[]), |scale: &str| format!("{}:{scale}", p(&adapter)));
+    assert_eq!(generate(&["--adapter", &scaled("0")]), plain);
+    assert_ne!(generate(&["--adapter", p(&adapter)]), plain);
+    assert_eq!(generate(&["--adapter", &scaled("1.0")]), generate(&["--adapter", p(&adapter)]));
+    assert!(refused(&["generate", "-m", p(&adapter), "-p", "x"]).contains("adapter"));
+}
+
+#[test]
 fn importance_of_a_text_goes_into_a_conversion_of_its_own_model_only() {
     let scratch = tempfile::tempdir().unwrap();
     let Some(source) = common::stories(scratch.path()) else { return };

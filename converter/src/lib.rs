@@ -20,6 +20,7 @@ use llm_format::quant::Type;
 use llm_format::{NewSection, TensorPlan, Writer, kind};
 use serde_json::{Map, Value};
 
+pub mod adapter;
 pub mod checkpoint;
 mod encode;
 pub mod importance;

@@ -30,7 +30,7 @@ static int generate(const llm_model *model, const llm_token *ids, size_t count, 
     if (failed("parameters", llm_sampling_params_init(&params), NULL)) goto end;
     params.temperature = temperature;
     params.seed = 7;
-    if (failed("session", llm_session_new(model, NULL, &session, &error), &error)) goto end;
+    if (failed("session", llm_session_new(model, NULL, NULL, &session, &error), &error)) goto end;
     if (failed("prefill", llm_session_prefill(session, ids, count, NULL, NULL, NULL, NULL, NULL, &error), &error)) goto end;
     if (failed("sampler", llm_sampler_new(&params, &sampler, &error), &error)) goto end;
     if (failed("options", llm_generation_options_new(&options), NULL)) goto end;

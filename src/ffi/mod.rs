@@ -20,6 +20,7 @@ mod guard;
 #[macro_use]
 mod handle;
 
+mod adapter;
 mod buffer;
 mod callback;
 mod cancel;
@@ -45,6 +46,7 @@ mod text_stream;
 mod tokenizer;
 mod types;
 
+pub use adapter::*;
 pub use buffer::*;
 pub use cancel::*;
 pub use chat::*;

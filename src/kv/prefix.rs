@@ -1,7 +1,7 @@
 //! Which pages can be found again by what they hold: a tree of full pages, each below the page before it.
 //!
 //! ```text
-//! root (rotary length, level) ─[tokens 0..64]─▶ page 3 ─[tokens 64..128]─▶ page 9
+//! root (rotary length, level, adapters) ─[tokens 0..64]─▶ page 3 ─[tokens 64..128]─▶ page 9
 //!                                                  └────[others     ]─▶ page 4
 //! ```
 //! A page is found by walking its whole prefix, tokens compared page by page, so that a hit is never a collision and
@@ -19,6 +19,8 @@ pub(crate) struct Root {
     /// Length that rotary scaling was told; 0 where it does not matter.
     pub(crate) rope: u32,
     pub(crate) level: Level,
+    /// [`crate::adapter::key`] of the adapters.
+    pub(crate) adapters: [u8; 32],
 }
 
 /// What a page comes after.

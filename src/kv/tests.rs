@@ -104,7 +104,7 @@ fn run(eviction: Eviction, cache: bool, seed: u64, steps: usize) {
     let mut pages = Pages::new(store, start as u32, eviction, cache, 12 * bytes);
     let mut dice = Dice(seed);
     let mut sequences: Vec<Sequence> = Vec::new();
-    let roots = [0, 7].map(|rope| Root { rope, level: Level::default() });
+    let roots = [0, 7].map(|rope| Root { rope, level: Level::default(), adapters: [0; 32] });
     let (mut full, mut hits) = (0, 0);
     for _ in 0..steps {
         let pick = if sequences.is_empty() { 0 } else { dice.below(sequences.len()) };

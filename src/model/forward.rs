@@ -13,8 +13,11 @@ use std::ops::Range;
 
 use llm_kernels::{GroupRank, Input, Level, RouteSpec, Row, Scoring};
 
+use super::adapt::Adapt;
+use super::arch::LayerSlot as L;
 use super::rope::Frequencies;
 use super::spec::{self, Attention, Ffn, Spec};
+use crate::adapter::Use;
 use crate::backend::{Angles, Backend, Pages, Product, Rotation, Runs, Scores};
 use crate::cancel::Cancel;
 use crate::error::Result;
@@ -33,6 +36,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) rows: &'a [Row<'a>],
     /// Frequencies of the spec's rotary tables, for so many rows each: sequences may differ in them.
     pub(crate) ropes: &'a [(usize, &'a [Frequencies])],
+    /// Adapters for so many rows each; empty where no row has any.
+    pub(crate) adapters: &'a [(usize, &'a [Use])],
     pub(crate) level: Level,
 }
 
@@ -60,6 +65,8 @@ pub(crate) struct Scratch {
     /// Outputs of experts.
     expert: Tensor,
     router: Tensor,
+    /// Adapters' products with A, `[m, rank]`.
+    low: Tensor,
     /// Some rows of the residual stream, normed: hidden states.
     pub(crate) last: Tensor,
     pub(crate) logits: Tensor,
@@ -120,6 +127,11 @@ impl Scratch {
         }
         self.angles.resize_with(spec.ropes.len(), Angles::default);
         charge.grow(more)
+    }
+
+    /// Makes room for adapters of `rank` over `m` rows.
+    pub(crate) fn room_for_adapters(&mut self, m: usize, rank: usize, charge: &mut Charge) -> Result<()> {
+        charge.grow(self.low.room(m, rank)?)
     }
 
     /// Makes room for the logits of `rows` rows.
@@ -217,6 +229,7 @@ impl Forward<'_> {
 
         for (i, (layer, weights)) in spec.layers.iter().zip(&w.layers).enumerate() {
             cancel.map_or(Ok(()), Cancel::check)?;
+            let adapt = Adapt { device, rows: batch.adapters, layer: i };
             match &weights.attention_norm {
                 Some(norm) => device.norm(norm, m, &s.x, &mut s.h),
                 None => copy_all(device, m * width, &s.x, &mut s.h),
@@ -239,7 +252,7 @@ impl Forward<'_> {
                 Some(norm) => device.norm(norm, m, &s.x, &mut s.h),
                 None => copy_all(device, m * width, &s.x, &mut s.h),
             }
-            self.ffn(&layer.ffn, &weights.ffn, m, s);
+            self.ffn(&layer.ffn, &weights.ffn, m, adapt, s);
             if let Some(norm) = &weights.ffn_post_norm {
                 device.norm_in_place(norm, m, &mut s.y);
             }
@@ -299,6 +312,7 @@ impl Forward<'_> {
         let device = self.device;
         let (m, dim) = (batch.ids.len(), h.head_dim as usize);
         let (heads, kv_heads) = (h.heads as usize, h.kv_heads as usize);
+        let adapt = Adapt { device, rows: batch.adapters, layer };
 
         // q [m, heads, dim]; k, v [m, kv_heads, dim]
         device.load(&mut s.input, &s.h, m, self.spec.width as usize);
@@ -306,6 +320,9 @@ impl Forward<'_> {
             &mut s.input,
             &mut [product(&w.q, &mut s.q), product(&w.k, &mut s.k), product(&w.v, &mut s.v)],
         );
+        adapt.add(L::Q, &mut s.input, &mut s.low, &mut s.q);
+        adapt.add(L::K, &mut s.input, &mut s.low, &mut s.k);
+        adapt.add(L::V, &mut s.input, &mut s.low, &mut s.v);
         if let (Some((q, k)), Some(norm)) = (&w.qk_norm, &h.qk_norm) {
             // Over a whole row, or over each head.
             device.norm_in_place(q, if norm.whole { m } else { m * heads }, &mut s.q);
@@ -333,6 +350,7 @@ impl Forward<'_> {
         device.attention(&pages, pool.bytes(), &scores, &s.q, &mut s.attended);
         device.load(&mut s.input, &s.attended, m, heads * dim);
         self.linear(&w.out.weight, w.out.bias.as_ref(), &mut s.input, &mut s.y);
+        adapt.add(L::Out, &mut s.input, &mut s.low, &mut s.y);
     }
 
     /// Multi-head latent attention (arXiv:2405.04434) in its absorbed form: `s.h` to `s.y`.
@@ -357,10 +375,12 @@ impl Forward<'_> {
         // none where no part of a head is rotated
         let table = if rope > 0 { Some((&self.spec.ropes[a.rope as usize], a.rope as usize)) } else { None };
         let rows = |start, stride| Runs { start, outer: stride, inner: 0 };
+        let adapt = Adapt { device, rows: batch.adapters, layer };
 
         // k [m, rank + rope]: the compressed vector, normed, and the shared key, rotated
         device.load(&mut s.input, &s.h, m, self.spec.width as usize);
         self.linear(&w.kv_down.weight, w.kv_down.bias.as_ref(), &mut s.input, &mut s.k);
+        adapt.add(L::KvDown, &mut s.input, &mut s.low, &mut s.k);
         device.copy([m, 1], rank, (&s.k, rows(0, key)), (&mut s.v, rows(0, rank)));
         device.norm_in_place(&w.kv_norm, m, &mut s.v);
         device.copy([m, 1], rank, (&s.v, rows(0, rank)), (&mut s.k, rows(0, key)));
@@ -373,12 +393,17 @@ impl Forward<'_> {
 
         // q [m, heads, nope + rope]
         match &w.q {
-            LatentQuery::Whole(q) => self.linear(q, None, &mut s.input, &mut s.q),
+            LatentQuery::Whole(q) => {
+                self.linear(q, None, &mut s.input, &mut s.q);
+                adapt.add(L::Q, &mut s.input, &mut s.low, &mut s.q);
+            }
             LatentQuery::Compressed { down, norm, up } => {
                 self.linear(&down.weight, down.bias.as_ref(), &mut s.input, &mut s.v);
+                adapt.add(L::QDown, &mut s.input, &mut s.low, &mut s.v);
                 device.norm_in_place(norm, m, &mut s.v);
                 device.load(&mut s.input, &s.v, m, down.weight.rows);
                 self.linear(up, None, &mut s.input, &mut s.q);
+                adapt.add(L::QUp, &mut s.input, &mut s.low, &mut s.q);
             }
         }
         // b [heads, m, rank] = K_iᵀ q_i of a [heads, m, nope]
@@ -417,10 +442,11 @@ impl Forward<'_> {
         device.copy([m, heads], value, (&s.b, by_head(value)), (&mut s.attended, by_row(0, value)));
         device.load(&mut s.input, &s.attended, m, heads * value);
         self.linear(&w.out.weight, w.out.bias.as_ref(), &mut s.input, &mut s.y);
+        adapt.add(L::Out, &mut s.input, &mut s.low, &mut s.y);
     }
 
     /// A feed-forward block: `s.h` to `s.y`.
-    fn ffn(&self, ffn: &Ffn, w: &FfnWeights, m: usize, s: &mut Scratch) {
+    fn ffn(&self, ffn: &Ffn, w: &FfnWeights, m: usize, adapt: Adapt<'_>, s: &mut Scratch) {
         let device = self.device;
         device.load(&mut s.input, &s.h, m, self.spec.width as usize);
         match (ffn, w) {
@@ -428,26 +454,31 @@ impl Forward<'_> {
                 // down(act(up(h)))
                 let inner = d.inner as usize;
                 self.linear(&up.weight, up.bias.as_ref(), &mut s.input, &mut s.up);
+                adapt.add(L::Up, &mut s.input, &mut s.low, &mut s.up);
                 device.activate(d.activation, m * inner, &mut s.up);
                 device.load(&mut s.input, &s.up, m, inner);
                 self.linear(&down.weight, down.bias.as_ref(), &mut s.input, &mut s.y);
+                adapt.add(L::Down, &mut s.input, &mut s.low, &mut s.y);
             }
             (Ffn::Gated(d), FfnWeights::Gated { gate, up, down }) => {
                 // down(act(gate(h)) · up(h))
                 let inner = d.inner as usize;
                 device.matmul(&mut s.input, &mut [product(gate, &mut s.gate), product(up, &mut s.up)]);
+                adapt.add(L::Gate, &mut s.input, &mut s.low, &mut s.gate);
+                adapt.add(L::Up, &mut s.input, &mut s.low, &mut s.up);
                 device.gated(d.activation, m * inner, &s.gate, &s.up, &mut s.gated);
                 device.load(&mut s.input, &s.gated, m, inner);
                 self.linear(&down.weight, down.bias.as_ref(), &mut s.input, &mut s.y);
+                adapt.add(L::Down, &mut s.input, &mut s.low, &mut s.y);
             }
-            (Ffn::Experts(x), FfnWeights::Experts(w)) => self.experts(x, w, m, s),
+            (Ffn::Experts(x), FfnWeights::Experts(w)) => self.experts(x, w, m, adapt, s),
             _ => unreachable!("weights follow from the spec"),
         }
     }
 
     /// A mixture of experts, whose router logits' input is loaded: `s.h` to `s.y`. Rows are gathered by expert, run
     /// in one product per matrix, and added in ascending order of expert.
-    fn experts(&self, x: &spec::Experts, w: &ExpertsWeights, m: usize, s: &mut Scratch) {
+    fn experts(&self, x: &spec::Experts, w: &ExpertsWeights, m: usize, adapt: Adapt<'_>, s: &mut Scratch) {
         let device = self.device;
         let (width, inner) = (self.spec.width as usize, x.expert.inner as usize);
         let (count, active) = (x.count as usize, x.active as usize);
@@ -476,12 +507,15 @@ impl Forward<'_> {
             let gate = Product { weight: &shared.gate, bias: None, out: &mut s.gate };
             let up = Product { weight: &shared.up, bias: None, out: &mut s.up };
             device.matmul(&mut s.input, &mut [gate, up]);
+            adapt.add(L::SharedGate, &mut s.input, &mut s.low, &mut s.gate);
+            adapt.add(L::SharedUp, &mut s.input, &mut s.low, &mut s.up);
             if let Some(switch) = &shared.switch {
                 self.linear(switch, None, &mut s.input, &mut s.router);
             }
             device.gated(shape.dense.activation, m * inner, &s.gate, &s.up, &mut s.gated);
             device.load(&mut s.input, &s.gated, m, inner);
             self.linear(&shared.down, None, &mut s.input, &mut s.expert);
+            adapt.add(L::SharedDown, &mut s.input, &mut s.low, &mut s.expert);
             match &shared.switch {
                 Some(_) => device.add_switched(m, width, &mut s.y, &s.expert, &mut s.router),
                 None => device.add(m * width, &mut s.y, &s.expert),

@@ -426,7 +426,10 @@ fn verify(index: &Index, file: &[u8], options: &OpenOptions, cancel: Option<&Can
 
 fn read_spec(metadata: &Map<String, Value>) -> Result<Spec> {
     let wrong = |what: String| Error::new(Status::BAD_FORMAT, format!("metadata: {what}"));
-    let value = metadata.get("model").ok_or_else(|| wrong("the key `model` is missing".into()))?;
+    let value = metadata.get("model").ok_or_else(|| match metadata.contains_key("adapter") {
+        true => wrong("it is an adapter: open a model, and the adapter for it".into()),
+        false => wrong("the key `model` is missing".into()),
+    })?;
     let spec: Spec = serde::Deserialize::deserialize(value).map_err(|e| wrong(format!("`model`: {e}")))?;
     spec.check()?;
     Ok(spec)

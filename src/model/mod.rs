@@ -1,5 +1,6 @@
 //! Models: what an architecture is ([`spec`]), which there are ([`arch`], one file each), and how one runs.
 
+mod adapt;
 pub mod alibi;
 pub mod arch;
 mod bloom;

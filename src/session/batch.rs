@@ -19,7 +19,6 @@ use crate::error::{Error, Result, Status};
 use crate::kv::KvPool;
 use crate::kv::pages::{Pages, TableId};
 use crate::model::forward::{self, Scratch};
-use crate::model::rope::Frequencies;
 use crate::runtime::{Charge, Memory};
 
 /// Which logits a slot wants.
@@ -218,8 +217,8 @@ impl Batch {
     fn compute(&mut self, pages: &mut Pages, slots: &[Slot<'_>], cancel: Option<&Cancel>) -> Result<()> {
         self.ids.clear();
         self.wanted.clear();
-        let mut members: Vec<(TableId, Range<u32>, &[Frequencies])> = Vec::with_capacity(slots.len());
-        let (mut logits, mut level) = (0, None);
+        let mut members: Vec<(TableId, Range<u32>, &Session)> = Vec::with_capacity(slots.len());
+        let (mut logits, mut level, mut rank) = (0, None, 0);
         for (slot, outcome) in slots.iter().zip(&mut self.outcomes) {
             let (session, ids) = (&*slot.session, &slot.ids[outcome.from - outcome.before..]);
             if outcome.status.is_err() || ids.is_empty() {
@@ -238,13 +237,15 @@ impl Batch {
             }
             logits += rows;
             let from = outcome.from as u32;
-            members.push((session.table, from..from + ids.len() as u32, &session.ropes));
+            members.push((session.table, from..from + ids.len() as u32, session));
+            rank = rank.max(session.rank());
             level = level.or(Some(session.options.determinism));
         }
         let Some(level) = level else { return Ok(()) };
         let model = self.pool.model();
         self.scratch.room(model.spec(), self.ids.len(), &mut self.charge)?;
         self.scratch.room_for_logits(model.spec(), logits, &mut self.charge)?;
+        self.scratch.room_for_adapters(self.ids.len(), rank, &mut self.charge)?;
 
         let (store, tables) = pages.parts();
         let mut rows = Vec::with_capacity(self.ids.len());
@@ -252,8 +253,12 @@ impl Batch {
             let table = tables.pages(*table);
             rows.extend(positions.clone().map(|position| Row { table, position }));
         }
-        let ropes: Vec<_> = members.iter().map(|(_, positions, ropes)| (positions.len(), *ropes)).collect();
-        let batch = forward::Batch { ids: &self.ids, rows: &rows, ropes: &ropes, level };
+        let of = members.iter().map(|(_, positions, session)| (positions.len(), session));
+        let ropes: Vec<_> = of.clone().map(|(n, session)| (n, &session.ropes[..])).collect();
+        let adapters: Vec<_> =
+            if rank == 0 { Vec::new() } else { of.map(|(n, session)| (n, &session.adapters[..])).collect() };
+        let (ids, rows) = (&self.ids[..], &rows[..]);
+        let batch = forward::Batch { ids, rows, ropes: &ropes, adapters: &adapters, level };
         model.forward().layers(&batch, store, &mut self.scratch, cancel)?;
         if logits > 0 {
             model.forward().logits(&self.wanted, &mut self.scratch);

@@ -11,6 +11,7 @@
 //! `verify` a step that may be taken back in part, `outputs` is what tokens leave behind other than the last one's
 //! logits.
 
+mod adapters;
 pub mod batch;
 mod embed;
 pub mod generate;
@@ -27,8 +28,11 @@ mod verify;
 
 use std::time::Instant;
 
+use std::sync::Arc;
+
 use llm_kernels::{FloatControl, Row};
 
+use crate::adapter::Use;
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
 use crate::kv::pages::{Pages, TableId};
@@ -136,6 +140,7 @@ pub struct Session {
     reserved: usize,
     /// What the pool finds its pages under, unless they are nobody else's.
     root: Option<Root>,
+    adapters: Arc<[Use]>,
     ropes: Vec<Frequencies>,
     scratch: Scratch,
     charge: Charge,
@@ -208,7 +213,8 @@ impl Session {
         let length = options.rope_length.unwrap_or(capacity as u32);
         let ropes = spec.ropes.iter().map(|rope| Frequencies::new(rope, length)).collect();
         let varies = spec.ropes.iter().any(Frequencies::vary);
-        let root = Root { rope: if varies { length } else { 0 }, level: options.determinism };
+        let root =
+            Root { rope: if varies { length } else { 0 }, level: options.determinism, adapters: [0; 32] };
         // Keys that follow a running length are nobody else's.
         let root = Some(root).filter(|_| !(varies && options.rope_running));
         let charge = model.runtime().charge(Memory::Scratch, 0)?;
@@ -238,6 +244,7 @@ impl Session {
             moved_from: None,
             reserved: 0,
             root,
+            adapters: Arc::new([]),
             ropes,
             scratch: Scratch::default(),
             ids: Vec::new(),
@@ -386,7 +393,9 @@ impl Session {
     ) -> Result<Turn<'a, Pages>> {
         self.verified = 0;
         self.check_ids(ids)?;
-        self.scratch.room(self.model.spec(), ids.len().min(self.options.chunk), &mut self.charge)?;
+        let rows = ids.len().min(self.options.chunk);
+        self.scratch.room(self.model.spec(), rows, &mut self.charge)?;
+        self.scratch.room_for_adapters(rows, self.rank(), &mut self.charge)?;
         pool.lock_unless(cancel)
     }
 
@@ -502,7 +511,8 @@ impl Session {
             &many
         };
         let ropes = &[(rows.len(), &self.ropes[..])];
-        let batch = Batch { ids: &self.ids, rows, ropes, level: self.options.determinism };
+        let adapters: &[_] = if self.adapters.is_empty() { &[] } else { &[(rows.len(), &self.adapters[..])] };
+        let batch = Batch { ids: &self.ids, rows, ropes, adapters, level: self.options.determinism };
         self.model.forward().layers(&batch, store, &mut self.scratch, cancel)?;
         self.tokens.extend_from_slice(chunk);
         Ok(())

@@ -10,7 +10,7 @@
 
 use super::Session;
 use super::batch::{Batch, Slot, Want};
-use super::generate::{Evaluate, Event, Generation, GenerationOptions, Perf, Reason};
+use super::generate::{Event, Generation, GenerationOptions, Perf, Plan, Reason};
 use crate::cancel::Cancel;
 use crate::error::Result;
 use crate::sampler::Sampler;
@@ -25,8 +25,6 @@ struct Branch {
     session: Session,
     sampler: Sampler,
     generation: Generation,
-    /// Tokens of the session that the generation knows of: the session may be ahead of it.
-    shown: usize,
 }
 
 impl std::fmt::Debug for Several {
@@ -53,7 +51,7 @@ impl Several {
             let mut sampler = sampler.clone();
             sampler.set_seed(sampler.params().seed.wrapping_add(i as u64));
             let generation = Generation::new(tokenizer.clone(), options)?;
-            branches.push(Branch { session: session.fork()?, sampler, generation, shown: session.len() });
+            branches.push(Branch { session: session.fork()?, sampler, generation });
         }
         Ok(Self { branches, batch: Batch::new(session.pool())? })
     }
@@ -61,31 +59,37 @@ impl Several {
     /// The next event of every continuation that has not ended, with its number; none once all have. One that failed, as
     /// [`Generation::next`] may, is tried again by the next call.
     pub fn next(&mut self, cancel: Option<&Cancel>) -> Vec<(usize, Result<Event>)> {
-        let mut running: Vec<(usize, &mut Branch)> =
-            (0..).zip(&mut self.branches).filter(|(_, b)| b.generation.reason().is_none()).collect();
-        let pending = |branch: &Branch| branch.generation.unheld().collect::<Vec<i32>>();
-        let ids: Vec<_> = running.iter().map(|(_, branch)| pending(branch)).collect();
-        let mut slots = Vec::new();
-        for ((_, branch), ids) in running.iter_mut().zip(&ids) {
-            // One that is ahead has been told of an error before.
-            if !ids.is_empty() && branch.session.len() == branch.shown {
-                slots.push(Slot { session: &mut branch.session, ids, want: Want::Last });
-            }
-        }
-        // Whatever keeps a slot or all of them from running is met again, and told, by the generation itself.
-        if !slots.is_empty() {
-            self.batch.run(&mut slots, cancel).ok();
-        }
         let mut events = Vec::new();
-        for (i, branch) in running {
-            let mut ahead = Ahead { session: &mut branch.session, shown: &mut branch.shown };
-            let mut event = branch.generation.next(&mut ahead, &mut branch.sampler, cancel);
-            if branch.generation.reason().is_some() && branch.session.len() > branch.shown {
-                // It was cancelled before it took the token.
-                event = branch.session.truncate(branch.shown).and(event);
+        let mut waiting = Vec::new();
+        for (i, branch) in self.branches.iter_mut().enumerate() {
+            if branch.generation.reason().is_some() {
+                continue;
             }
-            events.push((i, event));
+            match branch.generation.plan(&branch.session, &branch.sampler, cancel) {
+                Ok(Plan::Tell(event)) => events.push((i, Ok(event))),
+                Ok(Plan::Run { .. }) => waiting.push((i, branch)),
+                Err(e) => events.push((i, Err(e))),
+            }
         }
+        let mut slots = Vec::new();
+        for (_, Branch { session, generation, .. }) in &mut waiting {
+            let ids = generation.planned();
+            if !ids.is_empty() {
+                slots.push(Slot { session, ids, want: Want::Last });
+            }
+        }
+        // What became of each slot is told by its generation.
+        let ran = if slots.is_empty() { Ok(()) } else { self.batch.run(&mut slots, cancel) };
+        let mut slot = 0;
+        for (i, Branch { session, sampler, generation }) in waiting {
+            let mut run = Ok(());
+            if !generation.planned().is_empty() {
+                run = ran.clone().and_then(|()| self.batch.status(slot));
+                slot += 1;
+            }
+            events.push((i, generation.take(session, sampler, run, None, cancel)));
+        }
+        events.sort_by_key(|(i, _)| *i);
         events
     }
 
@@ -102,29 +106,5 @@ impl Several {
     /// The sessions, to go on with.
     pub fn into_sessions(self) -> Vec<Session> {
         self.branches.into_iter().map(|branch| branch.session).collect()
-    }
-}
-
-/// A session that may be ahead of its generation: it shows a token that it holds already when it is decoded.
-struct Ahead<'a> {
-    session: &'a mut Session,
-    shown: &'a mut usize,
-}
-
-impl Evaluate for Ahead<'_> {
-    fn tokens(&self) -> &[i32] {
-        &self.session.tokens()[..*self.shown]
-    }
-
-    fn logits(&self) -> Result<&[f32]> {
-        self.session.logits()
-    }
-
-    fn decode(&mut self, id: i32, cancel: Option<&Cancel>) -> Result<()> {
-        if self.session.tokens().get(*self.shown) != Some(&id) {
-            self.session.decode(id, cancel)?;
-        }
-        *self.shown += 1;
-        Ok(())
     }
 }

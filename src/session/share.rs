@@ -31,6 +31,7 @@ impl Session {
         let mut fork = Session::with_table(pool, table, charge, options, self.capacity, rope)?;
         fork.tokens = tokens;
         (fork.dropped, fork.moved_from) = (self.dropped, self.moved_from);
+        fork.adapters = self.adapters.clone();
         fork.logits.copy_from_slice(&self.logits);
         fork.logits_at = self.logits_at;
         Ok(fork)

@@ -8,11 +8,13 @@
 //! 24   4  CRC-32C of all behind 28     60  4  ids there are (vocabulary)
 //! 28   4  see below                    64  8  bytes of the host's own
 //! 32   8  see below                    72 32  fingerprint of the model
-//! 104     tokens, i32 each · logits, f32 each, if there · the host's own · pages, zeros where no token is
+//! 104 32  BLAKE3 of the adapters' fingerprints, each with its scale; zeros for none
+//! 136     tokens, i32 each · logits, f32 each, if there · the host's own · pages, zeros where no token is
 //! ```
 //! Little-endian. After an overflow, at 28: the first token whose keys were moved, plus 1, or 0; at 32: tokens dropped
-//! so far, and at 36 the same with all bits turned; else zeros. Everything is checked before a session changes. Pages that come from a snapshot are the session's
-//! alone: they are never found by others, since nobody can tell whether their bytes were computed from the tokens.
+//! so far, and at 36 the same with all bits turned; else zeros. Everything is checked before a session changes. Pages
+//! that come from a snapshot are the session's alone: they are never found by others, since nobody can tell whether
+//! their bytes were computed from the tokens.
 
 use std::fs::File;
 use std::io::Write;
@@ -27,7 +29,7 @@ use crate::kv::{KvType, Root};
 
 const MAGIC: &[u8; 8] = b"llmsnap\n";
 const VERSION: u32 = 1;
-const HEADER: usize = 104;
+const HEADER: usize = 136;
 /// Bytes that the checksum does not cover: those before and in it.
 const BEFORE_CHECKED: usize = 28;
 
@@ -46,6 +48,8 @@ pub struct SnapshotInfo {
     pub determinism: Level,
     /// Length that rotary scaling was told; 0 where it does not matter.
     pub rope_length: u32,
+    /// What names the adapters it was computed with, and their scales; zeros for none.
+    pub adapters: [u8; 32],
     /// The tokens it holds.
     pub tokens: Vec<i32>,
     /// What the host put beside it, such as the state of a sampler.
@@ -121,6 +125,7 @@ impl Session {
         out.extend(self.model.spec().vocab.to_le_bytes());
         out.extend((extra.len() as u64).to_le_bytes());
         out.extend(self.model.fingerprint());
+        out.extend(root.adapters);
         self.tokens.iter().for_each(|id| out.extend(id.to_le_bytes()));
         logits.into_iter().flatten().for_each(|logit| out.extend(logit.to_le_bytes()));
         out.extend(extra);
@@ -155,7 +160,7 @@ impl Session {
     ///
     /// # Errors
     /// `BAD_STATE` if the session holds tokens; `BAD_FORMAT`, `BAD_VERSION`, `CHECKSUM` for damaged bytes;
-    /// `MISMATCH` for another model, KV type, page size, determinism level or rotary length; `CONTEXT_FULL`,
+    /// `MISMATCH` for another model, KV type, page size, determinism level, rotary length or adapters; `CONTEXT_FULL`,
     /// `KV_FULL`, `BUDGET`. Session and pool are as before then.
     pub fn restore(&mut self, bytes: &[u8]) -> Result<Vec<u8>> {
         if !self.is_empty() {
@@ -214,11 +219,16 @@ impl Session {
         if snapshot.page_bytes != bytes {
             return differs("size of a page in bytes", &bytes, &snapshot.page_bytes);
         }
-        let root = Root { rope: info.rope_length, level: info.determinism };
+        let root = Root { rope: info.rope_length, level: info.determinism, adapters: info.adapters };
         match self.root {
             Some(own) if own == root => {}
             Some(own) if own.level != root.level => {
                 return differs("determinism level", &own.level, &root.level);
+            }
+            Some(own) if own.adapters != root.adapters => {
+                let message =
+                    "the snapshot was made with other adapters, scales, or another order of them: set those";
+                return Err(Error::new(Status::MISMATCH, message));
             }
             own => return differs("rotary length", &own.map(|own| own.rope), &root.rope),
         }
@@ -273,6 +283,7 @@ fn parse(bytes: &[u8]) -> Result<Parsed<'_>> {
     let (rope_length, vocab) = (u32_at(56).ok_or_else(short)?, u32_at(60).ok_or_else(short)?);
     let extra = u64_at(64).ok_or_else(short)?;
     let fingerprint = *bytes[72..].first_chunk().ok_or_else(short)?;
+    let adapters = *bytes[104..].first_chunk().ok_or_else(short)?;
 
     let mut rest = &bytes[HEADER..];
     let mut part = |size: Option<u64>| {
@@ -300,6 +311,7 @@ fn parse(bytes: &[u8]) -> Result<Parsed<'_>> {
         page_tokens,
         determinism: level,
         rope_length,
+        adapters,
         tokens,
         extra: extra.to_vec(),
     };

@@ -46,6 +46,7 @@ impl Session {
         }
         self.scratch.room(self.model.spec(), ids.len(), &mut self.charge)?;
         self.scratch.room_for_logits(self.model.spec(), rows, &mut self.charge)?;
+        self.scratch.room_for_adapters(ids.len(), self.rank(), &mut self.charge)?;
         let (before, pool) = (self.tokens.len(), self.pool.clone());
         let mut pages = pool.lock_unless(cancel)?;
         self.enter(&mut pages, ids, 0)?;

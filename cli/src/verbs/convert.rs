@@ -3,18 +3,20 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use llm::Cancel;
+use llm_convert::adapter::{AdapterOptions, convert_adapter, is_adapter};
 use llm_format::quant::Type;
 
 use crate::common;
 use crate::progress::Progress;
 use crate::stop::Writing;
 
-/// Turn a checkpoint into a .llm file
+/// Turn a checkpoint, or an adapter of one, into a .llm file
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face directory, or one .safetensors file with its config.json beside it
+    /// A Hugging Face directory, or one .safetensors file with its config.json beside it; or the directory of a LoRA
+    /// adapter as PEFT saves it
     source: PathBuf,
     /// The file to write
     #[arg(short, long, value_name = "OUT.llm")]
@@ -29,10 +31,22 @@ pub struct Args {
     /// What `libllm importance` wrote for this model: types of few bits then keep those inputs best that matter most
     #[arg(long, value_name = "FILE")]
     importance: Option<PathBuf>,
+    /// What an adapter is for: the converted model, or its checkpoint's directory
+    #[arg(long, value_name = "MODEL")]
+    base: Option<PathBuf>,
+    /// Let the adapter run with the very file of --base alone, not with every type of that model
+    #[arg(long, requires = "base")]
+    only: bool,
 }
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
+    if is_adapter(&args.source) {
+        return adapter(args);
+    }
+    if args.base.is_some() {
+        bail!("--base: {} is not an adapter: it has no adapter_config.json", args.source.display());
+    }
     let ty = Type::parse(&args.ty).with_context(|| format!("--type {}: unknown", args.ty))?;
     let options = llm_convert::Options {
         ty,
@@ -43,6 +57,26 @@ pub fn run(args: &Args) -> Result<()> {
     let summary = convert(&args.source, &args.out, &options)?;
     say!("{summary}")?;
     Ok(())
+}
+
+/// Converts an adapter.
+fn adapter(args: &Args) -> Result<()> {
+    let Some(base) = &args.base else {
+        bail!("{}: an adapter needs its model: name it with --base", args.source.display());
+    };
+    let _writing = Writing::begin();
+    let options = AdapterOptions { only: args.only, ..AdapterOptions::default() };
+    let summary = convert_adapter(&args.source, base, &args.out, &options)?;
+    for warning in &summary.warnings {
+        note!("warning: {warning}");
+    }
+    let (out, count) = (args.out.display(), summary.targets);
+    say!(
+        "{out}: adapter for {}, {count} matrices, rank {}, {} parameters",
+        summary.architecture,
+        summary.rank,
+        summary.parameters
+    )
 }
 
 /// Converts with a progress bar and returns a line that says what was written.

@@ -29,7 +29,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut options = args.model.run.session_options(ids.len())?;
     // Rotary tables that depend on the length take the whole text's.
     options.rope_length = u32::try_from(ids.len()).ok();
-    let mut session = Session::new(&model, options)?;
+    let mut session = args.model.adapted(Session::new(&model, options)?)?;
 
     // The rows are written as they come: [T, vocabulary] of a long text would not fit in memory.
     let vocab = model.spec().vocab as usize;

@@ -21,7 +21,7 @@ pub fn session(args: &ModelArgs, model: &Model, prompt: usize, more: usize, coun
     let shared = prompt / options.page;
     let own = options.max_tokens.div_ceil(options.page) - shared;
     pool.resize(pool.stats().page_bytes * (shared + 1 + count * own) as u64)?;
-    Ok(Session::in_pool(&pool, options)?)
+    args.adapted(Session::in_pool(&pool, options)?)
 }
 
 /// Runs `count` continuations of what `session` holds to their ends, and prints them: a JSON object with a list, or each
