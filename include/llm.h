@@ -1526,6 +1526,10 @@ llm_status llm_spec_options_set_ngram(struct llm_spec_options *options,
                                       size_t corpus_count,
                                       struct llm_error **out_err);
 
+/* Lets the second model in the model's own file guess: a self-drafting head, or a small model that `libllm convert
+ * --draft` put there. llm_spec_check answers UNSUPPORTED for a file without one. NULL_ARG, BUSY. X. */
+llm_status llm_spec_options_set_self(struct llm_spec_options *options);
+
 /* Guesses from `least` to `most` tokens at a time (1 ≤ least ≤ most ≤ 32). NULL_ARG, INVALID_ARG, BUSY. X. */
 llm_status llm_spec_options_set_lengths(struct llm_spec_options *options,
                                         uint32_t least,
@@ -1544,7 +1548,7 @@ llm_status llm_spec_options_set_min_gain(struct llm_spec_options *options,
 /* Frees options; NULL is allowed. X. */
 void llm_spec_options_free(struct llm_spec_options *options);
 
-/* Whether tokens can be guessed so for a model: OK, or MISMATCH naming the first difference of the draft's vocabulary
+/* Whether tokens can be guessed so for a model: OK, UNSUPPORTED without the second model that was asked for, or MISMATCH naming the first difference of the draft's vocabulary
  * (number of ids, special token, text of a token). NULL_ARG, INVALID_ARG, BUSY. S; the options X. */
 llm_status llm_spec_check(const struct llm_model *target,
                           struct llm_spec_options *options,

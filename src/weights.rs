@@ -13,7 +13,8 @@ use llm_kernels::{Experts as StackView, Matrix as MatrixView};
 use crate::backend::Norm;
 use crate::error::{Error, Result, Status};
 use crate::mmap::Bytes;
-use crate::model::arch::{self, LayerSlot as L, Slot};
+use crate::model::arch::{self, LayerSlot as L, Slot, Want};
+use crate::model::draft::{self, Draft};
 use crate::model::spec::{self, Attention, Ffn, Spec};
 use crate::tensor::{Matrix, Stack, Vector};
 
@@ -28,6 +29,17 @@ pub(crate) struct Weights {
     /// The embedding again where the model is tied.
     pub(crate) head: Matrix,
     pub(crate) head_bias: Option<Vector>,
+    /// Of a self-drafting head.
+    pub(crate) join: Option<JoinWeights>,
+}
+
+/// Where a head takes in a token and the hidden vector before it.
+#[derive(Debug)]
+pub(crate) struct JoinWeights {
+    pub(crate) token_norm: Norm,
+    pub(crate) hidden_norm: Norm,
+    /// `[width, 2 width]`
+    pub(crate) matrix: Matrix,
 }
 
 /// Weights of a layer; fields as in [`spec::Layer`].
@@ -172,9 +184,31 @@ impl Weights {
     /// `UNSUPPORTED` for an architecture that is not known; `BAD_FORMAT` for a tensor that is missing, has another
     /// shape, or a type that its place does not allow.
     pub(crate) fn find(spec: &Spec, index: &Index, file: &Bytes) -> Result<Self> {
-        let arch = arch::find(&spec.architecture)?;
+        Self::find_all((arch::find(&spec.architecture)?.tensors)(spec), spec, None, index, file)
+    }
+
+    /// The same of a file's second model.
+    ///
+    /// # Errors
+    /// As [`Weights::find`].
+    pub(crate) fn find_draft(draft: &Draft, index: &Index, file: &Bytes) -> Result<Self> {
+        let mut wants = draft.tensors(0)?;
+        if draft.join.is_some() {
+            let first = (arch::find(&draft.model.architecture)?.tensors)(&draft.model);
+            wants.extend(first.into_iter().filter(|want| draft::shared(want.slot)));
+        }
+        Self::find_all(wants, &draft.model, draft.join, index, file)
+    }
+
+    fn find_all(
+        wants: Vec<Want>,
+        spec: &Spec,
+        join: Option<spec::Norm>,
+        index: &Index,
+        file: &Bytes,
+    ) -> Result<Self> {
         let mut found = HashMap::new();
-        for want in (arch.tensors)(spec) {
+        for want in wants {
             let wrong = |message: String| {
                 Error::new(Status::BAD_FORMAT, format!("tensor `{}`: {message}", want.name))
             };
@@ -188,12 +222,12 @@ impl Weights {
             let shape = tensor.shape.iter().map(|&n| n as usize).collect();
             found.insert(want.slot, Found { name: want.name, ty: tensor.ty, shape, bytes });
         }
-        Tensors(found).weights(spec)
+        Tensors(found).weights(spec, join)
     }
 }
 
 impl Tensors {
-    fn weights(&mut self, spec: &Spec) -> Result<Weights> {
+    fn weights(&mut self, spec: &Spec, join: Option<spec::Norm>) -> Result<Weights> {
         let embedding = self.matrix(Slot::Embedding)?;
         let head = if spec.tied { embedding.clone() } else { self.matrix(Slot::Head)? };
         let embedding_norm = spec.embedding_norm;
@@ -207,6 +241,15 @@ impl Tensors {
             final_norm: self.norm_of(spec.final_norm, Slot::FinalNorm, Slot::FinalNormBias)?,
             head,
             head_bias: self.vector_if(spec.head_bias, Slot::HeadBias)?,
+            join: join.map(|norm| self.join(norm)).transpose()?,
+        })
+    }
+
+    fn join(&mut self, norm: spec::Norm) -> Result<JoinWeights> {
+        Ok(JoinWeights {
+            token_norm: self.norm_of(norm, Slot::JoinToken, Slot::JoinToken)?,
+            hidden_norm: self.norm_of(norm, Slot::JoinHidden, Slot::JoinHidden)?,
+            matrix: self.matrix(Slot::Join)?,
         })
     }
 

@@ -26,8 +26,11 @@ const PERIOD: usize = 24;
 #[derive(clap::Args)]
 pub struct SpecArgs {
     /// Let the model in this file guess tokens; its vocabulary is that of the model. The text stays the same
-    #[arg(long, value_name = "FILE", conflicts_with = "ngram")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["ngram", "own_draft"])]
     draft: Option<PathBuf>,
+    /// Let the second model in the model's own file guess tokens: its head, or a small model. The text stays the same
+    #[arg(long, conflicts_with = "ngram")]
+    own_draft: bool,
     /// Guess what followed the last tokens where they stood before. The text stays the same
     #[arg(long)]
     ngram: bool,
@@ -43,6 +46,7 @@ impl SpecArgs {
             (Some(file), _) => {
                 SpecOptions::draft(&Model::open_path(model.runtime(), file, &OpenOptions::default(), None)?)
             }
+            (None, _) if self.own_draft => SpecOptions::own(),
             (None, true) => SpecOptions::ngram(),
             (None, false) => return Ok(None),
         };

@@ -14,6 +14,7 @@
 use std::path::{Path, PathBuf};
 
 use llm::model::arch::{self, Arch, Want};
+use llm::model::draft::{self, Draft};
 use llm::model::spec::Spec;
 use llm::{Error, Result, Status};
 use llm_format::quant::Type;
@@ -33,7 +34,7 @@ mod values;
 use checkpoint::Checkpoint;
 use encode::Item;
 pub use random::{SHAPES, random};
-use values::Origin;
+use values::{Origin, Values};
 
 /// What to convert to.
 #[derive(Clone, Debug)]
@@ -46,11 +47,14 @@ pub struct Options {
     pub name: Option<String>,
     /// A file of `libllm importance`: integer types then make those errors small that matter.
     pub importance: Option<PathBuf>,
+    /// A checkpoint of a small model with the same tokenizer, which goes into the file to guess tokens; in place of the
+    /// head that the checkpoint itself may have.
+    pub draft: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { ty: Type::Q4, pattern: None, name: None, importance: None }
+        Self { ty: Type::Q4, pattern: None, name: None, importance: None, draft: None }
     }
 }
 
@@ -101,9 +105,20 @@ pub fn convert(source: &Path, out: &Path, options: &Options, progress: &dyn Prog
     let dir = checkpoint.directory().to_path_buf();
     let config = checkpoint::read_json(&dir.join("config.json"))?;
     let (arch, spec) = arch::read_config(&config).map_err(|e| e.context(dir.display()))?;
-    let wants = match_tensors(arch, &spec, &checkpoint).map_err(|e| e.context(dir.display()))?;
+    let mut wants = (arch.tensors)(&spec);
+    let own = wants.len();
+    let second = options.draft.as_deref().map(Second::open).transpose()?;
+    let head = Draft::behind(&spec, |name| checkpoint.tensors().contains_key(name));
+    let head = head.filter(|_| second.is_none());
+    if let Some(head) = &head {
+        wants.extend(head.tensors(spec.layers.len())?);
+    }
+    let mut wants = match_tensors(arch, &spec, wants, &checkpoint).map_err(|e| e.context(dir.display()))?;
+    let of_draft = wants.split_off(own);
     let importance = options.importance.as_deref().map(importance::Importance::read).transpose()?;
-    let items = encode::items(wants, options.ty, importance.as_ref())?;
+    let mut items = encode::items(wants, options.ty, importance.as_ref())?;
+    let of_draft = second.as_ref().map_or(of_draft, |second| second.wants.clone());
+    items.extend(encode::items(of_draft, options.ty, None)?);
 
     let mut warnings = Vec::new();
     let built = tokenizer::load_dir(&dir, options.pattern.as_deref())?;
@@ -111,6 +126,11 @@ pub fn convert(source: &Path, out: &Path, options: &Options, progress: &dyn Prog
     let name = options.name.clone().unwrap_or_else(|| model_name(&config, &dir));
     let mut metadata = Map::new();
     metadata.insert("name".into(), name.clone().into());
+    if let Some(draft) = second.as_ref().map(|second| &second.draft).or(head.as_ref()) {
+        let draft = serde_json::to_value(draft)
+            .map_err(|e| Error::new(Status::INTERNAL, format!("the draft's description: {e}")))?;
+        metadata.insert("draft".into(), draft);
+    }
     match &built {
         Some(built) => {
             let tokens = tokens(&built.tables)?;
@@ -131,11 +151,75 @@ pub fn convert(source: &Path, out: &Path, options: &Options, progress: &dyn Prog
     if let Some(license) = metadata::license(&dir) {
         metadata.insert("license".into(), license.into());
     }
+    if let Some(second) = &second {
+        second.same_vocabulary(&spec, built.as_ref().map(|b| &b.tables[..]), options)?;
+    }
+    let origin = Both { first: &checkpoint, second: second.as_ref().map(|second| &second.checkpoint) };
     let (kind, tables) = built.map(|b| (b.kind.to_string(), b.tables)).unzip();
-    let mut summary = write(out, &spec, metadata, tables, &items, options.ty, &checkpoint, progress)?;
+    let mut summary = write(out, &spec, metadata, tables, &items, options.ty, &origin, progress)?;
     summary.tokenizer = kind;
     summary.warnings.extend(warnings);
     Ok(summary)
+}
+
+/// The checkpoint of a draft.
+struct Second {
+    checkpoint: Checkpoint,
+    draft: Draft,
+    /// Under their names in the file.
+    wants: Vec<Want>,
+}
+
+impl Second {
+    fn open(source: &Path) -> Result<Self> {
+        let checkpoint = Checkpoint::open(source)?;
+        let dir = checkpoint.directory().to_path_buf();
+        let config = checkpoint::read_json(&dir.join("config.json"))?;
+        let (arch, model) = arch::read_config(&config).map_err(|e| e.context(dir.display()))?;
+        let draft = Draft { model, join: None };
+        let wants = (arch.tensors)(&draft.model);
+        let mut wants =
+            match_tensors(arch, &draft.model, wants, &checkpoint).map_err(|e| e.context(dir.display()))?;
+        wants.iter_mut().for_each(|want| want.name.insert_str(0, draft::PREFIX));
+        Ok(Self { checkpoint, draft, wants })
+    }
+
+    /// Refuses a draft whose ids mean something else.
+    fn same_vocabulary(&self, first: &Spec, tables: Option<&[u8]>, options: &Options) -> Result<()> {
+        let dir = self.checkpoint.directory();
+        let own = tokenizer::load_dir(dir, options.pattern.as_deref())?;
+        let same = match (tables, &own) {
+            (Some(tables), Some(own)) => tables == &own.tables[..],
+            _ => first.vocab == self.draft.model.vocab,
+        };
+        if same {
+            return Ok(());
+        }
+        let what = format!("{}: the draft's tokenizer is not that of the model", dir.display());
+        Err(Error::new(Status::MISMATCH, what))
+    }
+}
+
+/// Values of the file's two models.
+struct Both<'a> {
+    first: &'a Checkpoint,
+    second: Option<&'a Checkpoint>,
+}
+
+impl Both<'_> {
+    fn of(&self, want: &Want) -> &Checkpoint {
+        self.second.filter(|_| want.name.starts_with(draft::PREFIX)).unwrap_or(self.first)
+    }
+}
+
+impl Origin for Both<'_> {
+    fn matrix<'a>(&'a self, want: &'a Want, index: usize) -> Result<Box<dyn Values + 'a>> {
+        self.of(want).matrix(want, index)
+    }
+
+    fn vector(&self, want: &Want) -> Result<Vec<f32>> {
+        self.of(want).vector(want)
+    }
 }
 
 /// How many tokens the tables hold.
@@ -166,10 +250,14 @@ fn few(list: &[String]) -> String {
     }
 }
 
-/// The tensors that `spec` wants, with sources under the names they have in this checkpoint.
-fn match_tensors(arch: &Arch, spec: &Spec, checkpoint: &Checkpoint) -> Result<Vec<Want>> {
+/// `wants`, the tensors of a model of `spec`, with sources under the names they have in this checkpoint.
+fn match_tensors(
+    arch: &Arch,
+    spec: &Spec,
+    mut wants: Vec<Want>,
+    checkpoint: &Checkpoint,
+) -> Result<Vec<Want>> {
     let stored = checkpoint.tensors();
-    let mut wants = (arch.tensors)(spec);
     // A checkpoint of the bare model, without its head, has no prefix on any name.
     let bare = !stored.keys().any(|name| name.starts_with(arch.prefix));
     let mut used = std::collections::BTreeSet::new();

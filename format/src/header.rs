@@ -19,6 +19,8 @@ pub const MAJOR: u16 = 1;
 /// Minor version that the writer writes. Every minor version is read: what a newer one adds is in sections of its own,
 /// which say whether they may be skipped, and in types, which are refused by name where they are not known.
 pub const MINOR: u16 = 0;
+/// Minor version of a file with a second model: 1.1 added the metadata's key `draft`.
+pub const MINOR_DRAFT: u16 = 1;
 /// Bytes of the header without its sections.
 pub const FIXED: usize = 64;
 /// Bytes of one section's entry.
@@ -104,12 +106,12 @@ impl Section {
 }
 
 /// The header of a file of `file_len` bytes with these sections.
-pub(crate) fn encode(file_len: u64, identity: [u8; 32], sections: &[Section]) -> Vec<u8> {
+pub(crate) fn encode(minor: u16, file_len: u64, identity: [u8; 32], sections: &[Section]) -> Vec<u8> {
     let header_len = FIXED + ENTRY * sections.len();
     let mut out = Vec::with_capacity(header_len);
     out.extend(MAGIC);
     out.extend(MAJOR.to_le_bytes());
-    out.extend(MINOR.to_le_bytes());
+    out.extend(minor.to_le_bytes());
     out.extend((header_len as u32).to_le_bytes());
     out.extend(file_len.to_le_bytes());
     out.extend((sections.len() as u32).to_le_bytes());

@@ -50,6 +50,7 @@ pub struct Writer<W = TempFile> {
     /// In the order of the plan.
     tensors: Vec<Tensor>,
     hash: LateFront,
+    minor: u16,
     file_len: u64,
     /// The tensor being written, its bytes so far and their checksum.
     current: usize,
@@ -189,7 +190,7 @@ impl<W: Write + Seek> Writer<W> {
         let header_len = header::FIXED + header::ENTRY * self.sections.len();
         let identity = self.hash.finish(&front[header_len..]);
         let sections: Vec<Section> = self.sections.iter().map(|(s, _)| *s).collect();
-        let header = header::encode(self.file_len, identity, &sections);
+        let header = header::encode(self.minor, self.file_len, identity, &sections);
         let doing = |e: std::io::Error| Error::io("writing the front of the file", &e);
         // The header comes last: before it is there, no reader takes the file for one.
         self.out.seek(SeekFrom::Start(header_len as u64)).map_err(doing)?;
@@ -213,6 +214,7 @@ impl<W: Write + Seek> Writer<W> {
 struct Layout {
     sections: Vec<(Section, Vec<u8>)>,
     tensors: Vec<Tensor>,
+    minor: u16,
     file_len: u64,
     /// Bytes before the first tensor.
     front_len: u64,
@@ -263,7 +265,9 @@ impl Layout {
                 *data = encode_table(&tensors);
             }
         }
-        let layout = Layout { sections, tensors, file_len: end, front_len };
+        // What older readers know stays at the version that they know.
+        let minor = if metadata.contains_key("draft") { header::MINOR_DRAFT } else { header::MINOR };
+        let layout = Layout { sections, tensors, minor, file_len: end, front_len };
         layout.check()?;
         Ok(layout)
     }
@@ -272,7 +276,7 @@ impl Layout {
     fn check(&self) -> Result<()> {
         let mut front = lay_front(&self.sections, self.front_len);
         let sections: Vec<Section> = self.sections.iter().map(|(s, _)| *s).collect();
-        let header = header::encode(self.file_len, [0; 32], &sections);
+        let header = header::encode(self.minor, self.file_len, [0; 32], &sections);
         front[..header.len()].copy_from_slice(&header);
         match Index::parse_front(&front, self.file_len) {
             // A required section of a kind that this library does not know may be written, and is then not read.
@@ -292,6 +296,7 @@ impl Layout {
             sections: self.sections,
             tensors: self.tensors,
             hash: LateFront::new(self.front_len - header_len),
+            minor: self.minor,
             file_len: self.file_len,
             current: 0,
             written: 0,

@@ -164,6 +164,18 @@ pub unsafe extern "C" fn llm_spec_options_set_ngram(
     })
 }
 
+/// Lets the second model in the model's own file guess: a self-drafting head, or a small model that `libllm convert
+/// --draft` put there. llm_spec_check answers UNSUPPORTED for a file without one. NULL_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_spec_options_set_self(options: *mut llm_spec_options) -> llm_status {
+    entry!(|host| {
+        let mut spec = handle::lock(host, options, "options")?;
+        spec.options.source = Source::Own;
+        spec.alive = None;
+        Ok(Status::OK)
+    })
+}
+
 /// Guesses from `least` to `most` tokens at a time (1 ≤ least ≤ most ≤ 32). NULL_ARG, INVALID_ARG, BUSY. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_spec_options_set_lengths(
@@ -215,7 +227,7 @@ pub unsafe extern "C" fn llm_spec_options_free(options: *mut llm_spec_options) {
     entry!(else (), |host| handle::free(host, options))
 }
 
-/// Whether tokens can be guessed so for a model: OK, or MISMATCH naming the first difference of the draft's vocabulary
+/// Whether tokens can be guessed so for a model: OK, UNSUPPORTED without the second model that was asked for, or MISMATCH naming the first difference of the draft's vocabulary
 /// (number of ids, special token, text of a token). NULL_ARG, INVALID_ARG, BUSY. S; the options X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_spec_check(

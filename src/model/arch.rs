@@ -117,6 +117,12 @@ pub enum Slot {
     Head,
     /// `[vocab]`
     HeadBias,
+    /// Of a self-drafting head: norm of the token's embedding, `[width]`.
+    JoinToken,
+    /// … norm of the hidden vector, `[width]`.
+    JoinHidden,
+    /// … `[width, 2 width]`, of both.
+    Join,
     /// One of a layer.
     Layer(u32, LayerSlot),
 }

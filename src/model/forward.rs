@@ -47,7 +47,7 @@ pub(crate) struct Scratch {
     /// The residual stream, `[m, width]`.
     pub(crate) x: Tensor,
     /// A block's normed input.
-    h: Tensor,
+    pub(super) h: Tensor,
     /// A block's output.
     y: Tensor,
     /// Second output of a parallel layer.
@@ -69,10 +69,13 @@ pub(crate) struct Scratch {
     low: Tensor,
     /// Some rows of the residual stream, normed: hidden states.
     pub(crate) last: Tensor,
+    /// Of a head: the hidden vectors it goes on from, and both norms' results side by side, `[m, 2 width]`.
+    pub(crate) hidden: Tensor,
+    pub(super) joined: Tensor,
     pub(crate) logits: Tensor,
     /// One per rotary table.
     angles: Vec<Angles>,
-    input: Input,
+    pub(super) input: Input,
     choice: Choice,
 }
 
@@ -217,6 +220,9 @@ impl Forward<'_> {
         }
 
         device.embed(&w.embedding, batch.ids, spec.embedding_scale, &mut s.x);
+        if let Some(join) = &w.join {
+            self.join(join, m, s);
+        }
         if let Some(positions) = &w.positions {
             s.choice.rows.clear();
             s.choice.rows.extend(batch.rows.iter().map(|row| row.position));
@@ -524,7 +530,7 @@ impl Forward<'_> {
     }
 
     /// out = input · weightᵀ + bias
-    fn linear(&self, weight: &Matrix, bias: Option<&Vector>, input: &mut Input, out: &mut Tensor) {
+    pub(super) fn linear(&self, weight: &Matrix, bias: Option<&Vector>, input: &mut Input, out: &mut Tensor) {
         self.device.matmul(input, &mut [Product { weight, bias, out }]);
     }
 }

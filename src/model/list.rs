@@ -34,6 +34,11 @@ impl Origin {
         Self { name: name.into(), sources: vec![source], plus: 0.0 }
     }
 
+    /// Name, sources, and what is added.
+    pub(crate) fn parts(self) -> (String, Vec<Source>, f32) {
+        (self.name, self.sources, self.plus)
+    }
+
     /// Adds one to every value (gemma's norms).
     pub(crate) fn plus_one(mut self) -> Self {
         self.plus = 1.0;

@@ -17,6 +17,7 @@ use llm_format::{Index, kind};
 use llm_kernels::RouteSpec;
 use serde_json::{Map, Value};
 
+use super::draft::Draft;
 use super::forward::Forward;
 use super::spec::{Attention, Ffn, Spec};
 use crate::cancel::Cancel;
@@ -93,10 +94,12 @@ pub struct Model(Arc<Inner>);
 struct Inner {
     runtime: Runtime,
     file: Bytes,
-    index: Index,
+    index: Arc<Index>,
     spec: Spec,
     weights: Weights,
     tokenizer: OnceLock<Result<Arc<Tokenizer>>>,
+    /// The file's second model.
+    draft: OnceLock<Result<Option<Model>>>,
     /// The copy of the file, if it was copied.
     _charge: Option<Charge>,
     /// Held for its end.
@@ -270,10 +273,11 @@ impl Model {
         let inner = Inner {
             runtime: runtime.clone(),
             file,
-            index,
+            index: Arc::new(index),
             spec,
             weights,
             tokenizer,
+            draft: OnceLock::new(),
             _charge: charge,
             _prefetch: prefetch,
         };
@@ -311,6 +315,37 @@ impl Model {
             Ok(Arc::new(Tokenizer::from_tables(self.0.file.slice(section))?))
         };
         self.0.tokenizer.get_or_init(open).as_ref().map_err(Clone::clone)
+    }
+
+    /// The file's second model, which guesses this one's tokens; `None` without. It is read at the first call.
+    ///
+    /// # Errors
+    /// `BAD_FORMAT`, `UNSUPPORTED`, as [`Model::open_path`].
+    pub fn draft(&self) -> Result<Option<&Model>> {
+        let open = || {
+            let (file, index) = (&self.0.file, &self.0.index);
+            let Some(draft) = Draft::read(index.metadata(), &self.0.spec)? else { return Ok(None) };
+            runnable(&draft.model)?;
+            let weights = Weights::find_draft(&draft, index, file)?;
+            let _ = self.tokenizer(); // theirs is the same
+            Ok(Some(Self(Arc::new(Inner {
+                runtime: self.0.runtime.clone(),
+                file: file.clone(),
+                index: index.clone(),
+                spec: draft.model,
+                weights,
+                tokenizer: self.0.tokenizer.clone(),
+                draft: OnceLock::from(Ok(None)),
+                _charge: None,
+                _prefetch: None,
+            }))))
+        };
+        self.0.draft.get_or_init(open).as_ref().map(Option::as_ref).map_err(Clone::clone)
+    }
+
+    /// Whether it is a head that goes on from another model's hidden vectors, and cannot run by itself.
+    pub fn is_head(&self) -> bool {
+        self.0.weights.join.is_some()
     }
 
     /// Its chat template: the default one, or the one of that name.

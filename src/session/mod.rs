@@ -15,6 +15,7 @@ mod adapters;
 pub mod batch;
 mod embed;
 pub mod generate;
+mod hidden;
 mod outputs;
 mod overflow;
 pub mod schedule;
@@ -150,6 +151,8 @@ pub struct Session {
     /// How many tokens the logits are behind of.
     logits_at: Option<usize>,
     counters: stats::Counters,
+    /// Hidden vectors of the last tokens, where somebody wants them.
+    hidden: Option<hidden::Hidden>,
     /// Rows of logits in the scratch that a verification left there.
     verified: usize,
 }
@@ -166,6 +169,12 @@ impl Session {
     /// # Errors
     /// `INVALID_ARG` for options that make no sense or exceed learned positions, `NO_MEMORY`, `BUDGET`.
     pub fn new(model: &Model, options: SessionOptions) -> Result<Self> {
+        whole(model)?;
+        Self::alone(model, options)
+    }
+
+    /// Also of a head, which reads in its own way ([`Session::read_joined`]).
+    pub(crate) fn alone(model: &Model, options: SessionOptions) -> Result<Self> {
         let capacity = Self::check_options(model, &options)?;
         let kv = KvOptions {
             page: options.page,
@@ -183,6 +192,7 @@ impl Session {
     /// # Errors
     /// As [`Session::new`].
     pub fn in_pool(pool: &KvPool, options: SessionOptions) -> Result<Self> {
+        whole(pool.model())?;
         let capacity = Self::check_options(pool.model(), &options)?;
         Self::make(pool.clone(), options, capacity)
     }
@@ -251,6 +261,7 @@ impl Session {
             logits: Vec::new(),
             logits_at: None,
             counters: stats::Counters::default(),
+            hidden: None,
             verified: 0,
         };
         let spec = session.model.spec();
@@ -514,6 +525,7 @@ impl Session {
         let adapters: &[_] = if self.adapters.is_empty() { &[] } else { &[(rows.len(), &self.adapters[..])] };
         let batch = Batch { ids: &self.ids, rows, ropes, adapters, level: self.options.determinism };
         self.model.forward().layers(&batch, store, &mut self.scratch, cancel)?;
+        self.collect_hidden(chunk.len())?;
         self.tokens.extend_from_slice(chunk);
         Ok(())
     }
@@ -572,6 +584,7 @@ impl Session {
 
     fn forget_in(&mut self, pages: &mut Pages, tokens: usize) {
         self.keep_tokens(tokens);
+        self.truncate_hidden();
         pages.truncate(self.table, tokens, self.reserved);
     }
 }
@@ -580,6 +593,16 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.pool.close_soon(self.table);
     }
+}
+
+/// Refuses a head, which cannot run by itself.
+fn whole(model: &Model) -> Result<()> {
+    if !model.is_head() {
+        return Ok(());
+    }
+    let message =
+        "this is a self-drafting head, which has no session of its own: take the model that it belongs to";
+    Err(Error::new(Status::UNSUPPORTED, message))
 }
 
 /// Refuses rows of logits or hidden states that are not finite. `position` tells that of a row.
@@ -626,6 +649,14 @@ impl generate::Evaluate for Session {
 
     fn verifiable(&self) -> usize {
         self.verifiable()
+    }
+
+    fn keep_hidden(&mut self) {
+        self.keep_hidden();
+    }
+
+    fn hidden(&self) -> Option<(usize, &[f32])> {
+        self.kept_hidden()
     }
 
     fn verify(&mut self, ids: &[i32], rows: usize, cancel: Option<&Cancel>) -> Result<()> {

@@ -37,6 +37,9 @@ pub struct Args {
     /// Let the adapter run with the very file of --base alone, not with every type of that model
     #[arg(long, requires = "base")]
     only: bool,
+    /// A checkpoint of a small model with the same tokenizer: it goes into the file to guess tokens
+    #[arg(long, value_name = "DIR")]
+    draft: Option<PathBuf>,
 }
 
 /// Runs the verb.
@@ -52,6 +55,7 @@ pub fn run(args: &Args) -> Result<()> {
         ty,
         pattern: args.pattern.clone(),
         importance: args.importance.clone(),
+        draft: args.draft.clone(),
         ..llm_convert::Options::default()
     };
     let summary = convert(&args.source, &args.out, &options)?;

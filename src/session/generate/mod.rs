@@ -89,6 +89,12 @@ pub trait Evaluate {
     fn row(&self, row: usize) -> Result<&[f32]> {
         Err(Error::new(Status::BAD_STATE, format!("row {row}: nothing was verified")))
     }
+    /// Keeps hidden vectors from now on, where that is possible.
+    fn keep_hidden(&mut self) {}
+    /// As [`crate::session::Session::kept_hidden`].
+    fn hidden(&self) -> Option<(usize, &[f32])> {
+        None
+    }
     /// Behind a verification: keeps the first `tokens` tokens and the logits behind the last of them, which are
     /// `logits` or else those computed by [`Evaluate::verify`].
     ///

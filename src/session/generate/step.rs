@@ -15,7 +15,7 @@ use super::{Evaluate, Event, Generation, Kind, Place, Reason};
 use crate::cancel::Cancel;
 use crate::error::{Result, Status};
 use crate::sampler::{self, Sampler};
-use crate::session::speculative;
+use crate::session::speculative::{self, Speculation};
 
 /// What a pull has to do.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,6 +100,9 @@ impl Generation {
         cancel: Option<&Cancel>,
     ) -> Result<Event> {
         let ran = run.is_ok();
+        if self.speculation.as_ref().is_some_and(Speculation::wants_hidden) {
+            session.keep_hidden();
+        }
         if let Some(reason) = self.settle(session, run, cancel)? {
             return Ok(self.end(reason));
         }
@@ -145,7 +148,13 @@ impl Generation {
             return;
         }
         let told = self.step.ids.len();
-        let at = speculative::Place { held: session.tokens(), pending: &self.pending, sampler, cancel };
+        let at = speculative::Place {
+            held: session.tokens(),
+            pending: &self.pending,
+            sampler,
+            hidden: session.hidden(),
+            cancel,
+        };
         speculation.propose(&at, most, &mut self.step.ids);
         // An end token need not be decoded to be chosen.
         let ends = self.step.ids[told..].iter().position(|&id| id < 0 || self.ends(id).is_some());

@@ -12,6 +12,7 @@
 //! [`super::generate`] brings them together.
 
 mod draft;
+mod head;
 mod ngram;
 mod options;
 mod pace;
@@ -28,6 +29,7 @@ use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
 use crate::sampler::Sampler;
 pub use draft::DraftModel;
+pub use head::DraftHead;
 pub use ngram::{Corpus, Ngram};
 pub use options::{DraftOptions, Lengths, NgramOptions, Source, SpecOptions};
 use pace::Pace;
@@ -46,6 +48,8 @@ pub struct Place<'a> {
     pub pending: &'a [i32],
     /// What chooses the tokens. It has accepted `held` (as far as the host showed them to it) and `pending`.
     pub sampler: &'a Sampler,
+    /// Hidden vectors of the last tokens held, as [`crate::session::Session::kept_hidden`], where the proposer wants them.
+    pub hidden: Option<(usize, &'a [f32])>,
     /// The host's wish to end.
     pub cancel: Option<&'a Cancel>,
 }
@@ -76,6 +80,11 @@ impl Place<'_> {
 pub trait Proposer: Send {
     /// What it is called.
     fn name(&self) -> &'static str;
+
+    /// Whether it goes on from the model's hidden vectors.
+    fn wants_hidden(&self) -> bool {
+        false
+    }
 
     /// Appends to `out` at most `most` tokens that may follow at this place; none where it has no idea.
     ///
@@ -115,6 +124,11 @@ impl Speculation {
             drafting: Duration::ZERO,
             verifying: (0, Duration::ZERO),
         })
+    }
+
+    /// Whether [`Place::hidden`] is wanted.
+    pub(super) fn wants_hidden(&self) -> bool {
+        self.proposer.wants_hidden()
     }
 
     /// Counters so far.

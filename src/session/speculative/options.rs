@@ -1,7 +1,9 @@
 //! What a host can ask of speculation.
 
-use super::{Corpus, DraftModel, MOST_DRAFT, Ngram, Proposer, Speculation, check_vocabulary, refuse};
-use crate::error::Result;
+use super::{
+    Corpus, DraftHead, DraftModel, MOST_DRAFT, Ngram, Proposer, Speculation, check_vocabulary, refuse,
+};
+use crate::error::{Error, Result, Status};
 use crate::kv::KvPool;
 use crate::model::Model;
 
@@ -90,14 +92,23 @@ pub struct DraftOptions {
 pub enum Source {
     /// [`DraftModel`].
     Draft(DraftOptions),
+    /// The second model of the target's own file ([`Model::draft`]): a self-drafting head, or a small model.
+    Own,
     /// [`Ngram`].
     Ngram(NgramOptions),
 }
 
+/// The second model of the target's file.
+fn own(target: &Model) -> Result<&Model> {
+    target.draft()?.ok_or_else(|| {
+        let message = "speculation: the model's file has no second model: take a draft or lookup";
+        Error::new(Status::UNSUPPORTED, message)
+    })
+}
+
 impl DraftOptions {
     fn check(&self, target: &Model) -> Result<()> {
-        let own = |pool: &&KvPool| pool.model().fingerprint() == self.model.fingerprint();
-        if let Some(pool) = self.pool.as_ref().filter(|pool| !own(pool)) {
+        if let Some(pool) = self.pool.as_ref().filter(|pool| !pool.model().is(&self.model)) {
             return Err(refuse("draft", "a pool of the draft model", format!("one of {:?}", pool.model())));
         }
         check_vocabulary(target, &self.model)
@@ -119,6 +130,11 @@ impl SpecOptions {
         Self { source: Source::Ngram(NgramOptions::default()), lengths: Lengths::default() }
     }
 
+    /// The second model of the target's own file, with defaults.
+    pub fn own() -> Self {
+        Self { source: Source::Own, lengths: Lengths::default() }
+    }
+
     /// A draft model with defaults.
     pub fn draft(model: &Model) -> Self {
         let options = DraftOptions { model: model.clone(), pool: None };
@@ -128,11 +144,13 @@ impl SpecOptions {
     /// Whether this can guess for `target`.
     ///
     /// # Errors
-    /// `INVALID_ARG` for options out of range and a pool that is not the draft's; as [`check_vocabulary`].
+    /// `INVALID_ARG` for options out of range and a pool that is not the draft's; `UNSUPPORTED` where the target's file
+    /// has no second model; as [`check_vocabulary`].
     pub fn check(&self, target: &Model) -> Result<()> {
         self.lengths.check()?;
         match &self.source {
             Source::Draft(draft) => draft.check(target),
+            Source::Own => own(target).map(drop),
             Source::Ngram(options) => options.check(),
         }
     }
@@ -147,6 +165,10 @@ impl SpecOptions {
                 draft.check(target)?;
                 Box::new(DraftModel::new(&draft.model, draft.pool.as_ref())?)
             }
+            Source::Own => match own(target)? {
+                head if head.is_head() => Box::new(DraftHead::new(head)?),
+                draft => Box::new(DraftModel::new(draft, None)?),
+            },
             Source::Ngram(options) => Box::new(Ngram::new(options)?),
         };
         Speculation::new(proposer, &self.lengths)

@@ -1,0 +1,243 @@
+//! A checkpoint with a multi-token prediction layer: its head becomes the file's second model, guesses what a plain
+//! model made of the same parts says, and changes no token.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use llm::Status;
+use llm::model::Model;
+use llm::sampler::{Sampler, SamplingParams};
+use llm::session::generate::{Generation, GenerationOptions, Kind};
+use llm::session::speculative::{DraftHead, Lengths, Place, Proposer, SpecOptions};
+use llm::session::{Session, SessionOptions};
+use llm_format::quant::Type;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use support::{Reference, argmax, model, runtime};
+
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// A checkpoint's tensors as f32, its configuration, and width and layers.
+fn checkpoint(reference: &Reference) -> (Tensors, serde_json::Value) {
+    let bytes = std::fs::read(reference.dir.join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let read = |name: &str| {
+        let tensor = file.tensor(name).unwrap();
+        assert_eq!(tensor.dtype(), Dtype::BF16);
+        let value = |b: &[u8]| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
+        (tensor.shape().to_vec(), tensor.data().chunks_exact(2).map(value).collect())
+    };
+    let tensors = file.names().into_iter().map(|name| (name.to_owned(), read(name))).collect();
+    let config = std::fs::read(reference.dir.join("config.json")).unwrap();
+    (tensors, serde_json::from_slice(&config).unwrap())
+}
+
+fn write(dir: &Path, tensors: &Tensors, config: &serde_json::Value) {
+    let bytes: BTreeMap<_, Vec<u8>> = tensors
+        .iter()
+        .map(|(name, (_, values))| (name, values.iter().flat_map(|v| v.to_le_bytes()).collect()))
+        .collect();
+    let views = tensors.iter().map(|(name, (shape, _))| {
+        (name.clone(), TensorView::new(Dtype::F32, shape.clone(), &bytes[name]).unwrap())
+    });
+    std::fs::create_dir_all(dir).unwrap();
+    std::fs::write(dir.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+}
+
+/// Numbers of the same size every run.
+fn noise(seed: u64, count: usize, around: f32, size: f32) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u32 << 24) as f32 - 0.5
+    };
+    (0..count).map(|_| around + size * next()).collect()
+}
+
+/// The reference with a head behind its layers: a changed copy of the last one, and what joins.
+fn with_head(tensors: &Tensors, layers: usize, width: usize) -> Tensors {
+    let mut all = tensors.clone();
+    let (from, to) = (format!("model.layers.{}.", layers - 1), format!("model.layers.{layers}."));
+    for (i, (name, (shape, values))) in tensors.iter().enumerate() {
+        if let Some(rest) = name.strip_prefix(&from) {
+            let change = noise(i as u64, values.len(), 1.0, 0.5);
+            let changed = values.iter().zip(change).map(|(v, c)| v * c).collect();
+            all.insert(format!("{to}{rest}"), (shape.clone(), changed));
+        }
+    }
+    for (seed, name) in [(1, "enorm"), (2, "hnorm"), (3, "shared_head.norm")] {
+        all.insert(format!("{to}{name}.weight"), (vec![width], noise(seed, width, 1.0, 0.4)));
+    }
+    all.insert(
+        format!("{to}eh_proj.weight"),
+        (vec![width, 2 * width], noise(4, 2 * width * width, 0.0, 0.5)),
+    );
+    // Checkpoints repeat the shared matrices.
+    all.insert(format!("{to}embed_tokens.weight"), tensors["model.embed_tokens.weight"].clone());
+    all.insert(format!("{to}shared_head.head.weight"), tensors["lm_head.weight"].clone());
+    all
+}
+
+/// x / sqrt(mean x² + eps) · w
+fn rms(x: &[f32], w: &[f32], eps: f64) -> Vec<f64> {
+    let mean = x.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / x.len() as f64;
+    x.iter().zip(w).map(|(&v, &w)| f64::from(v) / (mean + eps).sqrt() * f64::from(w)).collect()
+}
+
+fn setup() -> Option<(Model, Tensors, serde_json::Value, Reference, tempfile::TempDir)> {
+    let reference = Reference::all().into_iter().find(|r| r.name == "deepseek_v3")?;
+    let (tensors, config) = checkpoint(&reference);
+    let (layers, width) =
+        (config["num_hidden_layers"].as_u64().unwrap(), config["hidden_size"].as_u64().unwrap());
+    let tensors = with_head(&tensors, layers as usize, width as usize);
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir.path().join("with"), &tensors, &config);
+    let model = model(&runtime(0, None), &dir.path().join("with"), Type::F32);
+    Some((model, tensors, config, reference, dir))
+}
+
+#[test]
+fn a_head_guesses_what_a_model_of_its_layer_over_the_joined_vectors_says() {
+    let Some((model, tensors, mut config, reference, dir)) = setup() else { return };
+    let (width, layers) = (model.spec().width as usize, model.spec().layers.len());
+    let ids = reference.ids("short.input_ids");
+    let mut session = Session::new(&model, SessionOptions::default()).unwrap();
+    session.keep_hidden();
+    session.prefill(&ids, None, None).unwrap();
+    let (from, hidden) = session.kept_hidden().map(|(from, rows)| (from, rows.to_vec())).unwrap();
+    assert_eq!((from, hidden.len()), (0, ids.len() * width));
+
+    // The twin: one layer, and an embedding whose row i is what joins token i + 1 and hidden vector i.
+    let at = format!("model.layers.{layers}.");
+    let of = |name: &str| &tensors[&format!("{at}{name}.weight")].1;
+    let embedding = &tensors["model.embed_tokens.weight"];
+    let mut joined = vec![0f32; embedding.1.len()];
+    for i in 0..ids.len() - 1 {
+        let token = &embedding.1[ids[i + 1] as usize * width..][..width];
+        let mut both = rms(token, of("enorm"), 1e-6);
+        both.extend(rms(&hidden[i * width..][..width], of("hnorm"), 1e-6));
+        for (row, out) in joined[i * width..][..width].iter_mut().enumerate() {
+            let weights = &of("eh_proj")[row * 2 * width..][..2 * width];
+            *out = weights.iter().zip(&both).map(|(&w, x)| f64::from(w) * x).sum::<f64>() as f32;
+        }
+    }
+    let mut twin = Tensors::new();
+    for (name, tensor) in &tensors {
+        if let Some(rest) = name.strip_prefix(&at) {
+            twin.insert(format!("model.layers.0.{rest}"), tensor.clone());
+        }
+    }
+    twin.retain(|name, _| {
+        !["eh_proj", "enorm", "hnorm", "shared_head", "embed_tokens"].iter().any(|n| name.contains(n))
+    });
+    twin.insert("model.norm.weight".into(), tensors[&format!("{at}shared_head.norm.weight")].clone());
+    twin.insert("model.embed_tokens.weight".into(), (embedding.0.clone(), joined));
+    twin.insert("lm_head.weight".into(), tensors["lm_head.weight"].clone());
+    config["num_hidden_layers"] = 1.into();
+    config["first_k_dense_replace"] = 0.into();
+    write(&dir.path().join("twin"), &twin, &config);
+    let twin = support::model(model.runtime(), &dir.path().join("twin"), Type::F32);
+    let rows: Vec<i32> = (0..ids.len() as i32 - 1).collect();
+    let expected = support::logits(&twin, &SessionOptions::default(), &rows);
+    let vocab = twin.spec().vocab as usize;
+
+    let sampler = Sampler::new(&SamplingParams::default()).unwrap();
+    let mut head = DraftHead::new(model.draft().unwrap().unwrap()).unwrap();
+    let (mut seen, mut guesses) = (std::collections::BTreeSet::new(), 0);
+    // Onwards, and back again.
+    for held in (1..ids.len()).chain((1..ids.len()).rev().step_by(3)) {
+        let mut out = Vec::new();
+        let place = Place {
+            held: &ids[..held],
+            pending: &ids[held..held + 1],
+            sampler: &sampler,
+            hidden: Some((0, &hidden[..held * width])),
+            cancel: None,
+        };
+        head.propose(&place, 3, &mut out).unwrap();
+        assert_eq!(out.len(), 3);
+        assert_eq!(out[0], argmax(&expected[(held - 1) * vocab..held * vocab]), "behind {held} tokens");
+        seen.insert(out[0]);
+        guesses += 1;
+    }
+    assert!(guesses > 8 && seen.len() > 2, "{guesses} guesses of {} tokens", seen.len());
+}
+
+#[test]
+fn a_small_model_of_the_same_vocabulary_can_be_the_files_second_one() {
+    let all = Reference::all();
+    let of = |name: &str| all.iter().find(|r| r.name == name);
+    let (Some(first), Some(second)) = (of("llama_untied"), of("llama_tied")) else { return };
+    let place = tempfile::tempdir().unwrap();
+    let out = place.path().join("both.llm");
+    let with = |draft: &Path| {
+        let options = llm_convert::Options { ty: Type::Q8, draft: Some(draft.into()), ..Default::default() };
+        llm_convert::convert(&first.dir, &out, &options, &())
+    };
+    let runtime = runtime(0, None);
+    let (one, two) = (model(&runtime, &first.dir, Type::Q8), model(&runtime, &second.dir, Type::Q8));
+    with(&second.dir).unwrap();
+    let both = support::open(&runtime, &out);
+    let draft = both.draft().unwrap().unwrap();
+    assert!(!draft.is_head());
+    let ids = first.ids("short.input_ids");
+    let options = SessionOptions { max_tokens: ids.len(), ..Default::default() };
+    assert_eq!(support::logits(&both, &options, &ids), support::logits(&one, &options, &ids));
+    assert_eq!(support::logits(draft, &options, &ids), support::logits(&two, &options, &ids));
+    SpecOptions::own().check(&both).unwrap();
+    if let Some(other) = llm_testdata::shared("data/weights/stories260K/hf") {
+        assert_eq!(with(&other).unwrap_err().status(), Status::MISMATCH);
+    }
+}
+
+#[test]
+fn the_head_travels_in_the_file_and_changes_no_token() {
+    let Some((model, _, _, reference, dir)) = setup() else { return };
+    assert_eq!(model.file_index().version(), (1, 1));
+    let plain_file = support::model(model.runtime(), &reference.dir, Type::F32);
+    assert_eq!(plain_file.file_index().version(), (1, 0));
+    assert!(plain_file.draft().unwrap().is_none());
+    assert_eq!(SpecOptions::own().check(&plain_file).unwrap_err().status(), Status::UNSUPPORTED);
+    let head = model.draft().unwrap().unwrap();
+    assert!(head.is_head() && !model.is_head());
+    let refused = Session::new(head, SessionOptions::default()).unwrap_err();
+    assert_eq!(refused.status(), Status::UNSUPPORTED);
+
+    let quantized = support::model(model.runtime(), &dir.path().join("with"), Type::Q8);
+    let ids = reference.ids("short.input_ids");
+    for (model, temperature) in [(&model, 0.0), (&model, 0.9), (&quantized, 0.9)] {
+        let run = |own: bool| {
+            let mut session = Session::new(model, SessionOptions::default()).unwrap();
+            if own {
+                session.keep_hidden();
+            }
+            session.prefill(&ids, None, None).unwrap();
+            let params = SamplingParams { temperature, seed: 5, ..Default::default() };
+            let mut sampler = Sampler::new(&params).unwrap();
+            let options = GenerationOptions { max_tokens: 40, ..Default::default() };
+            let mut generation = Generation::new(None, options).unwrap();
+            if own {
+                let lengths = Lengths { most: 3, adaptive: false, ..Default::default() };
+                let spec = SpecOptions { lengths, ..SpecOptions::own() };
+                generation.speculate(spec.start(model).unwrap());
+            }
+            let mut told = Vec::new();
+            loop {
+                let event = generation.next(&mut session, &mut sampler, None).unwrap();
+                told.extend(event.ids);
+                if event.kind == Kind::Done {
+                    break;
+                }
+            }
+            (told, session.tokens().to_vec(), generation.spec_stats())
+        };
+        let ((plain, held, _), (guessed, same, stats)) = (run(false), run(true));
+        assert_eq!((&guessed, &same), (&plain, &held), "temperature {temperature}");
+        let stats = stats.unwrap();
+        assert!(stats.drafted > 20 && stats.failed == 0, "{stats:?}");
+        assert_eq!(stats.drafted, stats.accepted + stats.rejected);
+    }
+}
