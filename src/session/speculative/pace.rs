@@ -37,6 +37,8 @@ pub(super) struct Pace {
     /// Time of all steps, and what guesses saved of it.
     total: f64,
     saved: f64,
+    /// The longest guess so far: the next is twice as long at most, so that the first step shows what it costs.
+    longest: usize,
     /// Steps with guesses since the last plain one.
     unmeasured: u32,
     /// Plain steps to make before guessing again, and how many the next time.
@@ -55,6 +57,7 @@ impl Pace {
             came_true: PRIOR.0 * PRIOR.1,
             total: 0.0,
             saved: 0.0,
+            longest: 1,
             unmeasured: 0,
             pause: 0,
             next_pause: PAUSES.0,
@@ -91,7 +94,8 @@ impl Pace {
             let tokens: f64 = (0..=k).map(|i| chance.powi(i as i32)).sum();
             tokens * self.steps[1] / (self.step(k + 1) + k as f64 * self.guess)
         };
-        let lengths = self.lengths.least..=self.lengths.most;
+        let most = self.lengths.most.min((2 * self.longest).max(self.lengths.least));
+        let lengths = self.lengths.least..=most;
         lengths.map(|k| (k, gain(k))).fold((0, 0.0), |best, next| if next.1 > best.1 { next } else { best })
     }
 
@@ -139,6 +143,7 @@ impl Pace {
         ran: (usize, Duration),
     ) {
         self.measure(ran.0, ran.1);
+        self.longest = self.longest.max(drafted);
         if drafted > 0 {
             let each = drafting.as_secs_f64() / drafted as f64;
             self.guess = if self.guess == 0.0 { each } else { self.guess + NEW * (each - self.guess) };
