@@ -134,11 +134,11 @@ fn compare(
     tokens: usize,
     repetitions: usize,
 ) -> Result<Value> {
-    let mut plain = generate(case, session, prompt, tokens, None)?; // warms up
+    generate(case, session, prompt, tokens, None)?; // warms up
     let (mut ratios, mut last) = (Vec::new(), None);
     let (mut without, mut with) = (Vec::new(), Vec::new());
     for _ in 0..repetitions {
-        plain = generate(case, session, prompt, tokens, None)?;
+        let plain = generate(case, session, prompt, tokens, None)?;
         let guessed = generate(case, session, prompt, tokens, Some((case.guess)(&plain)?))?;
         if guessed.ids != plain.ids {
             bail!("{}: the tokens are not those of plain decoding", case.name);
