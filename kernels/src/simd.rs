@@ -304,6 +304,11 @@ pub unsafe trait Simd: Copy + 'static {
     }
     unsafe fn prefetch(p: *const u8);
 
+    /// [`crate::generic::panel::walks`] of the tile sizes below.
+    #[inline(always)]
+    unsafe fn walks(vectors: usize) -> usize {
+        crate::generic::panel::walks::<1, 4, 4>(vectors)
+    }
     /// Runs [`crate::generic::panel::tiles`] with this machine's tile sizes.
     #[inline(always)]
     unsafe fn tiles(a: &crate::generic::panel::Tiles) {

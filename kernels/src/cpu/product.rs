@@ -4,7 +4,7 @@ use super::{Cpu, Shared};
 use crate::generic::codes;
 use crate::generic::float::{FloatBlock, FloatKind};
 use crate::generic::panel::LANES;
-use crate::generic::rows::{IntBlock, STREAMS};
+use crate::generic::rows::{IntBlock, STREAMS, TILE_STREAMS};
 use crate::input::Input;
 use crate::matrix::{Experts, Matrix};
 use crate::ops::TileOps;
@@ -86,7 +86,7 @@ impl Part<'_> {
         }
         // with few vectors reading limits, and more blocks are more streams; with many, two blocks share the loads of
         // activations
-        if self.vectors() <= 64 { STREAMS } else { 2 }
+        if self.vectors() <= 64 { TILE_STREAMS } else { 2 }
     }
 
     fn units(&self, cpu: &Cpu) -> usize {

@@ -1,7 +1,9 @@
 //! Products with f32, f16 and bf16 matrices: a line is one row's next 16 or 32 inputs.
 //!
 //! A sum is sixteen partial sums by k mod 16, each a chain of fused multiply-adds in ascending k, then the tree.
-//! A tile of R rows and T tokens keeps R·T accumulators in registers through all inputs.
+//! For many tokens a tile of R rows and T tokens keeps R·T accumulators in registers through all inputs. For few,
+//! where reading takes the time, a block is read once, from front to end, and groups of rows take turns in the
+//! registers ([`turns`]).
 
 use crate::simd::Simd;
 
@@ -67,7 +69,7 @@ unsafe fn walk<S: Simd, const K: u8, const R: usize, const T: usize, const ONE: 
             t += T;
         }
         while t < a.to {
-            one::<S, K, ONE>(a, t);
+            some::<S, K, ONE, 1>(a, t);
             t += 1;
         }
     }
@@ -121,12 +123,47 @@ unsafe fn tile<S: Simd, const K: u8, const R: usize, const T: usize>(
 /// rest meanwhile cost little.
 const TURN: usize = 8;
 
-/// One token: a block is read once from front to end, R rows' sums in registers at a time.
+/// The tokens up to eight at a time, in turns. A block is read once for all of them.
 #[inline(always)]
-unsafe fn one<S: Simd, const K: u8, const R: usize>(a: &FloatBlock, token: usize) {
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // takes AVX-512's number of registers
+pub unsafe fn turns<S: Simd>(a: &FloatBlock) {
+    // SAFETY: passed on
+    unsafe {
+        match a.kind {
+            FloatKind::F32 => by_eights::<S, F32>(a),
+            FloatKind::F16 => by_eights::<S, F16>(a),
+            FloatKind::Bf16 => by_eights::<S, BF16>(a),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn by_eights<S: Simd, const K: u8>(a: &FloatBlock) {
+    // SAFETY: passed on; rows at a time divide 32
+    unsafe {
+        let mut t = a.from;
+        while t < a.to {
+            match a.to - t {
+                1 => some::<S, K, 16, 1>(a, t),
+                2 => some::<S, K, 8, 2>(a, t),
+                3 => some::<S, K, 8, 3>(a, t),
+                4 => some::<S, K, 4, 4>(a, t),
+                5 => some::<S, K, 4, 5>(a, t),
+                6 => some::<S, K, 4, 6>(a, t),
+                7 => some::<S, K, 2, 7>(a, t),
+                _ => some::<S, K, 2, 8>(a, t),
+            }
+            t += 8;
+        }
+    }
+}
+
+/// T tokens: a block is read once from front to end, the sums of R rows in registers at a time.
+#[inline(always)]
+unsafe fn some<S: Simd, const K: u8, const R: usize, const T: usize>(a: &FloatBlock, token: usize) {
     // SAFETY: as `tile`
     unsafe {
-        let mut sums = [S::splat(0.0); 32];
+        let mut sums = [[S::splat(0.0); T]; 32];
         let x = a.x.add(token * a.cols);
         let per_line = if K == F32 { 16 } else { 32 };
         let steps = a.cols / per_line;
@@ -135,12 +172,16 @@ unsafe fn one<S: Simd, const K: u8, const R: usize>(a: &FloatBlock, token: usize
             let end = if steps - start < TURN { steps } else { start + TURN };
             let mut row = 0;
             while row < a.rows {
-                let mut acc = [S::splat(0.0); R];
-                acc[..R].copy_from_slice(&sums[row..row + R]);
+                let mut acc = [[S::splat(0.0); T]; R];
+                acc.copy_from_slice(&sums[row..row + R]);
                 for step in start..end {
                     let w = a.block.add(step * 2048 + row * 64);
                     for part in 0..per_line / 16 {
-                        let x = S::load(x.add(step * per_line + part * 16));
+                        let x = x.add(step * per_line + part * 16);
+                        let mut xs = [S::load(x); T];
+                        for t in 1..T {
+                            xs[t] = S::load(x.add(t * a.cols));
+                        }
                         for r in 0..R {
                             let line = w.add(r * 64);
                             let v = match K {
@@ -152,19 +193,23 @@ unsafe fn one<S: Simd, const K: u8, const R: usize>(a: &FloatBlock, token: usize
                                 // a turn ahead; past the matrix it is only a hint
                                 S::prefetch(line.wrapping_add(TURN * 2048));
                             }
-                            acc[r] = S::fma(v, x, acc[r]);
+                            for t in 0..T {
+                                acc[r][t] = S::fma(v, xs[t], acc[r][t]);
+                            }
                         }
                     }
                 }
-                sums[row..row + R].copy_from_slice(&acc[..R]);
+                sums[row..row + R].copy_from_slice(&acc);
                 row += R;
             }
             start = end;
         }
         for r in 0..a.rows {
-            let sum = S::tree(sums[r]);
-            let sum = if a.bias.is_null() { sum } else { sum + *a.bias.add(r) };
-            *a.out.add(token * a.stride + r) = sum;
+            for t in 0..T {
+                let sum = S::tree(sums[r][t]);
+                let sum = if a.bias.is_null() { sum } else { sum + *a.bias.add(r) };
+                *a.out.add((token + t) * a.stride + r) = sum;
+            }
         }
     }
 }

@@ -14,12 +14,14 @@
 //! folded into as many registers as there are results. Order and rounding of the float sums are those of `rows.rs`.
 
 use super::codes::{self, record_bytes, terms};
-use super::rows::{DEPTH, Hints, IntBlock, STREAMS, exponent, lines};
+use super::rows::{DEPTH, Hints, IntBlock, STREAMS, exponent};
 use crate::simd::Simd;
 use core::mem::MaybeUninit;
 
 /// Vectors of a pack.
 pub const LANES: usize = 16;
+/// Parts of one walk along a record's inputs, between which hints are given.
+const PARTS: usize = 8;
 /// Packs whose sums lie on the stack, for all blocks together.
 const SLAB: usize = 32;
 /// The same where there is one block: their sums stay in L1.
@@ -129,9 +131,8 @@ pub struct Tiles<'a> {
     pub rows: *const f32,
     /// `[packs][32 · lanes / 16][16]`.
     pub acc: *mut f32,
-    /// What to fetch meanwhile, and how much of it at a time.
+    /// What to fetch meanwhile.
     pub hints: &'a Hints,
-    pub hint: usize,
 }
 
 /// Block `first` of every stream.
@@ -158,8 +159,10 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock, first: usize) {
                 let next = at.wrapping_add(record_bytes(BITS, halves));
                 for s in 0..streams {
                     let record = at.add(s * a.run * a.block_bytes);
-                    let hints = Hints::new::<BITS>(a, next, s, streams);
+                    // some of the hints while the record is decoded, which takes its share of the time
+                    let hints = Hints::new::<BITS>(a, next, s, streams, 16 * halves);
                     decode::<S, BITS>(table, record, halves, panel, &hints);
+                    hints.spread::<BITS>(S::walks(vectors) * PARTS);
                     let mut rows = Aligned([0f32; 32]);
                     for tile in 0..2 {
                         let scales = S::load_f16(record.cast::<u16>().add(tile * 16));
@@ -176,7 +179,6 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock, first: usize) {
                         rows: rows.0.as_ptr(),
                         acc: acc.add(s * packs * 512),
                         hints: &hints,
-                        hint: lines::<BITS>().div_ceil(4),
                     });
                 }
             }
@@ -202,15 +204,27 @@ unsafe fn decode<S: Simd, const BITS: u8>(
 ) {
     // SAFETY: a panel holds 32 rows of 256 bytes
     unsafe {
-        // half of the hints here, the others while the panel is used
         for tile in 0..2 {
             for h in 0..halves {
-                hints.give::<S>(lines::<BITS>().div_ceil(4 * halves));
+                hints.give::<S>();
                 let to = panel.add(tile * 16 * DEPTH + h * 128);
                 codes::tile::<S, BITS, true>(table, record, halves, tile, h, [to, to.add(64)], DEPTH);
             }
         }
     }
+}
+
+/// How often [`tiles`] walks along a record's inputs.
+pub const fn walks<const N: usize, const R: usize, const ONE: usize>(vectors: usize) -> usize {
+    let (whole, rest) = (vectors / LANES, vectors % LANES);
+    let (whole, narrow) = match rest {
+        0 => (whole, 0),
+        1..=8 => (whole, 32 / ONE),
+        _ => (whole + 1, 0),
+    };
+    let (many, left) = (whole / N, whole % N);
+    let (twos, ones) = if N > 2 { (left / 2, left % 2) } else { (0, left) };
+    (many + twos) * (32 / R) + ones * (32 / ONE) + narrow
 }
 
 /// All vectors: whole packs `N` at a time with `R` rows, single ones and the narrow last one with `ONE` sums.
@@ -260,15 +274,18 @@ unsafe fn wide<S: Simd, const N: usize, const R: usize>(a: &Tiles, pack: usize, 
         }
         let panel = a.panel.add(row * DEPTH);
         let x = a.x.add(pack * LANES * DEPTH).cast::<u8>();
-        a.hints.give::<S>(a.hint);
-        for g in 0..a.depth / 4 {
-            let mut line = [S::b_load(x.add(g * 64)); N];
-            for n in 1..N {
-                line[n] = S::b_load(x.add(n * LANES * DEPTH + g * 64));
-            }
-            for r in 0..R {
-                for n in 0..N {
-                    sums[r][n] = S::dot_lanes::<4>(sums[r][n], panel.add(r * DEPTH + g * 4), line[n]);
+        let part = a.depth / 4 / PARTS;
+        for first in (0..a.depth / 4).step_by(part) {
+            a.hints.give::<S>();
+            for g in first..first + part {
+                let mut line = [S::b_load(x.add(g * 64)); N];
+                for n in 1..N {
+                    line[n] = S::b_load(x.add(n * LANES * DEPTH + g * 64));
+                }
+                for r in 0..R {
+                    for n in 0..N {
+                        sums[r][n] = S::dot_lanes::<4>(sums[r][n], panel.add(r * DEPTH + g * 4), line[n]);
+                    }
                 }
             }
         }
@@ -303,12 +320,15 @@ unsafe fn narrow<S: Simd, const W: usize, const ONE: usize>(a: &Tiles, pack: usi
         for row in (0..apart).step_by(together) {
             let mut sums = [start; ONE];
             let panel = a.panel.add(row * DEPTH);
-            a.hints.give::<S>(a.hint);
-            for g in 0..a.depth / W {
-                let line = S::b_load(x.add(g * 64));
-                for i in 0..ONE {
-                    let at = (i / parts + i % parts * apart) * DEPTH + g * W;
-                    sums[i] = S::dot_lanes::<W>(sums[i], panel.add(at), line);
+            let part = a.depth / W / PARTS;
+            for first in (0..a.depth / W).step_by(part) {
+                a.hints.give::<S>();
+                for g in first..first + part {
+                    let line = S::b_load(x.add(g * 64));
+                    for i in 0..ONE {
+                        let at = (i / parts + i % parts * apart) * DEPTH + g * W;
+                        sums[i] = S::dot_lanes::<W>(sums[i], panel.add(at), line);
+                    }
                 }
             }
             let scale = S::load(a.scale.add(pack * LANES));

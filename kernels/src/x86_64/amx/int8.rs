@@ -17,7 +17,7 @@
 use super::tile::{self, TILE, Tiles};
 use super::turned::Turned;
 use crate::generic::codes::{self, Q8, lines_at, record_bytes, terms};
-use crate::generic::rows::{DEPTH, IntBlock, STREAMS, exponent};
+use crate::generic::rows::{DEPTH, IntBlock, TILE_STREAMS, exponent};
 use crate::input::PACKED;
 use crate::simd::Simd;
 use crate::x86_64::avx512::Avx512 as S;
@@ -238,16 +238,17 @@ impl<const BITS: u8> Decoder<BITS> {
 pub unsafe fn product<const BITS: u8>(a: &IntBlock) {
     // SAFETY: `a` describes whole blocks and packed activations; every buffer is written before it is read
     unsafe {
-        let mut weights = Aligned(MaybeUninit::<[[u8; STREAMS * 32 * DEPTH]; 2]>::uninit());
-        let mut scales = Aligned(MaybeUninit::<[[f32; STREAMS * 32]; 2]>::uninit());
+        let mut weights = Aligned(MaybeUninit::<[[u8; TILE_STREAMS * 32 * DEPTH]; 2]>::uninit());
+        let mut scales = Aligned(MaybeUninit::<[[f32; TILE_STREAMS * 32]; 2]>::uninit());
         let mut sums = Aligned(MaybeUninit::<[f32; SUMS * 256]>::uninit());
         let mut stores = Aligned([0i32; 4 * 512]);
         let weights = weights.0.as_mut_ptr().cast::<u8>();
         let scales = scales.0.as_mut_ptr().cast::<f32>();
         let sums = sums.0.as_mut_ptr().cast::<f32>();
         let stores = stores.0.as_mut_ptr();
-        let place =
-            |turn: usize| (weights.add(turn % 2 * STREAMS * 32 * DEPTH), scales.add(turn % 2 * STREAMS * 32));
+        let place = |turn: usize| {
+            (weights.add(turn % 2 * TILE_STREAMS * 32 * DEPTH), scales.add(turn % 2 * TILE_STREAMS * 32))
+        };
         let _tiles = Tiles::configure();
         let mut columns = [0, 1].map(|c| Column { pending: NOTHING, stores: stores.add(c * 1024), new: 0 });
         let records = a.cols.div_ceil(DEPTH);

@@ -285,8 +285,13 @@ unsafe impl Simd for Avx512 {
             }
         }
         fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        fn walks(vectors: usize) -> usize { panel::walks::<3, 8, 16>(vectors) }
         fn tiles(a: &panel::Tiles) { panel::tiles::<Self, 3, 8, 16>(a) }
-        fn float_tiles(a: &float::FloatBlock) { float::tiles::<Self, 4, 6, 16>(a) }
+        fn float_tiles(a: &float::FloatBlock) {
+            // up to here reading takes the time, and a block is read once for eight tokens
+            const FEW: usize = 48;
+            if a.to - a.from < FEW { float::turns::<Self>(a) } else { float::tiles::<Self, 4, 6, 16>(a) }
+        }
     }
 }
 
