@@ -91,7 +91,7 @@ fn check(name: &str, model: &Model, sequences: &[Vec<i32>], options: &SessionOpt
             let page = [16, 32, 64][dice.below(3)];
             let probe = KvPool::new(model, &KvOptions { page, ..Default::default() }).unwrap();
             let pages = size * sequences.iter().map(|ids| ids.len().div_ceil(page)).max().unwrap();
-            let budget_bytes = probe.stats().page_bytes * pages as u64;
+            let budget_bytes = probe.stats().page_bytes * probe.stats().groups * pages as u64;
             let kv = KvOptions { budget_bytes, page, prefix_cache, ..Default::default() };
             let pool = KvPool::new(model, &kv).unwrap();
             let mut members: Vec<Member> = (0..size)

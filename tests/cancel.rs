@@ -122,7 +122,7 @@ fn without_rollback_it_stands_at_the_last_chunk_wherever_it_was_cancelled() {
 fn a_step_of_several_sessions_cancelled_before_any_layer_changes_none() {
     let Some((model, ids)) = tiny() else { return };
     let pool = KvPool::new(&model, &KvOptions { page: 16, ..Default::default() }).unwrap();
-    let mut make = |n: usize| {
+    let make = |n: usize| {
         let mut session = Session::in_pool(&pool, SessionOptions::default()).unwrap();
         session.prefill(&ids[n..n + 20], None, None).unwrap();
         session

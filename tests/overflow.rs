@@ -68,7 +68,8 @@ fn recomputed_tokens_have_the_bits_of_a_fresh_session() {
     }
 }
 
-/// Keys and values of the first layer, by token: keys as attention takes them, values as they lie there.
+/// Keys and values of the first layer, by token: keys as attention takes them, values as they lie there. Those that
+/// every layer has let go are missing at the beginning; none where layers see differently far.
 fn first_layer(session: &mut Session, kv: KvType) -> Vec<(Vec<f32>, Vec<u8>)> {
     let (key, value) = match kv {
         KvType::F32 => (KeyType::F32, ValueType::F32),
@@ -99,9 +100,15 @@ fn first_layer(session: &mut Session, kv: KvType) -> Vec<(Vec<f32>, Vec<u8>)> {
     };
     let bytes = session.snapshot(&[]).unwrap();
     let page = u64::from_le_bytes(bytes[48..56].try_into().unwrap()) as usize;
-    let pages = &bytes[bytes.len() - session.len().div_ceil(page_tokens) * page..];
+    if session.pool().stats().groups > 1 {
+        return Vec::new();
+    }
+    let content =
+        session.snapshot_size(0) - 136 - session.len() * 4 - session.model().spec().vocab as usize * 4;
+    let pages = &bytes[bytes.len() - content..];
+    let gone = session.len().div_ceil(page_tokens) - content / page;
     let token = |i: usize| {
-        let part = &pages[i / page_tokens * page..][..layout.page_bytes()];
+        let part = &pages[(i / page_tokens - gone) * page..][..layout.page_bytes()];
         let mut keys = Vec::new();
         for head in 0..layout.kv_heads {
             let mut one = vec![0.0; layout.key_dim];
@@ -117,7 +124,7 @@ fn first_layer(session: &mut Session, kv: KvType) -> Vec<(Vec<f32>, Vec<u8>)> {
         };
         (keys, values.into_iter().flat_map(|range| part[range].to_vec()).collect())
     };
-    (0..session.len()).map(token).collect()
+    (gone * page_tokens..session.len()).map(token).collect()
 }
 
 /// The first layer's keys follow from token and position alone, so what was moved must be what is computed there.

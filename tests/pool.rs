@@ -27,7 +27,7 @@ impl Dice {
 /// A pool of `pages` pages.
 fn pool(model: &Model, pages: u64, options: KvOptions) -> KvPool {
     let pool = KvPool::new(model, &options).unwrap();
-    pool.resize(pool.stats().page_bytes * pages).unwrap();
+    pool.resize(pool.stats().page_bytes * pool.stats().groups * pages).unwrap();
     pool
 }
 

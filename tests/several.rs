@@ -27,7 +27,7 @@ fn options() -> SessionOptions {
 /// A session in a pool of `pages` pages of 16 tokens, which holds the prompt.
 fn prompted(model: &Model, ids: &[i32], pages: u64) -> Session {
     let pool = KvPool::new(model, &KvOptions { page: 16, ..KvOptions::default() }).unwrap();
-    pool.resize(pool.stats().page_bytes * pages).unwrap();
+    pool.resize(pool.stats().page_bytes * pool.stats().groups * pages).unwrap();
     let mut session = Session::in_pool(&pool, options()).unwrap();
     session.prefill(ids, None, None).unwrap();
     session

@@ -1,8 +1,9 @@
 //! The KV cache: what attention remembers of sequences, in pages of 16, 32 or 64 tokens.
 //!
 //! ```text
-//! page = [layer 0: keys, values][layer 1: ..]..       one page holds all layers of its tokens
-//! table of a sequence = [page of tokens 0..64, page of 64..128, ..]
+//! page = [layer 0: keys, values][layer 1: ..]..       one page holds all layers of its tokens that see equally far
+//! table of a sequence = [page of tokens 0..64, page of 64..128, ..]     one for each such group of layers; of those
+//!                                                                       with a window the first pages are let go
 //!
 //! pool: what hosts see ─▶ pages: who has which ─▶ store: bytes
 //!                            └─▶ prefix: what can be found again      swap: what is out
@@ -12,6 +13,7 @@
 pub(crate) mod pages;
 mod pool;
 mod prefix;
+pub(crate) mod shape;
 pub(crate) mod shift;
 pub(crate) mod store;
 mod swap;
@@ -19,13 +21,11 @@ mod swap;
 mod tests;
 mod turns;
 
-use llm_kernels::{KeyType, KvLayout, ValueType};
-
-use crate::error::{Error, Result, Status};
 use crate::model::spec::{Attention, Spec};
 
 pub use pool::KvPool;
 pub(crate) use prefix::Root;
+pub(crate) use shape::PageShape;
 pub(crate) use turns::Turn;
 
 /// Keys narrower than this are not worth eight bits: the scale eats what they save, and a score has few errors to
@@ -131,8 +131,10 @@ impl Default for KvOptions {
 pub struct KvStats {
     /// Tokens of a page.
     pub page_tokens: u64,
-    /// Bytes of a page, all layers.
+    /// Bytes of a page.
     pub page_bytes: u64,
+    /// Pages that the layers of one page's tokens take: 1, or where layers see differently far one for each group.
+    pub groups: u64,
     /// All pages.
     pub total: u64,
     /// Pages that sessions hold.
@@ -157,75 +159,4 @@ pub struct KvStats {
     pub evictions: u64,
     /// Pages copied because a session wrote into one it shared, since the start.
     pub copies: u64,
-}
-
-/// Where each layer's keys and values lie in a page.
-#[derive(Clone, Debug)]
-pub(crate) struct PageShape {
-    /// Per layer: shape, and byte offset in a page.
-    pub(crate) layers: Vec<(KvLayout, usize)>,
-    /// Tokens of a page.
-    pub(crate) tokens: usize,
-    /// Bytes of a page, all layers.
-    pub(crate) bytes: usize,
-}
-
-impl PageShape {
-    /// The page of a model of `spec`.
-    ///
-    /// # Errors
-    /// `INVALID_ARG` for a page size other than 16, 32, 64; `UNSUPPORTED` for heads that attention cannot take.
-    pub(crate) fn new(spec: &Spec, kv: KvType, tokens: usize) -> Result<Self> {
-        if !matches!(tokens, 16 | 32 | 64) {
-            let message = format!("a KV page holds 16, 32 or 64 tokens, not {tokens}");
-            return Err(Error::new(Status::INVALID_ARG, message));
-        }
-        let (mut layers, mut bytes) = (Vec::with_capacity(spec.layers.len()), 0usize);
-        for (i, layer) in spec.layers.iter().enumerate() {
-            let layout = layout(&layer.attention, kv, tokens);
-            if !layout.is_valid() {
-                let message = format!(
-                    "layer {i}: attention over keys of {} and values of {} is not supported; the widest head is {}",
-                    layout.key_dim,
-                    layout.value_dim,
-                    KvLayout::MAX_DIM
-                );
-                return Err(Error::new(Status::UNSUPPORTED, message));
-            }
-            layers.push((layout, bytes));
-            // At most 2^12 layers of 2^14 heads of 64 tokens of 8 KiB each: fits 64 bits.
-            bytes += layout.page_bytes();
-        }
-        Ok(Self { layers, tokens, bytes })
-    }
-}
-
-fn layout(attention: &Attention, kv: KvType, page_tokens: usize) -> KvLayout {
-    let (key, value) = match kv {
-        KvType::F32 => (KeyType::F32, ValueType::F32),
-        KvType::F16 => (KeyType::F16, ValueType::F16),
-        KvType::I8 => (KeyType::I8, ValueType::I8),
-        KvType::Auto | KvType::I8F16 => (KeyType::I8, ValueType::F16),
-    };
-    match attention {
-        Attention::Heads(h) => KvLayout {
-            key,
-            value,
-            page_tokens,
-            kv_heads: h.kv_heads as usize,
-            key_dim: h.head_dim as usize,
-            value_dim: h.head_dim as usize,
-            latent: false,
-        },
-        Attention::Latent(a) => KvLayout {
-            // One vector is key and value, so it takes the value's type where the two differ.
-            key: if key == KeyType::I8 && value == ValueType::F16 { KeyType::F16 } else { key },
-            value,
-            page_tokens,
-            kv_heads: 1,
-            key_dim: (a.kv_rank + a.rope_dim) as usize,
-            value_dim: a.kv_rank as usize,
-            latent: true,
-        },
-    }
 }

@@ -4,10 +4,13 @@
 //! page:  free ──take──▶ used (in one or more tables) ──last table lets go──▶ free
 //!                          │ full: published in the tree                 └─▶ cached (if published) ──evict──▶ free
 //! ```
+//! A table has a row of pages for each group of layers. Of layers with a window it lets those pages go that no later
+//! token sees; they stay cached like any other until their room is needed.
+//!
 //! A page is written only by a table that alone has it and that has not published it; anything else is copied first.
 //! Used, cached and free pages always add up to all pages. It does not know what computes the bytes.
 
-use super::prefix::{Parent, Root, Tree};
+use super::prefix::{NONE, Parent, Root, Tree};
 use super::store::Store;
 use super::swap::Swapped;
 use super::{Eviction, KvStats};
@@ -16,9 +19,12 @@ use crate::error::{Error, Result, Status};
 /// The page table of a sequence.
 #[derive(Debug)]
 pub(crate) struct Table {
-    pub(super) pages: Vec<u32>,
-    /// Pages from the first on that are in the tree.
-    published: usize,
+    /// By group, then by page of tokens; [`NONE`] where it was let go. As long for every group but while a call runs.
+    pub(super) pages: Vec<Vec<u32>>,
+    /// Nodes of the tree that its pages are in, from the first on.
+    nodes: Vec<u32>,
+    /// By group: pages before are let go.
+    let_go: Vec<usize>,
     /// What its pages are found under; `None` for a sequence whose pages nobody else may use.
     root: Option<Root>,
     /// Pages from here on are not published: their bytes were not computed here.
@@ -58,13 +64,14 @@ pub(crate) struct Pages {
 impl Pages {
     /// All pages of `store` up to `limit`, free.
     pub(crate) fn new(store: Store, limit: u32, eviction: Eviction, cache: bool, swap_limit: u64) -> Self {
+        let windowed = store.shape().windows.iter().map(Option::is_some).collect();
         Self {
             store,
             limit,
             refs: Vec::new(),
             free: Vec::new(),
             tables: Vec::new(),
-            tree: Tree::new(eviction == Eviction::Priority),
+            tree: Tree::new(eviction == Eviction::Priority, windowed),
             eviction,
             cache,
             swap_limit,
@@ -92,8 +99,16 @@ impl Pages {
     /// An empty table.
     pub(crate) fn open(&mut self, root: Option<Root>, priority: i32) -> TableId {
         let root = root.filter(|_| self.cache);
-        let table =
-            Table { pages: Vec::new(), published: 0, root, foreign: usize::MAX, priority, swapped: None };
+        let groups = self.store.shape().groups();
+        let table = Table {
+            pages: vec![Vec::new(); groups],
+            nodes: Vec::new(),
+            let_go: vec![0; groups],
+            root,
+            foreign: usize::MAX,
+            priority,
+            swapped: None,
+        };
         match self.tables.iter().position(Option::is_none) {
             Some(id) => {
                 self.tables[id] = Some(table);
@@ -112,83 +127,132 @@ impl Pages {
         self.tables[id.0] = None;
     }
 
-    /// Another table with the same pages for the first `tokens` tokens. The table must not be swapped out.
+    /// Another table with the same pages for the first `tokens` tokens, which must be covered. The table must not be
+    /// swapped out.
     pub(crate) fn fork(&mut self, id: TableId, tokens: usize) -> TableId {
         let size = self.tokens_of_page();
-        let kept = tokens.div_ceil(size);
         let table = self.table(id);
         let (root, priority, foreign) = (table.root, table.priority, table.foreign);
-        let published = table.published.min(tokens / size);
-        let pages = table.pages[..kept].to_vec();
-        for &page in &pages {
+        let kept = tokens.div_ceil(size);
+        let let_go = table.let_go.iter().map(|&pages| pages.min(kept)).collect();
+        let pages: Vec<Vec<u32>> = table.pages.iter().map(|pages| pages[..kept].to_vec()).collect();
+        let nodes = table.nodes[..table.nodes.len().min(tokens / size)].to_vec();
+        for &page in pages.iter().flatten().filter(|page| **page != NONE) {
             self.refs[page as usize] += 1;
         }
+        nodes.iter().for_each(|&node| self.tree.name(node));
         let fork = self.open(root, priority);
         let table = self.table_mut(fork);
-        (table.pages, table.published, table.foreign) = (pages, published, foreign);
+        (table.pages, table.nodes, table.foreign, table.let_go) = (pages, nodes, foreign, let_go);
         fork
     }
 
-    /// Makes room for tokens `from..to`: pages that this table may write, all of what it takes or nothing.
+    /// Makes room for tokens `from..to`: pages that this table may write, all of what it takes or nothing. Groups with
+    /// a window get pages up to `near` only.
     ///
     /// # Errors
     /// `KV_FULL` when no page can be had, `BUDGET` when a first use would pass the runtime's limit. The sequence is
     /// as before.
-    pub(crate) fn room(&mut self, id: TableId, from: usize, to: usize) -> Result<()> {
+    pub(crate) fn room(&mut self, id: TableId, from: usize, to: usize, near: usize) -> Result<()> {
         let size = self.tokens_of_page();
-        let (first, end) = (from / size, to.div_ceil(size));
+        let first = from / size;
         let mut taken = Vec::new();
-        for i in first..end {
-            let page = self.table(id).pages.get(i).copied();
-            if page.is_some_and(|page| self.writable(page)) {
-                continue;
-            }
-            match self.take() {
-                Ok(page) => taken.push((i, page)),
-                Err(e) => match page.filter(|&page| self.can_unpublish(page)) {
-                    Some(page) => self.unpublish(id, i, page),
-                    None => {
-                        taken.into_iter().for_each(|(_, page)| self.free.push(page));
-                        return Err(e);
-                    }
-                },
+        for group in 0..self.store.shape().groups() {
+            let end = if self.store.shape().windows[group].is_some() { near.min(to) } else { to };
+            for i in first..end.div_ceil(size) {
+                let page = self.table(id).pages[group].get(i).copied();
+                if page.is_some_and(|page| self.writable(page)) {
+                    continue;
+                }
+                match self.take() {
+                    Ok(page) => taken.push((group, i, page)),
+                    Err(e) => match page.filter(|&page| self.can_unpublish(page)) {
+                        Some(page) => {
+                            self.tree.remove(page);
+                            self.keep_nodes(id, i);
+                        }
+                        None => {
+                            taken.into_iter().for_each(|(_, _, page)| self.free.push(page));
+                            return Err(e);
+                        }
+                    },
+                }
             }
         }
-        for (i, page) in taken {
+        for (group, i, page) in taken {
             self.refs[page as usize] = 1;
-            match self.table(id).pages.get(i).copied() {
+            match self.table(id).pages[group].get(i).copied() {
                 Some(old) => {
                     // Only the page that `from` lies in has anything to keep.
                     if i == first && !from.is_multiple_of(size) {
                         self.store.copy(old, page);
                         self.copies += 1;
                     }
-                    let table = self.table_mut(id);
-                    table.pages[i] = page;
-                    table.published = table.published.min(i);
+                    self.table_mut(id).pages[group][i] = page;
+                    self.keep_nodes(id, i);
                     self.release(id, old);
                 }
-                None => self.table_mut(id).pages.push(page),
+                None => self.table_mut(id).pages[group].push(page),
             }
         }
         Ok(())
     }
 
-    /// Keeps the pages of the first `tokens` tokens, and of the first `reserved` as far as there are any.
-    pub(crate) fn truncate(&mut self, id: TableId, tokens: usize, reserved: usize) {
+    /// Whether the table has all pages that the token behind its first `tokens` sees.
+    pub(crate) fn covers(&self, id: TableId, tokens: usize) -> bool {
+        let (table, shape) = (self.table(id), self.store.shape());
+        match &table.swapped {
+            Some(swapped) => tokens == 0 || swapped.covers(tokens, shape),
+            None => table.pages.iter().enumerate().all(|(group, pages)| {
+                let end = tokens.div_ceil(shape.tokens).min(pages.len());
+                pages[shape.first_needed(group, tokens).min(end)..end].iter().all(|page| *page != NONE)
+            }),
+        }
+    }
+
+    /// Keeps the pages of the first `tokens` tokens, and of the first `reserved` as far as there are any. Returns how
+    /// many tokens it holds now: none where pages are gone that the next token would see.
+    pub(crate) fn truncate(&mut self, id: TableId, tokens: usize, reserved: usize) -> usize {
         let size = self.tokens_of_page();
+        let covered = if self.covers(id, tokens) { tokens } else { 0 };
+        let reserved = if covered == tokens { reserved } else { 0 };
         if self.table(id).swapped.is_some() {
-            self.truncate_swapped(id, tokens.div_ceil(size));
+            self.truncate_swapped(id, covered.div_ceil(size));
         }
-        while self.table(id).pages.len() > tokens.max(reserved).div_ceil(size) {
-            if let Some(page) = self.table_mut(id).pages.pop() {
-                self.release(id, page);
+        let kept = covered.max(reserved).div_ceil(size);
+        for group in 0..self.store.shape().groups() {
+            while self.table(id).pages[group].len() > kept {
+                if let Some(page) = self.table_mut(id).pages[group].pop().filter(|page| *page != NONE) {
+                    self.release(id, page);
+                }
             }
+            let table = self.table_mut(id);
+            table.let_go[group] = table.let_go[group].min(kept);
         }
+        self.keep_nodes(id, covered / size);
         let table = self.table_mut(id);
-        table.published = table.published.min(tokens / size);
-        if table.swapped.is_none() && tokens <= table.foreign.saturating_mul(size) {
+        if table.swapped.is_none() && covered <= table.foreign.saturating_mul(size) {
             table.foreign = usize::MAX;
+        }
+        covered
+    }
+
+    /// Lets go of the pages behind the windows of a sequence of `tokens` tokens, of those after its first `before`
+    /// tokens, to which it may go back.
+    pub(crate) fn let_go(&mut self, id: TableId, before: usize, tokens: usize) {
+        let size = self.tokens_of_page();
+        for group in 0..self.store.shape().groups() {
+            let end = self.store.shape().first_kept(group, tokens).min(self.table(id).pages[group].len());
+            let start = self.table(id).let_go[group].max(before.div_ceil(size));
+            for i in start..end {
+                let page = std::mem::replace(&mut self.table_mut(id).pages[group][i], NONE);
+                if page != NONE {
+                    self.release(id, page);
+                }
+            }
+            if before == 0 && end > start {
+                self.table_mut(id).let_go[group] = end;
+            }
         }
     }
 
@@ -197,21 +261,30 @@ impl Pages {
     pub(crate) fn publish(&mut self, id: TableId, tokens: &[i32]) {
         let size = self.tokens_of_page();
         let Some(root) = self.table(id).root else { return };
-        for i in self.table(id).published..(tokens.len() / size).min(self.table(id).foreign) {
+        for i in self.table(id).nodes.len()..(tokens.len() / size).min(self.table(id).foreign) {
             let table = self.table(id);
-            let (page, priority) = (table.pages[i], table.priority);
-            let parent = if i == 0 { Parent::Root(root) } else { Parent::Page(table.pages[i - 1]) };
+            let priority = table.priority;
+            let parent = table.nodes.last().map_or(Parent::Root(root), |&node| Parent::Node(node));
             let tokens = &tokens[i * size..(i + 1) * size];
-            match self.tree.find(parent, tokens) {
-                Some(same) if same != page => {
-                    self.hold(same, priority);
-                    self.table_mut(id).pages[i] = same;
-                    self.release(id, page);
+            let node = match self.tree.find(parent, tokens) {
+                Some(node) => node,
+                None => self.tree.insert(parent, tokens),
+            };
+            for group in 0..self.store.shape().groups() {
+                let (own, same) = (self.table(id).pages[group][i], self.tree.page(node, group));
+                if own == NONE || own == same {
+                    continue;
                 }
-                Some(_) => {}
-                None => self.tree.insert(parent, tokens, page, priority),
+                if same == NONE {
+                    self.tree.fill(node, group, own, priority);
+                } else {
+                    self.hold(same, priority);
+                    self.table_mut(id).pages[group][i] = same;
+                    self.release(id, own);
+                }
             }
-            self.table_mut(id).published = i + 1;
+            self.tree.name(node);
+            self.table_mut(id).nodes.push(node);
         }
     }
 
@@ -220,21 +293,25 @@ impl Pages {
     pub(crate) fn adopt(&mut self, id: TableId, held: usize, ids: &[i32], most: usize) -> usize {
         let size = self.tokens_of_page();
         let table = self.table(id);
-        let whole = table.pages.len() * size == held && table.published * size == held;
+        let whole = table.nodes.len() * size == held && table.pages.iter().all(|p| p.len() * size == held);
         if !whole || table.swapped.is_some() {
             return 0;
         }
         let (Some(root), priority) = (table.root, table.priority) else { return 0 };
-        let mut parent = table.pages.last().map_or(Parent::Root(root), |&page| Parent::Page(page));
-        let mut adopted = 0;
-        for tokens in ids[..most.min(ids.len())].chunks_exact(size) {
-            let Some(page) = self.tree.find(parent, tokens) else { break };
-            self.hold(page, priority);
-            let table = self.table_mut(id);
-            table.pages.push(page);
-            table.published += 1;
-            parent = Parent::Page(page);
-            adopted += size;
+        let parent = table.nodes.last().map_or(Parent::Root(root), |&node| Parent::Node(node));
+        let nodes = self.walk(parent, held, &ids[..most.min(ids.len())]);
+        let adopted = nodes.len() * size;
+        for (node, i) in nodes.into_iter().zip(held / size..) {
+            for group in 0..self.store.shape().groups() {
+                let page = self.tree.page(node, group);
+                let seen = i >= self.store.shape().first_kept(group, held + adopted);
+                if seen && page != NONE {
+                    self.hold(page, priority);
+                }
+                self.table_mut(id).pages[group].push(if seen { page } else { NONE });
+            }
+            self.tree.name(node);
+            self.table_mut(id).nodes.push(node);
         }
         self.hit_tokens += adopted as u64;
         adopted
@@ -242,59 +319,44 @@ impl Pages {
 
     /// How many tokens at the beginning of `ids` are cached for a table like `id`.
     pub(crate) fn find(&self, id: TableId, ids: &[i32]) -> usize {
-        let Some(root) = self.table(id).root else { return 0 };
-        let (mut parent, mut found) = (Parent::Root(root), 0);
-        for tokens in ids.chunks_exact(self.tokens_of_page()) {
-            let Some(page) = self.tree.find(parent, tokens) else { break };
-            parent = Parent::Page(page);
-            found += tokens.len();
-        }
-        found
+        let root = self.table(id).root;
+        root.map_or(0, |root| self.walk(Parent::Root(root), 0, ids).len() * self.tokens_of_page())
     }
 
-    /// Appends the pages of the table's `tokens` tokens to `out`, with zeros where no token is.
-    pub(crate) fn export(&self, id: TableId, tokens: usize, out: &mut Vec<u8>) {
+    /// Nodes after `parent`, which ends at `held` tokens, for the longest beginning of `ids` behind which a sequence
+    /// can go on.
+    fn walk(&self, parent: Parent, held: usize, ids: &[i32]) -> Vec<u32> {
         let shape = self.store.shape();
-        for (i, &page) in self.table(id).pages[..tokens.div_ceil(shape.tokens)].iter().enumerate() {
-            let start = out.len();
-            out.extend_from_slice(self.store.page(page));
-            let held = tokens - i * shape.tokens;
-            if held < shape.tokens {
-                for (layout, offset) in &shape.layers {
-                    layout.clear_after(&mut out[start + offset..][..layout.page_bytes()], held);
-                }
+        let (mut nodes, mut parent) = (Vec::new(), parent);
+        for tokens in ids.chunks_exact(shape.tokens) {
+            let Some(node) = self.tree.find(parent, tokens) else { break };
+            let lacks = |group: usize| shape.windows[group].is_none() && self.tree.page(node, group) == NONE;
+            if (0..shape.groups()).any(lacks) {
+                break;
             }
+            nodes.push(node);
+            parent = Parent::Node(node);
         }
+        let start = held / shape.tokens;
+        let there = |nodes: &[u32]| {
+            (0..shape.groups()).all(|group| {
+                let end = start + nodes.len();
+                let first = shape.first_needed(group, end * shape.tokens).max(start);
+                (first..end).all(|i| self.tree.page(nodes[i - start], group) != NONE)
+            })
+        };
+        while shape.is_windowed() && !nodes.is_empty() && !there(&nodes) {
+            nodes.pop();
+        }
+        nodes
     }
 
-    /// Gives an empty table the pages of `tokens`: those the cache has, at most `most` tokens of them, and for the
-    /// rest `content`, as [`Pages::export`] wrote it. What comes from `content` is never found by others.
-    ///
-    /// # Errors
-    /// `KV_FULL`, `BUDGET`; the table is empty then.
-    pub(crate) fn import(&mut self, id: TableId, tokens: &[i32], most: usize, content: &[u8]) -> Result<()> {
-        let (size, bytes) = (self.tokens_of_page(), self.store.shape().bytes);
-        let adopted = self.adopt(id, 0, tokens, most);
-        if let Err(e) = self.room(id, adopted, tokens.len()) {
-            self.truncate(id, 0, 0);
-            return Err(e);
-        }
-        if adopted < tokens.len() {
-            self.table_mut(id).foreign = adopted / size;
-        }
-        for (i, content) in content.chunks_exact(bytes).enumerate().skip(adopted / size) {
-            let page = self.table(id).pages[i];
-            self.store.page_mut(page).copy_from_slice(content);
-        }
-        Ok(())
-    }
-
-    /// Pins (or unpins) the table's published pages. Returns how many pages those are.
+    /// Pins (or unpins) the table's published pages. Returns how many pages of tokens those are.
     pub(crate) fn pin(&mut self, id: TableId, pin: bool) -> usize {
-        let published = self.table(id).published;
+        let published = self.table(id).nodes.len();
         for i in 0..published {
-            let page = self.table(id).pages[i];
-            if pin { self.tree.pin(page) } else { self.tree.unpin(page) }
+            let node = self.table(id).nodes[i];
+            if pin { self.tree.pin(node) } else { self.tree.unpin(node) }
         }
         published
     }
@@ -303,8 +365,11 @@ impl Pages {
     /// freed.
     pub(crate) fn evict(&mut self, bytes: u64) -> u64 {
         let mut freed = 0;
-        while freed < bytes && self.evict_one() {
-            freed += self.store.shape().bytes as u64;
+        while freed < bytes {
+            match self.evict_one() {
+                0 => break,
+                pages => freed += pages * self.store.shape().bytes as u64,
+            }
         }
         freed
     }
@@ -313,8 +378,8 @@ impl Pages {
     pub(crate) fn clear_cache(&mut self) {
         self.tree.unpin_unheld();
         while let Some(page) = self.tree.first_idle() {
-            self.tree.remove(page);
-            self.free.push(page);
+            let gone = self.tree.evict(page);
+            self.free.extend(gone);
         }
     }
 
@@ -344,7 +409,8 @@ impl Pages {
             // A page moves once, so `map` is its own inverse.
             self.tree.renumber(&map);
             for table in self.tables.iter_mut().flatten() {
-                table.pages.iter_mut().for_each(|page| *page = map[*page as usize]);
+                let pages = table.pages.iter_mut().flatten().filter(|page| **page != NONE);
+                pages.for_each(|page| *page = map[*page as usize]);
             }
         }
         self.store.discard(hole);
@@ -367,7 +433,9 @@ impl Pages {
             return Err(Error::new(Status::KV_FULL, message).with("needed", kept as i64));
         }
         self.store.resize(limit as usize)?;
-        while (0..committed).filter(|&page| self.in_use(page)).count() > limit as usize && self.evict_one() {}
+        while (0..committed).filter(|&page| self.in_use(page)).count() > limit as usize
+            && self.evict_one() > 0
+        {}
         self.limit = limit;
         self.defragment();
         Ok(())
@@ -387,6 +455,7 @@ impl Pages {
         KvStats {
             page_tokens: self.tokens_of_page() as u64,
             page_bytes: self.store.shape().bytes as u64,
+            groups: self.store.shape().groups() as u64,
             total: u64::from(self.limit),
             used,
             cached,
@@ -404,8 +473,10 @@ impl Pages {
 
     /// How many pages a table has, and how many of them other tables have too.
     pub(crate) fn held_by(&self, id: TableId) -> (usize, usize) {
-        let pages = &self.table(id).pages;
-        (pages.len(), pages.iter().filter(|page| self.refs[**page as usize] > 1).count())
+        let pages = self.table(id).pages.iter().flatten().filter(|page| **page != NONE);
+        pages.fold((0, 0), |(all, shared), &page| {
+            (all + 1, shared + usize::from(self.refs[page as usize] > 1))
+        })
     }
 
     /// Takes a page that nobody has, an idle cached one if there is no other.
@@ -429,7 +500,7 @@ impl Pages {
                 );
                 Error::new(Status::KV_FULL, message)
             };
-            if self.eviction == Eviction::None || !self.evict_one() {
+            if self.eviction == Eviction::None || self.evict_one() == 0 {
                 return Err(refused);
             }
         }
@@ -440,22 +511,29 @@ impl Pages {
         self.free.push(page);
     }
 
-    /// The table got `page`, taken just now.
-    pub(super) fn append(&mut self, id: TableId, page: u32) {
+    /// The table got `page`, taken just now, where it has none.
+    pub(super) fn place(&mut self, id: TableId, group: usize, index: usize, page: u32) {
         self.refs[page as usize] = 1;
-        self.table_mut(id).pages.push(page);
+        self.table_mut(id).pages[group][index] = page;
     }
 
-    fn evict_one(&mut self) -> bool {
-        let Some(page) = self.tree.first_idle() else { return false };
-        self.drop_cached(page);
-        true
+    /// Frees what goes first. Returns how many pages that were.
+    fn evict_one(&mut self) -> u64 {
+        let Some(page) = self.tree.first_idle() else { return 0 };
+        let gone = self.tree.evict(page);
+        let count = gone.len() as u64;
+        self.evictions += count;
+        self.free.extend(gone);
+        count
     }
 
-    fn drop_cached(&mut self, page: u32) {
-        self.tree.remove(page);
-        self.free.push(page);
-        self.evictions += 1;
+    /// The table's pages from page `count` of tokens on are no longer those of its nodes.
+    fn keep_nodes(&mut self, id: TableId, count: usize) {
+        while self.table(id).nodes.len() > count {
+            if let Some(node) = self.table_mut(id).nodes.pop() {
+                self.tree.unname(node);
+            }
+        }
     }
 
     fn held(&self, page: u32) -> bool {
@@ -475,19 +553,13 @@ impl Pages {
         self.eviction != Eviction::None && self.refs[page as usize] == 1 && self.tree.is_loose(page)
     }
 
-    fn unpublish(&mut self, id: TableId, index: usize, page: u32) {
-        self.tree.remove(page);
-        let table = self.table_mut(id);
-        table.published = table.published.min(index);
-    }
-
     fn hold(&mut self, page: u32, priority: i32) {
         self.refs[page as usize] += 1;
         self.tree.hold(page, true, priority);
     }
 
     /// One table less has `page`.
-    fn release(&mut self, id: TableId, page: u32) {
+    pub(super) fn release(&mut self, id: TableId, page: u32) {
         self.refs[page as usize] -= 1;
         if self.refs[page as usize] == 0 {
             if self.tree.contains(page) {
@@ -513,8 +585,8 @@ impl Pages {
 pub(crate) struct Tables<'a>(&'a [Option<Table>]);
 
 impl<'a> Tables<'a> {
-    /// The pages of a table, in order.
-    pub(crate) fn pages(self, id: TableId) -> &'a [u32] {
-        self.0[id.0].as_ref().map_or(&[], |table| &table.pages)
+    /// The pages of a table for a group of layers, in order; behind a window they may be none.
+    pub(crate) fn pages(self, id: TableId, group: usize) -> &'a [u32] {
+        self.0[id.0].as_ref().map_or(&[], |table| &table.pages[group])
     }
 }

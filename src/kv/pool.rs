@@ -39,7 +39,7 @@ impl KvPool {
     pub fn new(model: &Model, options: &KvOptions) -> Result<Self> {
         let shape = Self::shape(model, options)?;
         let pages = match options.budget_bytes {
-            0 => (model.spec().context as usize).div_ceil(shape.tokens),
+            0 => (model.spec().context as usize).div_ceil(shape.tokens).saturating_mul(shape.groups()),
             bytes => page_count(bytes, shape.bytes)?,
         };
         Self::with_pages(model, options, shape, pages)
@@ -48,7 +48,7 @@ impl KvPool {
     /// A pool for `tokens` tokens of one session.
     pub(crate) fn private(model: &Model, options: &KvOptions, tokens: usize) -> Result<Self> {
         let shape = Self::shape(model, options)?;
-        let pages = tokens.div_ceil(shape.tokens);
+        let pages = tokens.div_ceil(shape.tokens).saturating_mul(shape.groups());
         Self::with_pages(model, options, shape, pages)
     }
 
@@ -141,7 +141,9 @@ impl KvPool {
 
     /// [`Pages::truncate`], now or before anybody sees the pages: a cancelled call does not wait for its turn.
     pub(crate) fn truncate_soon(&self, table: TableId, tokens: usize, reserved: usize) {
-        self.0.pages.leave(Box::new(move |pages| pages.truncate(table, tokens, reserved)));
+        self.0.pages.leave(Box::new(move |pages| {
+            pages.truncate(table, tokens, reserved);
+        }));
     }
 
     /// [`Pages::close`], now or before anybody sees the pages.

@@ -11,6 +11,7 @@
 use llm_kernels::KvLayout;
 
 use super::pages::{Pages, TableId};
+use super::prefix::NONE;
 use crate::cancel::Cancel;
 use crate::error::Result;
 use crate::model::rope::Frequencies;
@@ -57,7 +58,8 @@ impl Turn {
 }
 
 impl Pages {
-    /// A table with the first `head` of the `held` tokens of `id` and, moved behind them, its last `tail`.
+    /// A table with the first `head` of the `held` tokens of `id` and, moved behind them, its last `tail`; `None` where
+    /// a layer with a window would see tokens that were let go.
     ///
     /// # Errors
     /// `KV_FULL`, `BUDGET`, and what `cancel` answers before a layer; nothing has changed then.
@@ -68,29 +70,48 @@ impl Pages {
         (head, tail): (usize, usize),
         turns: &[Option<Turn>],
         cancel: Option<&Cancel>,
-    ) -> Result<TableId> {
+    ) -> Result<Option<TableId>> {
+        let size = self.store.shape().tokens;
+        let windows = self.store.shape().windows.clone();
+        // Before they move: where the tokens are that each group sees afterwards.
+        let sees = |window: &Option<usize>| window.map_or(0, |w| (head + tail + 1).saturating_sub(w));
+        let origin = |i: usize| if i < head { i } else { held - tail + i - head };
+        for (window, pages) in windows.iter().zip(&self.table(id).pages) {
+            if (sees(window)..head + tail).any(|i| pages[origin(i) / size] == NONE) {
+                return Ok(None);
+            }
+        }
         let moved = self.fork(id, head);
-        if let Err(e) = self.room(moved, head, head + tail) {
+        if let Err(e) = self.room(moved, head, head + tail, head + tail) {
             self.close(moved);
             return Err(e);
         }
-        let size = self.store.shape().tokens;
         let layers = self.store.shape().layers.clone();
-        for ((layout, offset), turn) in layers.into_iter().zip(turns) {
+        for (place, turn) in layers.into_iter().zip(turns) {
             if let Err(e) = cancel.map_or(Ok(()), Cancel::check) {
                 self.close(moved);
                 return Err(e);
             }
-            for i in 0..tail {
-                let (from, to) = (held - tail + i, head + i);
-                let from = (self.table(id).pages[from / size], from % size);
-                let to = (self.table(moved).pages[to / size], to % size);
-                self.carry(&layout, offset, from, to, turn.as_ref());
+            for to in head.max(sees(&windows[place.group]))..head + tail {
+                let from = origin(to);
+                let from = (self.table(id).pages[place.group][from / size], from % size);
+                let to = (self.table(moved).pages[place.group][to / size], to % size);
+                self.carry(&place.layout, place.offset, from, to, turn.as_ref());
             }
+        }
+        // What no later token sees was not carried.
+        for (group, window) in windows.iter().enumerate() {
+            let end = sees(window) / size;
+            let pages = std::mem::take(&mut self.table_mut(moved).pages[group]);
+            for &page in pages[..end].iter().filter(|page| **page != NONE) {
+                self.release(moved, page);
+            }
+            let kept = (0..pages.len()).map(|i| if i < end { NONE } else { pages[i] });
+            self.table_mut(moved).pages[group] = kept.collect();
         }
         let table = self.table_mut(moved);
         table.foreign = table.foreign.min(head / size);
-        Ok(moved)
+        Ok(Some(moved))
     }
 
     /// Carries one layer's part of a token from one page and slot to another.

@@ -127,7 +127,7 @@ mod tests {
     }
 
     fn shape(bytes: usize) -> PageShape {
-        PageShape { layers: Vec::new(), tokens: 16, bytes }
+        PageShape { layers: Vec::new(), windows: vec![None], tokens: 16, bytes }
     }
 
     #[test]

@@ -32,7 +32,7 @@ use crate::weights::{
 pub(crate) struct Batch<'a> {
     /// Ids, below the vocabulary.
     pub(crate) ids: &'a [u32],
-    /// Each token's page table, with room for its position, and position.
+    /// Each token's page table, with room for its position, and position, by group of layers: `[groups, m]`.
     pub(crate) rows: &'a [Row<'a>],
     /// Frequencies of the spec's rotary tables, for so many rows each: sequences may differ in them.
     pub(crate) ropes: &'a [(usize, &'a [Frequencies])],
@@ -213,7 +213,7 @@ impl Forward<'_> {
         s.input.set_fast(batch.level == Level::Fast);
         for (i, angles) in s.angles.iter_mut().enumerate() {
             angles.clear();
-            let mut rows = batch.rows.iter().map(|row| row.position);
+            let mut rows = batch.rows[..m].iter().map(|row| row.position);
             for (n, tables) in batch.ropes {
                 tables[i].angles(rows.by_ref().take(*n), angles);
             }
@@ -225,7 +225,7 @@ impl Forward<'_> {
         }
         if let Some(positions) = &w.positions {
             s.choice.rows.clear();
-            s.choice.rows.extend(batch.rows.iter().map(|row| row.position));
+            s.choice.rows.extend(batch.rows[..m].iter().map(|row| row.position));
             device.embed(positions, &s.choice.rows, 1.0, &mut s.h);
             device.add(m * width, &mut s.x, &s.h);
         }
@@ -577,8 +577,10 @@ fn head_groups(heads: usize, m: usize, groups: &mut Vec<(usize, Range<usize>)>) 
 }
 
 fn pages<'a>(pool: &Store, layer: usize, batch: &Batch<'a>) -> Pages<'a> {
-    let (layout, offset) = pool.shape().layers[layer];
-    Pages { layout, offset, stride: pool.shape().bytes, rows: batch.rows }
+    let place = pool.shape().layers[layer];
+    let m = batch.ids.len();
+    let rows = &batch.rows[place.group * m..][..m];
+    Pages { layout: place.layout, offset: place.offset, stride: pool.shape().bytes, rows }
 }
 
 fn route<'a>(x: &spec::Experts, choice_bias: Option<&'a Vector>) -> RouteSpec<'a> {

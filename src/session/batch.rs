@@ -102,6 +102,7 @@ impl Batch {
         let _float = FloatControl::default_for_now();
         let clock = Instant::now();
         let pool = self.pool.clone();
+        let recovered: Vec<_> = slots.iter_mut().map(|slot| slot.session.recover(cancel)).collect();
         let mut pages = match pool.lock_unless(cancel) {
             Ok(pages) => pages,
             Err(e) => {
@@ -113,7 +114,7 @@ impl Batch {
                 return Err(e);
             }
         };
-        self.enter(&mut pages, slots);
+        self.enter(&mut pages, slots, recovered);
         let run = self.compute(&mut pages, slots, cancel);
         for (slot, outcome) in slots.iter_mut().zip(&mut self.outcomes) {
             if outcome.status.is_err() {
@@ -137,6 +138,7 @@ impl Batch {
             if session.tokens.len() > outcome.before {
                 if !matches!(slot.want, Want::Verify(_)) {
                     pages.publish(session.table, &session.tokens);
+                    pages.let_go(session.table, 0, session.tokens.len());
                 }
                 session.logits_at = None;
             }
@@ -177,14 +179,14 @@ impl Batch {
     }
 
     /// Gives every slot its pages, and an outcome that says whether it takes part.
-    fn enter(&mut self, pages: &mut Pages, slots: &mut [Slot<'_>]) {
+    fn enter(&mut self, pages: &mut Pages, slots: &mut [Slot<'_>], recovered: Vec<Result<()>>) {
         self.outcomes.clear();
         let mut level = None;
-        for slot in slots.iter_mut() {
+        for (slot, recovered) in slots.iter_mut().zip(recovered) {
             let session = &mut *slot.session;
             let before = session.tokens.len();
             let mut outcome = Outcome { status: Ok(()), before, from: before, logits: 0..0 };
-            let mut enter = || {
+            let enter = || {
                 if !session.pool.is(&self.pool) {
                     let message = "a session of another pool cannot take part in this batch";
                     return Err(Error::new(Status::INVALID_ARG, message));
@@ -195,13 +197,14 @@ impl Batch {
                         format!("sessions of one step have one determinism level, this one {own:?}");
                     return Err(Error::new(Status::INVALID_ARG, message));
                 }
+                recovered?;
                 session.check_ids(slot.ids)?;
                 let most = match slot.want {
                     Want::None => slot.ids.len(),
                     Want::Last => slot.ids.len().saturating_sub(1),
                     Want::All | Want::Verify(_) => 0,
                 };
-                let reused = session.enter(pages, slot.ids, most)?;
+                let reused = session.enter(pages, slot.ids, most, slot.ids.len())?;
                 level = Some(own);
                 Ok(before + reused)
             };
@@ -247,11 +250,14 @@ impl Batch {
         self.scratch.room_for_logits(model.spec(), logits, &mut self.charge)?;
         self.scratch.room_for_adapters(self.ids.len(), rank, &mut self.charge)?;
 
+        let groups = pages.store().shape().groups();
         let (store, tables) = pages.parts();
-        let mut rows = Vec::with_capacity(self.ids.len());
-        for (table, positions, _) in &members {
-            let table = tables.pages(*table);
-            rows.extend(positions.clone().map(|position| Row { table, position }));
+        let mut rows = Vec::with_capacity(self.ids.len() * groups);
+        for group in 0..groups {
+            for (table, positions, _) in &members {
+                let table = tables.pages(*table, group);
+                rows.extend(positions.clone().map(|position| Row { table, position }));
+            }
         }
         let of = members.iter().map(|(_, positions, session)| (positions.len(), session));
         let ropes: Vec<_> = of.clone().map(|(n, session)| (n, &session.ropes[..])).collect();

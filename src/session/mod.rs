@@ -37,6 +37,7 @@ use crate::adapter::Use;
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
 use crate::kv::pages::{Pages, TableId};
+use crate::kv::shape::MOST_GROUPS;
 use crate::kv::{Eviction, KvOptions, KvPool, KvType, Root, Turn};
 use crate::model::Model;
 use crate::model::forward::{Batch, Scratch};
@@ -133,6 +134,8 @@ pub struct Session {
     pool: KvPool,
     table: TableId,
     tokens: Vec<i32>,
+    /// Tokens, the last ones, whose pages are gone: they run again before anything else does.
+    missing: usize,
     /// Tokens that went because of [`Overflow`].
     dropped: usize,
     /// Keys of tokens from here on were moved, not computed, where any were.
@@ -250,6 +253,7 @@ impl Session {
             pool,
             table,
             tokens: Vec::new(),
+            missing: 0,
             dropped: 0,
             moved_from: None,
             reserved: 0,
@@ -338,6 +342,7 @@ impl Session {
         progress: Option<OnProgress<'_>>,
     ) -> Result<()> {
         let _float = FloatControl::default_for_now();
+        self.recover(cancel)?;
         if self.overflows(ids.len()) {
             return self.prefill_over(ids, cancel, progress);
         }
@@ -353,7 +358,7 @@ impl Session {
     ) -> Result<()> {
         let (before, clock, pool) = (self.tokens.len(), Instant::now(), self.pool.clone());
         let mut pages = self.begin(&pool, ids, cancel)?;
-        let reused = self.enter(&mut pages, ids, ids.len().saturating_sub(1))?;
+        let reused = self.enter(&mut pages, ids, ids.len().saturating_sub(1), self.options.chunk)?;
         let mut whole = false;
         let run = self.run(&pool, pages, ids, reused, cancel, progress, &mut whole);
         let ended = self.end(before, before + reused, self.tokens.len(), whole, cancel, run);
@@ -370,7 +375,9 @@ impl Session {
         self.prefill(&[id], cancel, None)
     }
 
-    /// Keeps the first `tokens` tokens. What follows is computed as if the others had never been there.
+    /// Keeps the first `tokens` tokens. What follows is computed as if the others had never been there. Layers with a
+    /// window have let go of what they no longer see: after a step further back than the window, the tokens kept run
+    /// through the model again with the next call, as far as the pool does not find them.
     ///
     /// # Errors
     /// `INVALID_ARG` if it holds fewer.
@@ -383,7 +390,16 @@ impl Session {
         if tokens < self.tokens.len() {
             self.logits_at = None;
         }
-        self.forget(tokens);
+        let held = self.tokens.len() - self.missing;
+        let mut covered = held;
+        if tokens <= held {
+            covered = self.pool.lock().truncate(self.table, tokens, 0);
+        }
+        self.keep_tokens(tokens);
+        self.missing = tokens.saturating_sub(covered);
+        if self.missing > 0 {
+            self.moved_from = self.moved_from.filter(|&from| from < covered);
+        }
         Ok(())
     }
 
@@ -391,7 +407,7 @@ impl Session {
     pub fn reset(&mut self) {
         self.logits_at = None;
         self.reserved = 0;
-        self.dropped = 0;
+        (self.dropped, self.missing) = (0, 0);
         self.forget(0);
     }
 
@@ -436,14 +452,35 @@ impl Session {
         Ok(())
     }
 
-    /// Takes over what the pool holds of `ids`, at most `most` tokens, and makes room for the rest. Returns how many
-    /// tokens were taken over.
-    fn enter(&mut self, pages: &mut Pages, ids: &[i32], most: usize) -> Result<usize> {
+    /// Runs the tokens again whose pages are gone. There are no logits afterwards.
+    fn recover(&mut self, cancel: Option<&Cancel>) -> Result<()> {
+        if self.missing == 0 {
+            return Ok(());
+        }
+        let _float = FloatControl::default_for_now();
+        let covered = self.tokens.len() - std::mem::take(&mut self.missing);
+        let rest = self.tokens.split_off(covered);
+        let run = self.prefill_fitting(&rest, cancel, None);
+        let done = self.tokens.len() - covered;
+        self.tokens.extend_from_slice(&rest[done..]);
+        self.missing = rest.len() - done;
+        self.logits_at = None;
+        run
+    }
+
+    /// Takes over what the pool holds of `ids`, at most `most` tokens, and makes room for the rest, where windows are
+    /// for the first `near`. Returns how many tokens were taken over.
+    fn enter(&mut self, pages: &mut Pages, ids: &[i32], most: usize, near: usize) -> Result<usize> {
         let before = self.tokens.len();
         pages.swap_in(self.table, &self.tokens)?;
         let reused = pages.adopt(self.table, before, ids, most);
         self.tokens.extend_from_slice(&ids[..reused]);
-        if let Err(e) = pages.room(self.table, before + reused, before + ids.len()) {
+        if let Err(e) = pages.room(
+            self.table,
+            before + reused,
+            before + ids.len(),
+            before.saturating_add(reused).saturating_add(near),
+        ) {
             self.forget_in(pages, before);
             return Err(e);
         }
@@ -472,12 +509,14 @@ impl Session {
         mut progress: Option<OnProgress<'_>>,
         whole: &mut bool,
     ) -> Result<()> {
+        let before = self.tokens.len() - reused;
         let (total, mut done, mut turn) = (ids.len(), reused, Some(pages));
         for chunk in ids[reused..].chunks(self.options.chunk) {
             let mut pages = match turn.take() {
                 Some(pages) => pages,
                 None => pool.lock_unless(cancel)?,
             };
+            self.next_room(&mut pages, before + total, chunk.len())?;
             self.chunk(&mut pages, chunk, cancel)?;
             done += chunk.len();
             // Whoever may end the call between chunks gets logits there.
@@ -489,7 +528,10 @@ impl Session {
             }
             if done == total {
                 pages.publish(self.table, &self.tokens);
+                pages.let_go(self.table, 0, self.tokens.len());
                 *whole = true;
+            } else {
+                self.let_go_after(&mut pages, before);
             }
             drop(pages);
             if let Some(progress) = progress.as_mut() {
@@ -505,24 +547,45 @@ impl Session {
         Ok(())
     }
 
+    /// Makes room for the next `chunk` tokens where there is none yet, for layers with windows; the others have it for
+    /// those up to `end`.
+    fn next_room(&self, pages: &mut Pages, end: usize, chunk: usize) -> Result<()> {
+        match pages.store().shape().is_windowed() {
+            true => pages.room(self.table, self.tokens.len(), end, self.tokens.len() + chunk),
+            false => Ok(()),
+        }
+    }
+
+    /// Lets pages behind windows go in the middle of a call that may still go back to its first `before` tokens.
+    fn let_go_after(&self, pages: &mut Pages, before: usize) {
+        if pages.store().shape().is_windowed() {
+            // So that others find them for as long as there is room.
+            pages.publish(self.table, &self.tokens);
+            pages.let_go(self.table, before, self.tokens.len());
+        }
+    }
+
     /// Runs one chunk through all layers and counts its tokens as held.
     fn chunk(&mut self, pages: &mut Pages, chunk: &[i32], cancel: Option<&Cancel>) -> Result<()> {
         self.ids.clear();
         self.ids.extend(chunk.iter().map(|&id| id as u32)); // proven by `begin`
         let start = self.tokens.len() as u32;
+        let groups = pages.store().shape().groups();
         let (store, tables) = pages.parts();
-        let table = tables.pages(self.table);
-        let row = |position| Row { table, position };
-        let one = [row(start)];
+        let row = |group, position| Row { table: tables.pages(self.table, group), position };
+        let mut one = [row(0, start); MOST_GROUPS];
         let many: Vec<Row<'_>>; // decoding does without
         let rows = if chunk.len() == 1 {
-            &one[..]
+            (0..groups).for_each(|group| one[group] = row(group, start));
+            &one[..groups]
         } else {
-            many = (start..).take(chunk.len()).map(row).collect();
+            let rows = |group| (start..).take(chunk.len()).map(move |position| row(group, position));
+            many = (0..groups).flat_map(rows).collect();
             &many
         };
-        let ropes = &[(rows.len(), &self.ropes[..])];
-        let adapters: &[_] = if self.adapters.is_empty() { &[] } else { &[(rows.len(), &self.adapters[..])] };
+        let ropes = &[(chunk.len(), &self.ropes[..])];
+        let adapters: &[_] =
+            if self.adapters.is_empty() { &[] } else { &[(chunk.len(), &self.adapters[..])] };
         let batch = Batch { ids: &self.ids, rows, ropes, adapters, level: self.options.determinism };
         self.model.forward().layers(&batch, store, &mut self.scratch, cancel)?;
         self.collect_hidden(chunk.len())?;
@@ -568,6 +631,7 @@ impl Session {
     fn publish(&mut self, cancel: Option<&Cancel>) {
         if let Ok(mut pages) = self.pool.lock_unless(cancel) {
             pages.publish(self.table, &self.tokens);
+            pages.let_go(self.table, 0, self.tokens.len());
         }
     }
 

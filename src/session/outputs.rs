@@ -68,9 +68,10 @@ impl Session {
     ) -> Result<()> {
         let _float = FloatControl::default_for_now();
         asked.check(ids.len())?;
+        self.recover(cancel)?;
         let (before, clock, pool) = (self.tokens.len(), Instant::now(), self.pool.clone());
         let mut pages = self.begin(&pool, ids, cancel)?;
-        self.enter(&mut pages, ids, 0)?;
+        self.enter(&mut pages, ids, 0, self.options.chunk)?;
         let mut behind = 0;
         let run = self.run_asked((&pool, pages), ids, asked, cancel, progress, each, &mut behind);
         if run.is_err() {
@@ -101,7 +102,7 @@ impl Session {
         }
         let count = asked.at.map_or(ids.len(), <[usize]>::len);
         let index = |nth: usize| asked.at.map_or(nth, |at| at[nth]);
-        let (mut told, mut done) = (0, 0);
+        let (mut told, mut done, before) = (0, 0, self.tokens.len());
         let mut rows = Vec::with_capacity(most);
         let mut turn = Some(pages);
         for chunk in ids.chunks(self.options.chunk) {
@@ -110,7 +111,9 @@ impl Session {
                 Some(pages) => pages,
                 None => pool.lock_unless(cancel)?,
             };
+            self.next_room(&mut pages, before + ids.len(), chunk.len())?;
             self.chunk(&mut pages, chunk, cancel)?;
+            self.let_go_after(&mut pages, before);
             drop(pages);
             let (start, end) = (done, done + chunk.len());
             while told < count && index(told) < end {

@@ -95,6 +95,7 @@ impl Session {
     /// As [`Session::prefill`]; the session is then as before.
     pub fn make_room(&mut self, tokens: usize, cancel: Option<&Cancel>) -> Result<usize> {
         let _float = llm_kernels::FloatControl::default_for_now();
+        self.recover(cancel)?;
         if !self.overflows(tokens) {
             return match self.capacity - self.tokens.len() {
                 room if room < tokens => Err(self.too_many(tokens, self.tokens.len())),
@@ -157,23 +158,28 @@ impl Session {
         let tail = ((self.capacity - head) / 2).min(self.capacity - head - more).min(held - head);
         let mut tokens = self.tokens[..head].to_vec();
         let mut rest = Vec::new();
-        let moves = matches!(self.options.overflow, Overflow::Shift { .. });
         let by = head as f64 - (held - tail) as f64;
-        let table = {
+        let (table, moves) = {
             let mut pages = self.pool.lock_unless(cancel)?;
             pages.swap_in(self.table, &self.tokens)?;
-            if moves {
+            let mut moved = None;
+            if matches!(self.options.overflow, Overflow::Shift { .. }) {
                 let turns = Turn::of(self.model.spec(), &self.ropes, by);
-                pages.moved(self.table, held, (head, tail), &turns, cancel)?
-            } else {
-                // Keys that follow a running length are those of no other length.
-                let stays = if self.root.is_some() { head } else { 0 };
-                rest.extend(tokens.drain(stays..));
-                rest.extend_from_slice(&self.tokens[held - tail..]);
-                pages.fork(self.table, stays)
+                moved = pages.moved(self.table, held, (head, tail), &turns, cancel)?;
+            }
+            match moved {
+                Some(table) => (table, true),
+                None => {
+                    // Keys that follow a running length are those of no other length.
+                    let stays = self.root.is_some() && pages.covers(self.table, head);
+                    let stays = if stays { head } else { 0 };
+                    rest.extend(tokens.drain(stays..));
+                    rest.extend_from_slice(&self.tokens[held - tail..]);
+                    (pages.fork(self.table, stays), false)
+                }
             }
         };
-        let mut moved_from = self.moved_from.filter(|&from| from < head);
+        let mut moved_from = self.moved_from.filter(|&from| from < head.min(tokens.len()));
         if moves {
             tokens.extend_from_slice(&self.tokens[held - tail..]);
             moved_from = Some(moved_from.unwrap_or(head)).filter(|&from| from < tokens.len());

@@ -23,13 +23,15 @@ impl Session {
         let charge = self.model.runtime().charge(crate::runtime::Memory::Scratch, 0)?;
         let table = {
             let mut pages = self.pool.lock();
-            pages.swap_in(self.table, &self.tokens)?;
-            pages.fork(self.table, self.tokens.len())
+            let held = self.tokens.len() - self.missing;
+            pages.swap_in(self.table, &self.tokens[..held])?;
+            pages.fork(self.table, held)
         };
         let (pool, options, rope) =
             (self.pool.clone(), self.options.clone(), (self.root, self.ropes.clone()));
         let mut fork = Session::with_table(pool, table, charge, options, self.capacity, rope)?;
         fork.tokens = tokens;
+        fork.missing = self.missing;
         (fork.dropped, fork.moved_from) = (self.dropped, self.moved_from);
         fork.adapters = self.adapters.clone();
         fork.logits.copy_from_slice(&self.logits);
@@ -52,6 +54,7 @@ impl Session {
     /// As [`Session::prefill`].
     pub fn reuse(&mut self, ids: &[i32]) -> Result<usize> {
         self.check_ids(ids)?;
+        self.recover(None)?;
         let mut pages = self.pool.lock();
         pages.swap_in(self.table, &self.tokens)?;
         let reused = pages.adopt(self.table, self.tokens.len(), ids, ids.len());
@@ -74,9 +77,10 @@ impl Session {
             );
             return Err(Error::new(Status::CONTEXT_FULL, message));
         }
+        self.recover(None)?;
         let mut pages = self.pool.lock();
         pages.swap_in(self.table, &self.tokens)?;
-        pages.room(self.table, held, held + tokens)?;
+        pages.room(self.table, held, held + tokens, held + tokens)?;
         self.reserved = self.reserved.max(held + tokens);
         Ok(())
     }
@@ -103,7 +107,7 @@ impl Session {
     /// # Errors
     /// `BUDGET` where the pool's `swap_bytes` would be passed, `NO_MEMORY`; nothing has changed then.
     pub fn swap_out(&mut self) -> Result<()> {
-        self.pool.lock().swap_out(self.table, self.tokens.len())?;
+        self.pool.lock().swap_out(self.table, self.tokens.len() - self.missing)?;
         self.reserved = 0;
         Ok(())
     }
@@ -113,7 +117,7 @@ impl Session {
     /// # Errors
     /// `KV_FULL`, `BUDGET`; the session is swapped out as before then.
     pub fn swap_in(&mut self) -> Result<()> {
-        self.pool.lock().swap_in(self.table, &self.tokens)
+        self.pool.lock().swap_in(self.table, &self.tokens[..self.tokens.len() - self.missing])
     }
 
     /// Whether its pages are out.

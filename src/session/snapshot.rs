@@ -9,7 +9,7 @@
 //! 28   4  see below                    64  8  bytes of the host's own
 //! 32   8  see below                    72 32  fingerprint of the model
 //! 104 32  BLAKE3 of the adapters' fingerprints, each with its scale; zeros for none
-//! 136     tokens, i32 each · logits, f32 each, if there · the host's own · pages, zeros where no token is
+//! 136     tokens, i32 each · logits, f32 each, if there · the host's own · pages of what the next token sees
 //! ```
 //! Little-endian. After an overflow, at 28: the first token whose keys were moved, plus 1, or 0; at 32: tokens dropped
 //! so far, and at 36 the same with all bits turned; else zeros. Everything is checked before a session changes. Pages
@@ -83,12 +83,7 @@ impl Session {
     pub fn snapshot_size(&self, extra: usize) -> usize {
         let logits = if self.logits().is_ok() { self.logits.len() * 4 } else { 0 };
         let pages = self.pool.lock();
-        let shape = pages.store().shape();
-        HEADER
-            + self.tokens.len() * 4
-            + logits
-            + extra
-            + self.tokens.len().div_ceil(shape.tokens) * shape.bytes
+        HEADER + self.tokens.len() * 4 + logits + extra + pages.content_bytes(self.tokens.len())
     }
 
     /// The session as bytes, with `extra` bytes of the host's own.
@@ -102,6 +97,7 @@ impl Session {
             return Err(Error::new(Status::UNSUPPORTED, message));
         };
         self.swap_in()?;
+        self.recover(None)?;
         let size = self.snapshot_size(extra.len());
         let mut out = Vec::new();
         let refused = |_| Error::new(Status::NO_MEMORY, format!("a snapshot of {size} bytes: no memory"));
@@ -209,15 +205,23 @@ impl Session {
         if info.kv != self.pool.kv() {
             return differs("KV type", &self.pool.kv(), &info.kv);
         }
-        let (tokens, bytes) = {
+        let (tokens, bytes, content) = {
             let pages = self.pool.lock();
-            (pages.store().shape().tokens, pages.store().shape().bytes)
+            let shape = pages.store().shape();
+            (shape.tokens, shape.bytes, pages.content_bytes(info.tokens.len()))
         };
         if info.page_tokens != tokens {
             return differs("page size", &tokens, &info.page_tokens);
         }
         if snapshot.page_bytes != bytes {
             return differs("size of a page in bytes", &bytes, &snapshot.page_bytes);
+        }
+        if snapshot.pages.len() != content {
+            let message = format!(
+                "the snapshot has {} bytes of pages; its tokens take {content}",
+                snapshot.pages.len()
+            );
+            return Err(Error::new(Status::BAD_FORMAT, message));
         }
         let root = Root { rope: info.rope_length, level: info.determinism, adapters: info.adapters };
         match self.root {
@@ -295,9 +299,10 @@ fn parse(bytes: &[u8]) -> Result<Parsed<'_>> {
     let tokens = part(Some(count as u64 * 4))?;
     let logits = part(Some(u64::from(has_logits) * u64::from(vocab) * 4))?;
     let extra = part(Some(extra))?;
-    let pages = part(page_bytes.checked_mul(count.div_ceil(page_tokens) as u64))?;
-    if !rest.is_empty() {
-        return Err(bad(format!("has {} bytes too many", rest.len())));
+    // How many pages the tokens need depends on the model's windows: see `Session::fits`.
+    let pages = rest;
+    if page_bytes == 0 || !(pages.len() as u64).is_multiple_of(page_bytes) {
+        return Err(bad(format!("has {} bytes of pages of {page_bytes}", pages.len())));
     }
     let tokens: Vec<i32> = tokens.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect();
     let inside = |id: &i32| u32::try_from(*id).is_ok_and(|id| id < vocab);

@@ -35,6 +35,7 @@ impl Session {
         let _float = FloatControl::default_for_now();
         let clock = Instant::now();
         self.verified = 0;
+        self.recover(cancel)?;
         self.check_ids(ids)?;
         if rows == 0 || rows > ids.len() || ids.len() > self.verifiable() {
             let message = format!(
@@ -49,7 +50,7 @@ impl Session {
         self.scratch.room_for_adapters(ids.len(), self.rank(), &mut self.charge)?;
         let (before, pool) = (self.tokens.len(), self.pool.clone());
         let mut pages = pool.lock_unless(cancel)?;
-        self.enter(&mut pages, ids, 0)?;
+        self.enter(&mut pages, ids, 0, ids.len())?;
         let first = ids.len() - rows;
         let computed = self.chunk(&mut pages, ids, cancel);
         drop(pages);

@@ -112,7 +112,8 @@ pub fn run(subject: &Subject, case: Case, dice: &mut Dice) {
         ..KvOptions::default()
     };
     let pool = KvPool::new(model, &kv).unwrap();
-    pool.resize(pool.stats().page_bytes * ((batch + 3) * CAPACITY.div_ceil(page)) as u64).unwrap();
+    let pages = (batch + 3) * CAPACITY.div_ceil(page);
+    pool.resize(pool.stats().page_bytes * pool.stats().groups * pages as u64).unwrap();
     let options = SessionOptions { max_tokens: CAPACITY, chunk: case.chunk, ..Default::default() };
     let place = Place { subject, case, options, pool };
     let expected = subject.expected(case.plan, case.kv);

@@ -198,7 +198,7 @@ impl Sequences {
             KvOptions { page: options.page, kv: options.kv, prefix_cache: false, ..KvOptions::default() };
         let pool = KvPool::new(model, &kv)?;
         let pages = args.batch * options.max_tokens.div_ceil(options.page);
-        pool.resize(pool.stats().page_bytes * pages as u64)?;
+        pool.resize(pool.stats().page_bytes * pool.stats().groups * pages as u64)?;
         let sessions = (0..args.batch).map(|_| Session::in_pool(&pool, options.clone()));
         let sessions = sessions.collect::<llm::Result<_>>()?;
         Ok(Self { sessions, batch: Some(Batch::new(&pool)?), ids: Vec::new() })

@@ -20,7 +20,8 @@ pub fn session(args: &ModelArgs, model: &Model, prompt: usize, more: usize, coun
     // Full pages of the prompt are shared; what follows is each one's own.
     let shared = prompt / options.page;
     let own = options.max_tokens.div_ceil(options.page) - shared;
-    pool.resize(pool.stats().page_bytes * (shared + 1 + count * own) as u64)?;
+    let stats = pool.stats();
+    pool.resize(stats.page_bytes * stats.groups * (shared + 1 + count * own) as u64)?;
     args.adapted(Session::in_pool(&pool, options)?)
 }
 

@@ -148,6 +148,8 @@ pub struct Scheduler {
     running: Vec<Item>,
     /// Tokens of a page.
     page: usize,
+    /// Pages that the layers of one page's tokens take, at most.
+    groups: usize,
     next: u64,
     /// The request that found no pages, and how many there were then.
     blocked: Option<(RequestId, u64)>,
@@ -179,6 +181,7 @@ impl Scheduler {
         Ok(Self {
             batch: Batch::new(pool)?,
             page: pool.stats().page_tokens as usize,
+            groups: pool.stats().groups as usize,
             pool: pool.clone(),
             options,
             queue: Vec::new(),
@@ -256,7 +259,8 @@ impl Scheduler {
             let message = format!("{needed} tokens do not fit: the session holds at most {capacity}");
             return Err(Error::new(Status::CONTEXT_FULL, message).with("needed", needed as i64));
         }
-        let (pages, total) = (needed.div_ceil(self.page) as u64, self.pool.stats().total);
+        let pages = (needed.div_ceil(self.page) * self.groups) as u64;
+        let total = self.pool.stats().total;
         if pages > total {
             let message = format!("{needed} tokens take {pages} pages; the pool has {total}");
             return Err(Error::new(Status::KV_FULL, message).with("needed", pages as i64));

@@ -57,9 +57,11 @@ impl Scheduler {
             item.reuse()?;
         }
         let held = if out { 0 } else { item.held().div_ceil(self.page) };
-        let needed = (item.length() + 1).div_ceil(self.page).saturating_sub(held);
+        let needed = (item.length() + 1).div_ceil(self.page).saturating_sub(held) * self.groups;
         // What those that run have not taken of their prompts' pages, and a page for each to go on.
-        let missing = |item: &Item| item.length().div_ceil(self.page) - item.held().div_ceil(self.page) + 1;
+        let missing = |item: &Item| {
+            (item.length().div_ceil(self.page) - item.held().div_ceil(self.page) + 1) * self.groups
+        };
         let promised: usize = self.running.iter().map(missing).sum();
         if !alone && self.available() < (needed + promised) as u64 {
             item.let_go();
