@@ -64,7 +64,7 @@
 #define LLM_NULL_ARG -2
 /* The call does not fit the handle's state, or the process was forked while a runtime existed. */
 #define LLM_BAD_STATE -3
-/* The handle is in a call on another thread, or belongs to a generation. */
+/* The handle is in a call on another thread, or belongs to a generation or a batch. */
 #define LLM_BUSY -4
 /* A callback called back into the handle that runs it. */
 #define LLM_REENTRANT -5
@@ -158,6 +158,14 @@
 #define LLM_LOG_INFO 3
 /* Details for finding faults. */
 #define LLM_LOG_DEBUG 4
+
+/* The processor. */
+#define LLM_DEVICE_CPU 0
+
+/* Give back the memory of KV pages that hold nothing. */
+#define LLM_TRIM_MILD 0
+/* Also of those that only the prefix cache keeps and nobody has pinned: they will be computed again. */
+#define LLM_TRIM_HARD 1
 
 /* Map the file: the fastest, and memory is shared; the file must not change while it is open (default). */
 #define LLM_LOAD_MAP 0
@@ -298,8 +306,18 @@
 /* The text is complete: the constraint lets nothing follow. */
 #define LLM_REASON_COMPLETE 8
 
+/* No logits: for a chunk that is not the last. */
+#define LLM_WANT_NONE 0
+/* Those behind the last token. */
+#define LLM_WANT_LAST 1
+/* Those behind every token; nothing is reused from the pool then. */
+#define LLM_WANT_ALL 2
+
 /* An open adapter. Class S. */
 typedef struct llm_adapter llm_adapter;
+
+/* One step of several sessions of a pool. Class X. */
+typedef struct llm_batch llm_batch;
 
 /* Bytes that the library owns: a text or a document. Class S. */
 typedef struct llm_buffer llm_buffer;
@@ -373,6 +391,46 @@ typedef void (*llm_log_fn)(void *user_data, int32_t level, const char *text, siz
 
 /* Runs once, when the library no longer needs `user_data`; also when the call that was given it fails. */
 typedef void (*llm_drop_fn)(void *user_data);
+
+/* What a device is. */
+typedef struct llm_device_info {
+    /* sizeof(llm_device_info), set by the host. */
+    uint32_t struct_size;
+    /* LLM_DEVICE_CPU. */
+    int32_t kind;
+    /* Bytes of memory it has; 0 where the system does not tell. */
+    uint64_t total_bytes;
+    /* Bytes of it that nobody uses; 0 where the system does not tell. */
+    uint64_t free_bytes;
+    /* Compute threads. */
+    uint32_t threads;
+    /* Which levels it honours: bit LLM_DETERMINISM_BATCH, and so on. */
+    uint32_t determinism;
+    /* Its name with the instruction set in use, ended by NUL. */
+    char name[64];
+    /* Zero. */
+    uint64_t reserved[4];
+} llm_device_info;
+
+/* Live bytes of a runtime by what they are for. */
+typedef struct llm_memory_use {
+    /* sizeof(llm_memory_use), set by the host. */
+    uint32_t struct_size;
+    /* Zero. */
+    uint32_t reserved0;
+    /* Weights that were copied; mapped ones are not counted. */
+    uint64_t weights;
+    /* Pages of KV pools that were ever written and not given back. */
+    uint64_t kv;
+    /* Activations and logits of sessions and batches. */
+    uint64_t scratch;
+    /* All of these. */
+    uint64_t total;
+    /* The limit on them, 0 for none. */
+    uint64_t limit;
+    /* Zero. */
+    uint64_t reserved[4];
+} llm_memory_use;
 
 /* What a control callback answers: one of LLM_CONTROL. */
 typedef int32_t llm_control;
@@ -503,6 +561,39 @@ typedef struct llm_adapter_info {
     uint8_t fingerprint[32];
 } llm_adapter_info;
 
+/* What sessions of a model take of memory: bytes, unless said otherwise. */
+typedef struct llm_memory_plan {
+    /* sizeof(llm_memory_plan), set by the host. */
+    uint32_t struct_size;
+    /* How many sessions. */
+    uint32_t sessions;
+    /* Tokens of each. */
+    uint64_t tokens;
+    /* The model's file, where it is mapped: shared with other processes, and the system may take it back. */
+    uint64_t weights_mapped;
+    /* The model's file, where it was copied. */
+    uint64_t weights_copied;
+    /* Keys and values of a token, all layers. */
+    uint64_t kv_per_token;
+    /* Pages of all sessions when they are full and share nothing. */
+    uint64_t kv_total;
+    /* Activations and logits of all sessions. */
+    uint64_t scratch;
+    /* Of `peak`, what lies in the machine's memory. */
+    uint64_t host_bytes;
+    /* Of `peak`, what lies on other devices. */
+    uint64_t device_bytes;
+    /* The most that is allocated: copied weights, pages, scratch. */
+    uint64_t peak;
+    /* What largest_context was reckoned against. */
+    uint64_t limit;
+    /* Tokens that each of the sessions can have within the limit; 0 if none. It may be more than the model was trained
+     * for. */
+    uint64_t largest_context;
+    /* Zero. */
+    uint64_t reserved[4];
+} llm_memory_plan;
+
 /* What a sampler does. Filled by llm_sampling_params_init; the defaults are in parentheses. */
 typedef struct llm_sampling_params {
     /* sizeof(llm_sampling_params), set by the host. */
@@ -540,6 +631,34 @@ typedef llm_control (*llm_processor_fn)(void *user_data,
                                         size_t ids_count,
                                         float *logits,
                                         size_t logits_count);
+
+/* What a snapshot says about itself. */
+typedef struct llm_snapshot_info {
+    /* sizeof(llm_snapshot_info), set by the host. */
+    uint32_t struct_size;
+    /* Version of the layout. */
+    uint32_t version;
+    /* One of LLM_KV_TYPE. */
+    int32_t kv_type;
+    /* One of LLM_DETERMINISM. */
+    int32_t determinism;
+    /* Tokens of a page. */
+    uint32_t page_tokens;
+    /* Length that rotary scaling was told; 0 where it does not matter. */
+    uint32_t rope_length;
+    /* Tokens it holds. */
+    uint64_t tokens;
+    /* Bytes of the whole. */
+    uint64_t bytes;
+    /* 1 if the state of a sampler is in it, else 0. */
+    uint32_t has_sampler;
+    /* Zero. */
+    uint32_t reserved0;
+    /* The model's llm_model_fingerprint. */
+    uint8_t fingerprint[32];
+    /* Zero. */
+    uint64_t reserved[4];
+} llm_snapshot_info;
 
 /* One event of a generation. Text and ids are read with llm_generation_text and llm_generation_ids. */
 typedef struct llm_event {
@@ -742,6 +861,31 @@ llm_status llm_runtime_retain(const struct llm_runtime *runtime, struct llm_runt
 /* Frees a runtime handle; NULL is allowed. The threads end with the last handle on the runtime, its models and
  * their sessions. I. */
 void llm_runtime_free(struct llm_runtime *runtime);
+
+/* How many devices the runtime can compute on; 0 for NULL. I. */
+size_t llm_runtime_device_count(const struct llm_runtime *runtime);
+
+/* Describes a device, 0 and up, into a struct whose struct_size the host has set. NOT_FOUND beyond the last, NULL_ARG,
+ * INVALID_ARG. I. */
+llm_status llm_runtime_device_info(const struct llm_runtime *runtime,
+                                   size_t index,
+                                   struct llm_device_info *out_info);
+
+/* What the runtime's models, pools and sessions use, into a struct whose struct_size the host has set. Without a lock.
+ * NULL_ARG, INVALID_ARG. I, callback-safe. */
+llm_status llm_runtime_memory_use(const struct llm_runtime *runtime,
+                                  struct llm_memory_use *out_use);
+
+/* Gives memory back to the system, for an event of memory pressure: one of LLM_TRIM, of all KV pools of the runtime.
+ * `out_bytes` (may be NULL) tells how many bytes it were. Waits for steps that are running. NULL_ARG, INVALID_ARG. I. */
+llm_status llm_runtime_trim(const struct llm_runtime *runtime,
+                            int32_t level,
+                            uint64_t *out_bytes);
+
+/* Changes what goes to the sink that the runtime was made with: records up to this LLM_LOG level, LLM_LOG_OFF for none.
+ * NULL_ARG, INVALID_ARG. I, callback-safe. */
+llm_status llm_runtime_set_log_level(const struct llm_runtime *runtime,
+                                     int32_t log_level);
 
 /* Makes options with defaults. NULL_ARG, NO_MEMORY. X. */
 llm_status llm_model_options_new(struct llm_model_options **out_options);
@@ -1347,6 +1491,18 @@ llm_status llm_session_set_adapters(struct llm_session *session,
                                     const struct llm_cancel *cancel,
                                     struct llm_error **out_err);
 
+/* Tells what `sessions` sessions with these options take, each full, before any is made; of the KV options, page and
+ * type count. NULL options are the defaults. `limit_bytes` 0: the runtime's limit, and without one the machine's memory
+ * less the mapped file. The plan is into a struct whose struct_size the host has set. NULL_ARG, INVALID_ARG also for no
+ * sessions, UNSUPPORTED, BUSY. S on the model, X on the options. */
+llm_status llm_model_plan(const struct llm_model *model,
+                          struct llm_kv_options *kv_options,
+                          struct llm_session_options *session_options,
+                          uint32_t sessions,
+                          uint64_t limit_bytes,
+                          struct llm_memory_plan *out_plan,
+                          struct llm_error **out_err);
+
 /* Fills a struct, whose struct_size the host has set, with defaults. NULL_ARG, INVALID_ARG. S. */
 llm_status llm_sampling_params_init(struct llm_sampling_params *params);
 
@@ -1399,6 +1555,19 @@ llm_status llm_sampler_sample(struct llm_sampler *sampler,
                               float *out_log_probability,
                               struct llm_error **out_err);
 
+/* Runs the same pipeline on a row of the host's own, one logit per id, as if the token at `position` were to be chosen:
+ * constraint, processors and chain change `logits` in place, -INFINITY for what they took away. Nothing is accepted.
+ * `out_id` (may be NULL) gets the token that llm_sampler_sample would choose, `out_log_probability` (may be NULL) its
+ * log-probability under the row as it was given. DEAD_END where no token is left, only with an `out_id`; INVALID_ARG for
+ * NaN or +INFINITY (detail TOKEN_INDEX); BUDGET, CANCELLED, CALLBACK; the row is untouched then. NULL_ARG, BUSY. X. */
+llm_status llm_sampler_apply(struct llm_sampler *sampler,
+                             uint64_t position,
+                             float *logits,
+                             size_t count,
+                             llm_token *out_id,
+                             float *out_log_probability,
+                             struct llm_error **out_err);
+
 /* Takes tokens into the history that penalties look at, and into the constraint: each chosen one, and, before a
  * constraint is set, the prompt's if they shall count. The only way a sampler's state moves on. NULL_ARG, INVALID_ARG
  * also for a token that the constraint forbids (detail TOKEN_INDEX; those before it are taken), BUSY. X. */
@@ -1409,6 +1578,64 @@ llm_status llm_sampler_accept(struct llm_sampler *sampler,
 
 /* Frees a sampler; NULL is allowed. X. */
 void llm_sampler_free(struct llm_sampler *sampler);
+
+/* Bytes of a snapshot of the session as it is, with the state of a sampler unless that is NULL. NULL_ARG, BUSY. X on
+ * both. */
+llm_status llm_session_snapshot_size(struct llm_session *session,
+                                     struct llm_sampler *sampler,
+                                     size_t *out_bytes);
+
+/* Writes the session (tokens, pages, logits) to a buffer, ask or fill, with the state of a sampler unless that is NULL:
+ * parameters, bias, noise, accepted tokens, what filters learned; not the host's processors, and of a constraint only
+ * the tokens under it. Needs as much memory again during the call. BUFFER_SMALL, UNSUPPORTED, NO_MEMORY, KV_FULL where a
+ * swapped session cannot come back, NULL_ARG, BUSY. X on both. */
+llm_status llm_session_snapshot_buffer(struct llm_session *session,
+                                       struct llm_sampler *sampler,
+                                       void *buf,
+                                       size_t cap,
+                                       size_t *out_needed,
+                                       struct llm_error **out_err);
+
+/* As llm_session_snapshot_buffer, to a file: written beside it under another name and renamed into place. IO, BAD_UTF8,
+ * INVALID_ARG, and as there. X on both. */
+llm_status llm_session_snapshot_path(struct llm_session *session,
+                                     struct llm_sampler *sampler,
+                                     const char *path,
+                                     size_t path_length,
+                                     struct llm_error **out_err);
+
+/* Describes a snapshot in memory, into a struct whose struct_size the host has set. The checksum is compared. Needs no
+ * model. BAD_FORMAT, BAD_VERSION, CHECKSUM, NULL_ARG, INVALID_ARG. S. */
+llm_status llm_snapshot_inspect_buffer(const void *data,
+                                       size_t length,
+                                       struct llm_snapshot_info *out_info,
+                                       struct llm_error **out_err);
+
+/* Describes the snapshot in a file. NOT_FOUND, IO, BAD_UTF8, and as llm_snapshot_inspect_buffer. S. */
+llm_status llm_snapshot_inspect_path(const char *path,
+                                     size_t path_length,
+                                     struct llm_snapshot_info *out_info,
+                                     struct llm_error **out_err);
+
+/* Makes an empty session, and a sampler unless that is NULL, what a snapshot holds: both go on with the same bits. The
+ * sampler keeps its processors, which must be those of the saved one, and its constraint, which takes the saved tokens
+ * again. Everything is checked before anything changes. BAD_STATE if the session holds tokens; BAD_FORMAT, BAD_VERSION,
+ * CHECKSUM for damaged bytes; MISMATCH for another model, KV type, page size, determinism, rotary length, processors
+ * or constraint; NOT_FOUND where a sampler is given and none was saved; CONTEXT_FULL, KV_FULL, BUDGET, NO_MEMORY: all
+ * is as before then. NULL_ARG, BUSY. X on both. */
+llm_status llm_session_restore_buffer(struct llm_session *session,
+                                      struct llm_sampler *sampler,
+                                      const void *data,
+                                      size_t length,
+                                      struct llm_error **out_err);
+
+/* As llm_session_restore_buffer, from a file. NOT_FOUND also where there is no such file, IO, BAD_UTF8, and as there. X
+ * on both. */
+llm_status llm_session_restore_path(struct llm_session *session,
+                                    struct llm_sampler *sampler,
+                                    const char *path,
+                                    size_t path_length,
+                                    struct llm_error **out_err);
 
 /* Text that is JSON and valid under a schema (JSON Schema, drafts 4 to 2020-12), with the properties in the schema's
  * order. The first compilation over a tokenizer takes time in proportion to its vocabulary. `max_bytes` limits the
@@ -1575,6 +1802,11 @@ llm_status llm_generation_options_add_stop_token(struct llm_generation_options *
 llm_status llm_generation_options_set_ignore_end(struct llm_generation_options *options,
                                                  int32_t ignore_end);
 
+/* 1: begin with an event that tells the tokens the session holds already, and their text; 0 (default): not. NULL_ARG,
+ * BUSY. X. */
+llm_status llm_generation_options_set_echo(struct llm_generation_options *options,
+                                           int32_t echo);
+
 /* How many of the likeliest tokens llm_generation_top tells of each choice; 0 (default): none. NULL_ARG, BUSY. X. */
 llm_status llm_generation_options_set_top_logprobs(struct llm_generation_options *options,
                                                    uint32_t top_logprobs);
@@ -1617,6 +1849,18 @@ llm_status llm_generation_run(struct llm_generation *generation,
                               const struct llm_cancel *cancel,
                               struct llm_error **out_err);
 
+/* The last event again, into a struct whose struct_size the host has set; after llm_batch_clear that of the batch's
+ * step. BAD_STATE before the first, NULL_ARG, INVALID_ARG, BUSY. X. */
+llm_status llm_generation_event(struct llm_generation *generation,
+                                struct llm_event *out_event);
+
+/* Ids that were told and that the session does not hold, ask or fill: one that waits to be decoded, an end or stop token.
+ * A host that goes on with the sequence by itself decodes them first, if it wants them. NULL_ARG, BUFFER_SMALL, BUSY. X. */
+llm_status llm_generation_unheld(struct llm_generation *generation,
+                                 llm_token *ids,
+                                 size_t cap,
+                                 size_t *out_needed);
+
 /* Text of the last event, borrowed until the next call on the generation. `out_length` may be NULL. NULL_ARG,
  * BUSY. X. */
 llm_status llm_generation_text(struct llm_generation *generation,
@@ -1650,6 +1894,64 @@ llm_status llm_generation_spec_stats(struct llm_generation *generation,
 
 /* Ends a generation and gives session and sampler back; NULL is allowed. X. */
 void llm_generation_free(struct llm_generation *generation);
+
+/* Makes an empty batch for sessions of a pool, which it keeps alive. It keeps its buffers from step to step. NULL_ARG,
+ * NO_MEMORY, BUDGET. I on the pool. */
+llm_status llm_batch_new(const struct llm_kv_pool *pool,
+                         struct llm_batch **out_batch,
+                         struct llm_error **out_err);
+
+/* Adds tokens that the step appends to a session, with the logits that LLM_WANT names; a session that got those of its
+ * last token has them as after llm_session_prefill. The session answers BUSY until llm_batch_clear (it may be freed).
+ * `out_slot` (may be NULL) gets the number of the slot: 0, 1, ... BAD_STATE in a batch that ran, INVALID_ARG for a
+ * session of another pool, NULL_ARG, NO_MEMORY, BUSY. X on both. */
+llm_status llm_batch_add_tokens(struct llm_batch *batch,
+                                struct llm_session *session,
+                                const llm_token *ids,
+                                size_t count,
+                                int32_t want,
+                                size_t *out_slot,
+                                struct llm_error **out_err);
+
+/* Adds a generation that takes one step inside the batch's: what llm_generation_next decodes by itself is decoded
+ * together with the other slots, and the same tokens are chosen. Its processors, if any, run in llm_batch_run. The
+ * generation answers BUSY until llm_batch_clear (it may be freed); then llm_generation_event, _text and _ids tell what
+ * the step gave. BAD_STATE in a batch that ran, INVALID_ARG for a session of another pool, NULL_ARG, BUSY. X on both. */
+llm_status llm_batch_add_generation(struct llm_batch *batch,
+                                    struct llm_generation *generation,
+                                    size_t *out_slot,
+                                    struct llm_error **out_err);
+
+/* Runs the step: all slots together, in one forward pass. OK whatever became of single slots: one that cannot take part
+ * (no page, no room, a bad id) is as before and the others run; llm_batch_slot_status tells. CANCELLED, DEADLINE,
+ * NO_MEMORY, BUDGET: nothing ran, every session is as before, and the call can be repeated. BAD_STATE in a batch that
+ * ran. NULL_ARG, BUSY. X. */
+llm_status llm_batch_run(struct llm_batch *batch,
+                         const struct llm_cancel *cancel,
+                         struct llm_error **out_err);
+
+/* What became of a slot: OK for tokens that were appended, MORE or DONE for a generation's event, or the failure, with
+ * the detail SLOT: CONTEXT_FULL, KV_FULL, INVALID_ARG for an id that is not in the vocabulary or a determinism unlike
+ * that of the first slot, and what llm_generation_next answers. The session is as before then. BAD_STATE before
+ * llm_batch_run, INVALID_ARG without a detail for a slot that is not there, NULL_ARG, BUSY. X. */
+llm_status llm_batch_slot_status(struct llm_batch *batch,
+                                 size_t slot,
+                                 struct llm_error **out_err);
+
+/* Lends the logits that a slot asked for, one row per token of it in LLM_WANT_ALL, else one or none; for a generation
+ * the rows it chose from. A row has one value per id of the vocabulary. `out_count` (may be NULL) is the number of
+ * values of all rows. Until the next llm_batch_clear. Statuses as llm_batch_slot_status. X. */
+llm_status llm_batch_slot_logits(struct llm_batch *batch,
+                                 size_t slot,
+                                 const float **out_logits,
+                                 size_t *out_count,
+                                 struct llm_error **out_err);
+
+/* Empties the batch: sessions and generations are free again. NULL_ARG, BUSY. X. */
+llm_status llm_batch_clear(struct llm_batch *batch);
+
+/* Frees a batch; NULL is allowed. Sessions and generations in it are free again. X. */
+void llm_batch_free(struct llm_batch *batch);
 
 #ifdef __cplusplus
 }

@@ -151,7 +151,7 @@ impl Bytes {
     pub(crate) fn prefetch(&self, first: usize) -> Option<Prefetch> {
         #[cfg(target_os = "linux")]
         if let Owner::Mapping(mapping) = &self.owner
-            && self.len as u64 <= physical_memory()
+            && self.len as u64 <= machine_memory().0
         {
             let (mapping, len) = (mapping.clone(), self.len);
             let before = self.start as usize - mapping.as_ptr() as usize;
@@ -182,12 +182,22 @@ impl Bytes {
 #[cfg(target_os = "linux")]
 const PART: usize = 4 << 20;
 
-/// Bytes of the machine's memory.
+/// Bytes of the machine's memory, and those of them that nobody uses.
 #[cfg(target_os = "linux")]
-fn physical_memory() -> u64 {
-    // SAFETY: takes and returns numbers.
-    let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
-    u64::try_from(pages).unwrap_or(0).saturating_mul(u64::try_from(size).unwrap_or(0))
+pub(crate) fn machine_memory() -> (u64, u64) {
+    let number = |name| {
+        // SAFETY: takes and returns numbers.
+        u64::try_from(unsafe { libc::sysconf(name) }).unwrap_or(0)
+    };
+    let size = number(libc::_SC_PAGESIZE);
+    let bytes = |pages: u64| pages.saturating_mul(size);
+    (bytes(number(libc::_SC_PHYS_PAGES)), bytes(number(libc::_SC_AVPHYS_PAGES)))
+}
+
+/// Bytes of the machine's memory, and those of them that nobody uses: 0 for not known.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn machine_memory() -> (u64, u64) {
+    (0, 0)
 }
 
 /// A thread that reads a mapping ahead of its use. It ends by itself when all is read, and when this is dropped.

@@ -5,12 +5,13 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::backend::Backend;
 use crate::device;
 use crate::error::{Error, Result, Status};
 use crate::importance::Importance;
+use crate::mmap::machine_memory;
 
 const MOST_THREADS: usize = 1024;
 
@@ -83,6 +84,25 @@ impl Memory {
     pub const ALL: [Memory; 3] = [Memory::Weights, Memory::Kv, Memory::Scratch];
 }
 
+/// Something of a runtime that can give memory back.
+pub(crate) trait Cache: Send + Sync {
+    /// Gives back what is not in use, and if `hard` also what would have to be computed again. Returns the bytes.
+    fn trim(&self, hard: bool) -> u64;
+}
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its name, with the instruction set in use.
+    pub name: String,
+    /// Compute threads.
+    pub threads: usize,
+    /// Bytes of memory it has; 0 where the system does not tell.
+    pub total: u64,
+    /// Bytes of it that nobody uses; 0 where the system does not tell.
+    pub free: u64,
+}
+
 /// A handle on a runtime. Clones share it.
 #[derive(Clone)]
 pub struct Runtime(Arc<Inner>);
@@ -94,6 +114,7 @@ struct Inner {
     limit: Option<u64>,
     /// Live bytes by category.
     used: [AtomicU64; Memory::ALL.len()],
+    caches: Mutex<Vec<Weak<dyn Cache>>>,
 }
 
 impl fmt::Debug for Runtime {
@@ -122,6 +143,7 @@ impl Runtime {
             level: AtomicU8::new(level as u8),
             limit: host_limit,
             used: Default::default(),
+            caches: Mutex::default(),
         }));
         runtime.log(LogLevel::Info, &format!("runtime: {}", runtime.0.backend.name()));
         Ok(runtime)
@@ -140,9 +162,9 @@ impl Runtime {
         }
     }
 
-    /// Changes what is logged.
-    pub fn set_log_level(&self, level: LogLevel) {
-        self.0.level.store(level as u8, Ordering::Relaxed);
+    /// Changes what is logged; `None`: nothing.
+    pub fn set_log_level(&self, level: impl Into<Option<LogLevel>>) {
+        self.0.level.store(level.into().map_or(0, |level| level as u8), Ordering::Relaxed);
     }
 
     /// Compute threads, the calling one included.
@@ -158,6 +180,35 @@ impl Runtime {
     /// Live bytes of one category.
     pub fn memory_use(&self, memory: Memory) -> u64 {
         self.0.used[memory as usize].load(Ordering::Relaxed)
+    }
+
+    /// The bytes that models and sessions may allocate.
+    pub fn host_limit(&self) -> Option<u64> {
+        self.0.limit
+    }
+
+    /// The devices: the processor.
+    pub fn devices(&self) -> Vec<DeviceInfo> {
+        let (total, free) = machine_memory();
+        vec![DeviceInfo { name: self.0.backend.name(), threads: self.threads(), total, free }]
+    }
+
+    /// Gives memory back: pages of KV pools that hold nothing, and if `hard` also those that only the prefix cache
+    /// keeps. Waits for steps that are running. Returns the bytes.
+    pub fn trim(&self, hard: bool) -> u64 {
+        let caches = {
+            let mut caches = self.0.caches.lock().unwrap_or_else(PoisonError::into_inner);
+            caches.retain(|cache| cache.strong_count() > 0);
+            caches.clone()
+        };
+        caches.iter().filter_map(Weak::upgrade).map(|cache| cache.trim(hard)).sum()
+    }
+
+    /// Has [`Runtime::trim`] ask `cache`, while it lives.
+    pub(crate) fn add_cache(&self, cache: Weak<dyn Cache>) {
+        let mut caches = self.0.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        caches.retain(|cache| cache.strong_count() > 0);
+        caches.push(cache);
     }
 
     /// Counts `bytes` as used until the charge is dropped.

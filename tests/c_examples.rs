@@ -180,6 +180,41 @@ fn fork_reads_once_and_gives_every_page_back() {
 }
 
 #[test]
+fn snapshot_goes_on_in_another_process_with_the_same_text() {
+    let library = Library::find();
+    let Some((model, _)) = model(library.dir.path()) else { return };
+    for cc in compilers() {
+        let snapshot = library.compile(&cc, &example("snapshot"), "snapshot", &[]);
+        let state = library.dir.path().join("state");
+        let tell = || run(Command::new(&snapshot).arg(&model).arg(&state).arg("Once upon a time"));
+        let first = tell();
+        let (before, behind) = first.split_once("behind:").unwrap();
+        assert!(before.starts_with("before:") && behind.len() > 20, "{first}");
+        let again = tell();
+        assert!(again.starts_with("found 29 tokens in "), "{again}");
+        assert_eq!(again.split_once("behind:").unwrap().1, behind);
+        assert_eq!(again, tell());
+        std::fs::write(&state, "llmsnap").unwrap();
+        let refused = Command::new(&snapshot).arg(&model).arg(&state).arg("x").output().unwrap();
+        assert_eq!(refused.status.code(), Some(1));
+        let message = String::from_utf8_lossy(&refused.stderr);
+        assert!(message.starts_with("inspect: LLM_BAD_FORMAT: "), "{message}");
+        std::fs::remove_file(&state).unwrap();
+    }
+}
+
+#[test]
+fn snapshots_restore_everything_or_change_nothing() {
+    let library = Library::find();
+    let Some((model, _)) = model(library.dir.path()) else { return };
+    let file = library.dir.path().join("snapshot");
+    for cc in compilers() {
+        let program = library.compile(&cc, &root().join("tests/c/snapshot.c"), "snapshots", &[]);
+        run(Command::new(program).arg(&model).arg(&file));
+    }
+}
+
+#[test]
 fn pools_and_their_sessions_answer_every_use() {
     let library = Library::find();
     let Some((model, _)) = model(library.dir.path()) else { return };
@@ -203,15 +238,97 @@ fn speculative_tells_the_same_tokens_with_guesses() {
     }
 }
 
-/// Valgrind knows no AVX-512, so the AVX2 kernels run.
 #[test]
-fn no_program_leaks_or_reads_what_it_may_not() {
-    let Some(valgrind) = compiler("valgrind") else { return };
-    let Some(cc) = compilers().into_iter().next() else { return };
+fn batch_tells_each_text_as_if_it_were_alone() {
+    let library = Library::find();
+    let Some((model, expected)) = model(library.dir.path()) else { return };
+    let texts = ["Once upon a time", "The little dog", "Tom and Lily", "One day, a big"];
+    for cc in compilers() {
+        let batch = library.compile(&cc, &example("batch"), "batch", &[]);
+        let together = run(Command::new(&batch).arg(&model).args(texts));
+        assert!(
+            together.len() > 400 && expected.starts_with(together.split('\n').next().unwrap()),
+            "{together}"
+        );
+        let alone: Vec<_> =
+            texts.iter().map(|text| run(Command::new(&batch).arg(&model).arg(text))).collect();
+        assert_eq!(together, alone.concat());
+    }
+}
+
+#[test]
+fn batches_answer_every_use() {
     let library = Library::find();
     let Some((model, _)) = model(library.dir.path()) else { return };
-    let check = || {
-        let mut command = Command::new(&valgrind);
+    for cc in compilers() {
+        run(Command::new(library.compile(&cc, &root().join("tests/c/batch.c"), "batches", &[])).arg(&model));
+    }
+}
+
+#[test]
+fn plan_tells_what_a_full_session_then_takes() {
+    let library = Library::find();
+    let Some((model, _)) = model(library.dir.path()) else { return };
+    for cc in compilers() {
+        let plan = library.compile(&cc, &example("plan"), "plan", &[]);
+        let told = run(Command::new(&plan).arg(&model).arg("300").arg("2"));
+        let number = |what: &str| -> u64 {
+            let line = told.lines().find(|line| line.starts_with(&format!("{what:<18} "))).unwrap();
+            line.rsplit(' ').next().unwrap().parse().unwrap()
+        };
+        assert_eq!((number("sessions"), number("tokens of each")), (2, 300), "{told}");
+        assert_eq!(number("used: kv") * 2, number("kv"), "{told}");
+        assert_eq!(number("used: scratch") * 2, number("scratch"), "{told}");
+        assert!(number("largest context") > 300, "{told}");
+    }
+}
+
+#[test]
+fn cancel_ends_a_prefill_and_leaves_the_session_as_it_was() {
+    let library = Library::find();
+    let Some((model, expected)) = model(library.dir.path()) else { return };
+    for cc in compilers() {
+        let cancel = library.compile(&cc, &example("cancel"), "cancel", &[]);
+        let told = run(Command::new(&cancel).arg(&model).arg("Once upon a time"));
+        let (first, text) = told.split_once('\n').unwrap();
+        assert_eq!(first, "LLM_CANCELLED: 5 tokens are held, 5 were before");
+        let all = format!("Once upon a time{}", text.trim_end_matches('\n'));
+        assert!(text.len() > 100 && expected.starts_with(&all), "{all:?}\nexpected\n{expected:?}");
+    }
+}
+
+#[test]
+fn runtimes_plans_and_pipelines_answer_every_use() {
+    let library = Library::find();
+    let Some((model, _)) = model(library.dir.path()) else { return };
+    for cc in compilers() {
+        let program = library.compile(&cc, &root().join("tests/c/runtime.c"), "runtime", &["-lm"]);
+        run(Command::new(program).arg(&model));
+    }
+}
+
+/// Valgrind, a compiler, the library and a model, where all are there.
+struct Checked {
+    valgrind: PathBuf,
+    cc: PathBuf,
+    library: Library,
+    model: PathBuf,
+}
+
+impl Checked {
+    fn find() -> Option<Self> {
+        let valgrind = compiler("valgrind")?;
+        let cc = compilers().into_iter().next()?;
+        let library = Library::find();
+        let (model, _) = model(library.dir.path())?;
+        Some(Self { valgrind, cc, library, model })
+    }
+
+    /// The program of a source file over the model, under valgrind, which knows no AVX-512: the AVX2 kernels run.
+    fn program(&self, source: &str) -> Command {
+        let name = Path::new(source).file_stem().unwrap().to_str().unwrap();
+        let program = self.library.compile(&self.cc, &root().join(source), name, &["-lm"]);
+        let mut command = Command::new(&self.valgrind);
         command.env("LLM_ISA", "avx2").args([
             "-q",
             "--leak-check=full",
@@ -219,26 +336,39 @@ fn no_program_leaks_or_reads_what_it_may_not() {
             "--fair-sched=yes",
         ]);
         command.arg(format!("--suppressions={}", root().join("tests/c/valgrind.supp").display()));
+        command.arg(program).arg(&self.model);
         command
-    };
-    let hello = library.compile(&cc, &example("hello"), "hello", &[]);
-    run(check().arg(&hello).arg(&model).arg("Once upon a time"));
-    let chat = library.compile(&cc, &example("chat"), "chat", &[]);
-    converse(check().arg(&chat).arg(&model), "Once\n");
-    let schema = library.compile(&cc, &example("schema"), "schema", &[]);
-    run(check().arg(&schema).arg(&model).arg(pet(library.dir.path())).arg("A pet: "));
-    let fork = library.compile(&cc, &example("fork"), "fork", &[]);
-    run(check().arg(&fork).arg(&model).arg(STORY));
-    let speculative = library.compile(&cc, &example("speculative"), "speculative", &[]);
-    run(check().arg(&speculative).arg(&model).arg(&model).arg("Once"));
-    let pool = library.compile(&cc, &root().join("tests/c/pool.c"), "pool", &[]);
-    run(check().arg(&pool).arg(&model));
-    let embed = library.compile(&cc, &example("embed"), "embed", &["-lm"]);
-    run(check().arg(&embed).arg(&model).args(["Once upon a time", "A dog"]));
-    let adapted = library.compile(&cc, &root().join("tests/c/adapter.c"), "adapter", &[]);
-    run(check().arg(&adapted).arg(&model).arg(adapter(library.dir.path())));
-    let misuse = library.compile(&cc, &root().join("tests/c/misuse.c"), "misuse", &["-lm"]);
-    run(check().arg(&misuse).arg(&model).arg("no-fork"));
+    }
+}
+
+#[test]
+fn no_example_leaks_or_reads_what_it_may_not() {
+    let Some(checked) = Checked::find() else { return };
+    let dir = checked.library.dir.path();
+    run(checked.program("examples/c/hello.c").arg("Once upon a time"));
+    converse(&mut checked.program("examples/c/chat.c"), "Once\n");
+    run(checked.program("examples/c/schema.c").arg(pet(dir)).arg("A pet: "));
+    run(checked.program("examples/c/fork.c").arg(STORY));
+    let speculative = &mut checked.program("examples/c/speculative.c");
+    run(speculative.arg(&checked.model).arg("Once"));
+    for _ in 0..2 {
+        run(checked.program("examples/c/snapshot.c").arg(dir.join("state")).arg("Once"));
+    }
+    run(checked.program("examples/c/batch.c").args(["Once", "A dog"]));
+    run(checked.program("examples/c/embed.c").args(["Once upon a time", "A dog"]));
+    run(checked.program("examples/c/plan.c").arg("70"));
+    run(checked.program("examples/c/cancel.c").arg("Once upon a time"));
+}
+
+#[test]
+fn no_misuse_leaks_or_reads_what_it_may_not() {
+    let Some(checked) = Checked::find() else { return };
+    run(&mut checked.program("tests/c/pool.c"));
+    run(checked.program("tests/c/snapshot.c").arg(checked.library.dir.path().join("snapshot")));
+    run(&mut checked.program("tests/c/runtime.c"));
+    run(&mut checked.program("tests/c/batch.c"));
+    run(checked.program("tests/c/adapter.c").arg(adapter(checked.library.dir.path())));
+    run(checked.program("tests/c/misuse.c").arg("no-fork"));
 }
 
 #[test]

@@ -121,6 +121,10 @@ fn is_handle(parameter: &str) -> bool {
         "llm_sampling_params ",
         "llm_kv_stats ",
         "llm_session_stats ",
+        "llm_memory_plan ",
+        "llm_memory_use ",
+        "llm_device_info ",
+        "llm_snapshot_info ",
     ];
     parameter.contains("llm_") && !plain.iter().any(|p| parameter.contains(p))
 }

@@ -19,6 +19,7 @@ const SOURCES: &[&str] = &[
     "buffer",
     "cancel",
     "runtime",
+    "device",
     "model",
     "file",
     "tokenizer",
@@ -30,10 +31,13 @@ const SOURCES: &[&str] = &[
     "session_pool",
     "score",
     "adapter",
+    "plan",
     "sampler",
+    "snapshot",
     "constraint",
     "speculation",
     "generation",
+    "batch",
 ];
 
 fn generate() -> String {
@@ -108,6 +112,8 @@ fn family(line: &str) -> &str {
         "LLM_RENDER",
         "LLM_DETERMINISM",
         "LLM_KV_TYPE",
+        "LLM_TRIM",
+        "LLM_WANT",
         "LLM_EVICTION",
         "LLM_EVENT",
         "LLM_REASON",

@@ -17,7 +17,7 @@ use super::speculation::{Spec, llm_spec_options, llm_spec_stats};
 use super::types::{llm_control, llm_drop_fn, llm_status, llm_token};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
-use crate::session::generate::{Generation, GenerationOptions, Kind, Reason};
+use crate::session::generate::{Event, Generation, GenerationOptions, Kind, Reason};
 
 /// What a generation shall do. Class X.
 pub struct llm_generation_options {
@@ -56,14 +56,15 @@ impl std::ops::DerefMut for Wanted {
 
 /// A generation with what it works on, and the last event as it is lent.
 pub(super) struct Running {
-    generation: Generation,
-    session: Loan<llm_session>,
-    sampler: Loan<llm_sampler>,
+    pub(super) generation: Generation,
+    pub(super) session: Loan<llm_session>,
+    pub(super) sampler: Loan<llm_sampler>,
     /// Keeps the draft's runtime counted.
     _draft: Option<Alive>,
     text: Text,
     ids: Vec<llm_token>,
     top: (Vec<llm_token>, Vec<f32>),
+    last: Option<llm_event>,
 }
 
 /// Tokens or text; more may follow.
@@ -242,6 +243,19 @@ pub unsafe extern "C" fn llm_generation_options_set_ignore_end(
     })
 }
 
+/// 1: begin with an event that tells the tokens the session holds already, and their text; 0 (default): not. NULL_ARG,
+/// BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_generation_options_set_echo(
+    options: *mut llm_generation_options,
+    echo: i32,
+) -> llm_status {
+    entry!(|host| {
+        handle::lock(host, options, "options")?.echo = echo != 0;
+        Ok(Status::OK)
+    })
+}
+
 /// How many of the likeliest tokens llm_generation_top tells of each choice; 0 (default): none. NULL_ARG, BUSY. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_generation_options_set_top_logprobs(
@@ -313,33 +327,42 @@ pub unsafe extern "C" fn llm_generation_new(
             text: Text::new(b""),
             ids: Vec::new(),
             top: Default::default(),
+            last: None,
         })
     })
 }
 
 /// One pull: fills the lent text and ids, and describes them.
 fn pull(running: &mut Running, cancel: Option<&Cancel>) -> Result<(Status, llm_event)> {
-    let Running { generation, session, sampler, text, ids, top, .. } = running;
+    let Running { generation, session, sampler, .. } = running;
     let event = session
         .with(|session| sampler.with(|sampler| generation.next(&mut session.session, sampler, cancel)))?;
-    text.set(event.text.as_bytes());
-    ids.clear();
-    ids.extend_from_slice(&event.ids);
-    *top = event.top.iter().map(|token| (token.id, token.log_probability)).unzip();
-    let (kind, status) = match event.kind {
-        Kind::Text => (LLM_EVENT_TEXT, Status::MORE),
-        Kind::Done => (LLM_EVENT_DONE, Status::DONE),
-    };
-    let event = llm_event {
-        struct_size: size_of::<llm_event>() as u32,
-        kind,
-        reason: reason_number(event.reason),
-        ids_count: ids.len() as u32,
-        text_length: text.len() as u64,
-        log_probability: event.log_probability,
-        reserved: [0; 5],
-    };
-    Ok((status, event))
+    Ok(running.tell(&event))
+}
+
+impl Running {
+    /// Fills the lent text and ids with an event's, and describes it.
+    pub(super) fn tell(&mut self, event: &Event) -> (Status, llm_event) {
+        self.text.set(event.text.as_bytes());
+        self.ids.clear();
+        self.ids.extend_from_slice(&event.ids);
+        self.top = event.top.iter().map(|token| (token.id, token.log_probability)).unzip();
+        let (kind, status) = match event.kind {
+            Kind::Text => (LLM_EVENT_TEXT, Status::MORE),
+            Kind::Done => (LLM_EVENT_DONE, Status::DONE),
+        };
+        let event = llm_event {
+            struct_size: size_of::<llm_event>() as u32,
+            kind,
+            reason: reason_number(event.reason),
+            ids_count: self.ids.len() as u32,
+            text_length: self.text.len() as u64,
+            log_probability: event.log_probability,
+            reserved: [0; 5],
+        };
+        self.last = Some(event);
+        (status, event)
+    }
 }
 
 /// Computes the next event. Returns MORE, or DONE with the last event. A cancel handle (may be NULL) ends the
@@ -415,6 +438,38 @@ fn run(
             }
         }
     }
+}
+
+/// The last event again, into a struct whose struct_size the host has set; after llm_batch_clear that of the batch's
+/// step. BAD_STATE before the first, NULL_ARG, INVALID_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_generation_event(
+    generation: *mut llm_generation,
+    out_event: *mut llm_event,
+) -> llm_status {
+    entry!(|host| {
+        let running = handle::lock(host, generation, "generation")?;
+        plain::check(host, out_event, "out_event")?;
+        let event = running.last.ok_or_else(|| Error::new(Status::BAD_STATE, "there was no event yet"))?;
+        plain::write(host, out_event, &event, "out_event")?;
+        Ok(Status::OK)
+    })
+}
+
+/// Ids that were told and that the session does not hold, ask or fill: one that waits to be decoded, an end or stop token.
+/// A host that goes on with the sequence by itself decodes them first, if it wants them. NULL_ARG, BUFFER_SMALL, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_generation_unheld(
+    generation: *mut llm_generation,
+    ids: *mut llm_token,
+    cap: usize,
+    out_needed: *mut usize,
+) -> llm_status {
+    entry!(|host| {
+        let running = handle::lock(host, generation, "generation")?;
+        let unheld: Vec<_> = running.generation.unheld().collect();
+        ptr::fill(host, &unheld, ids, cap, out_needed)
+    })
 }
 
 /// Text of the last event, borrowed until the next call on the generation. `out_length` may be NULL. NULL_ARG,

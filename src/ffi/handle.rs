@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! llm_session * ─→ ┌ magic │ poisoned │ refs │ owner ┬ value ┐
-//!                  │ class │  0 / 1   │  n   │ 0: free, thread: in a call, LENT: held by a generation
+//!                  │ class │  0 / 1   │  n   │ 0: free, thread: in a call, LENT: held by another handle
 //! ```
 //!
 //! - A wrong class is always noticed (all bodies begin with the magic number). A freed handle is noticed while
@@ -253,7 +253,7 @@ pub(super) fn lock<C: Exclusive>(_host: Host<'_>, handle: *const C, what: &str) 
         } else if holder == LENT {
             Error::new(
                 Status::BUSY,
-                format!("`{what}`: this {} belongs to a generation until that is freed", C::NAME),
+                format!("`{what}`: this {} belongs to a generation or a batch until that is done", C::NAME),
             )
         } else {
             Error::new(Status::BUSY, format!("`{what}`: this {} is in a call on another thread", C::NAME))
@@ -314,18 +314,41 @@ pub(super) struct Loan<C: Exclusive>(Ref<C>);
 impl<C: Exclusive> Loan<C> {
     /// Runs `body` on the lent value.
     pub(super) fn with<R>(&mut self, body: impl FnOnce(&mut C::Value) -> R) -> R {
-        struct Poison<'a>(&'a AtomicBool, bool);
-        impl Drop for Poison<'_> {
-            fn drop(&mut self) {
-                if std::thread::panicking() && !self.1 {
-                    self.0.store(true, Ordering::Release);
-                }
-            }
+        body(&mut self.borrow())
+    }
+
+    /// The lent value, for as long as the guard is there.
+    pub(super) fn borrow(&mut self) -> Use<'_, C> {
+        Use { loan: self, unwinding: std::thread::panicking() }
+    }
+}
+
+/// Use of a lent value; a panic that passes through it poisons the lender.
+pub(super) struct Use<'a, C: Exclusive> {
+    loan: &'a mut Loan<C>,
+    unwinding: bool,
+}
+
+impl<C: Exclusive> Deref for Use<'_, C> {
+    type Target = C::Value;
+    fn deref(&self) -> &C::Value {
+        // SAFETY: the owner mark says LENT and this is the one loan, which the guard borrows exclusively.
+        unsafe { &*self.loan.0.body().value.get() }
+    }
+}
+
+impl<C: Exclusive> DerefMut for Use<'_, C> {
+    fn deref_mut(&mut self) -> &mut C::Value {
+        // SAFETY: as above, and the guard is itself borrowed exclusively.
+        unsafe { &mut *self.loan.0.body().value.get() }
+    }
+}
+
+impl<C: Exclusive> Drop for Use<'_, C> {
+    fn drop(&mut self) {
+        if std::thread::panicking() && !self.unwinding {
+            self.loan.0.body().poisoned.store(true, Ordering::Release);
         }
-        let shared = self.0.body();
-        let _poison = Poison(&shared.poisoned, std::thread::panicking());
-        // SAFETY: the owner mark says LENT and this is the one loan, borrowed exclusively.
-        body(unsafe { &mut *shared.value.get() })
     }
 }
 

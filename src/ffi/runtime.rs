@@ -60,7 +60,7 @@ pub type llm_log_fn =
     Option<unsafe extern "C" fn(user_data: *mut c_void, level: i32, text: *const c_char, text_length: usize)>;
 type LogFn = unsafe extern "C" fn(*mut c_void, i32, *const c_char, usize);
 
-fn level(number: i32) -> Result<Option<LogLevel>> {
+pub(super) fn level(number: i32) -> Result<Option<LogLevel>> {
     Ok(Some(match number {
         LLM_LOG_OFF => return Ok(None),
         LLM_LOG_ERROR => LogLevel::Error,

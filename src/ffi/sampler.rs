@@ -269,6 +269,44 @@ pub unsafe extern "C" fn llm_sampler_sample(
     })
 }
 
+/// Runs the same pipeline on a row of the host's own, one logit per id, as if the token at `position` were to be chosen:
+/// constraint, processors and chain change `logits` in place, -INFINITY for what they took away. Nothing is accepted.
+/// `out_id` (may be NULL) gets the token that llm_sampler_sample would choose, `out_log_probability` (may be NULL) its
+/// log-probability under the row as it was given. DEAD_END where no token is left, only with an `out_id`; INVALID_ARG for
+/// NaN or +INFINITY (detail TOKEN_INDEX); BUDGET, CANCELLED, CALLBACK; the row is untouched then. NULL_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_sampler_apply(
+    sampler: *mut llm_sampler,
+    position: u64,
+    logits: *mut f32,
+    count: usize,
+    out_id: *mut llm_token,
+    out_log_probability: *mut f32,
+    out_err: *mut *mut llm_error,
+) -> llm_status {
+    entry!(compute out_err, |host| {
+        let mut sampler = handle::lock(host, sampler, "sampler")?;
+        if logits.is_null() {
+            return Err(Error::new(Status::NULL_ARG, "`logits` is NULL"));
+        }
+        let given = ptr::slice(host, logits.cast_const(), count, "logits")?;
+        let choice = if out_id.is_null() { None } else { Some(sampler.sample(given, position)?) };
+        let mut row = Vec::new();
+        let refused = |_| Error::new(Status::NO_MEMORY, format!("no memory for {count} logits"));
+        row.try_reserve_exact(count).map_err(refused)?;
+        row.resize(count, f32::NEG_INFINITY);
+        for candidate in sampler.apply(given, position)? {
+            row[candidate.id as usize] = candidate.logit;
+        }
+        ptr::fill(host, &row, logits, count, std::ptr::null_mut())?;
+        if let Some(choice) = choice {
+            ptr::put_optional(host, out_id, choice.id);
+            ptr::put_optional(host, out_log_probability, choice.log_probability);
+        }
+        Ok(Status::OK)
+    })
+}
+
 /// Takes tokens into the history that penalties look at, and into the constraint: each chosen one, and, before a
 /// constraint is set, the prompt's if they shall count. The only way a sampler's state moves on. NULL_ARG, INVALID_ARG
 /// also for a token that the constraint forbids (detail TOKEN_INDEX; those before it are taken), BUSY. X.

@@ -64,6 +64,16 @@ pub const LLM_OVERFLOW_RECOMPUTE: i32 = 1;
 /// approximate, and without the promise of same bits.
 pub const LLM_OVERFLOW_SHIFT: i32 = 2;
 
+const DETERMINISM: [(i32, Level); 3] = [
+    (LLM_DETERMINISM_BATCH, Level::BatchInvariant),
+    (LLM_DETERMINISM_PORTABLE, Level::Portable),
+    (LLM_DETERMINISM_FAST, Level::Fast),
+];
+
+pub(super) fn determinism_number(level: Level) -> i32 {
+    DETERMINISM.iter().find(|(_, l)| *l == level).map_or(LLM_DETERMINISM_BATCH, |(number, _)| *number)
+}
+
 /// Makes options with defaults: the model's trained context, chunks of 512, batch determinism, rollback on cancel.
 /// NULL_ARG, NO_MEMORY. X.
 #[unsafe(no_mangle)]
@@ -107,17 +117,11 @@ pub unsafe extern "C" fn llm_session_options_set_determinism(
 ) -> llm_status {
     entry!(|host| {
         let mut options = handle::lock(host, options, "options")?;
-        options.determinism = match determinism {
-            LLM_DETERMINISM_BATCH => Level::BatchInvariant,
-            LLM_DETERMINISM_PORTABLE => Level::Portable,
-            LLM_DETERMINISM_FAST => Level::Fast,
-            other => {
-                return Err(Error::new(
-                    Status::INVALID_ARG,
-                    format!("unknown LLM_DETERMINISM value {other}"),
-                ));
-            }
-        };
+        let known = DETERMINISM.iter().find(|(number, _)| *number == determinism);
+        let (_, level) = known.ok_or_else(|| {
+            Error::new(Status::INVALID_ARG, format!("unknown LLM_DETERMINISM value {determinism}"))
+        })?;
+        options.determinism = *level;
         Ok(Status::OK)
     })
 }

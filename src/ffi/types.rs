@@ -47,7 +47,7 @@ pub const LLM_INVALID_ARG: i32 = -1;
 pub const LLM_NULL_ARG: i32 = -2;
 /// The call does not fit the handle's state, or the process was forked while a runtime existed.
 pub const LLM_BAD_STATE: i32 = -3;
-/// The handle is in a call on another thread, or belongs to a generation.
+/// The handle is in a call on another thread, or belongs to a generation or a batch.
 pub const LLM_BUSY: i32 = -4;
 /// A callback called back into the handle that runs it.
 pub const LLM_REENTRANT: i32 = -5;

@@ -4,7 +4,7 @@
 //! sessions of one pool take turns, step by step, in the order of asking (or run together in a batch), and sessions
 //! of different pools run at once. Nothing else has it for long, and no call of a host's function happens in it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::pages::{Pages, TableId};
 use super::store::Store;
@@ -13,6 +13,7 @@ use super::{KvOptions, KvStats, KvType, PageShape};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
 use crate::model::Model;
+use crate::runtime::Cache;
 
 /// A handle on a pool. Clones share it; any thread may use it, and may wait for a step of a session that is running.
 #[derive(Clone)]
@@ -27,6 +28,18 @@ struct Inner {
 impl std::fmt::Debug for KvPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "KvPool({:?})", self.0.model)
+    }
+}
+
+impl Cache for Inner {
+    fn trim(&self, hard: bool) -> u64 {
+        let Ok(mut pages) = self.pages.wait(None) else { return 0 };
+        let before = pages.stats().committed_bytes;
+        if hard {
+            pages.evict(u64::MAX);
+        }
+        pages.defragment();
+        before.saturating_sub(pages.stats().committed_bytes)
     }
 }
 
@@ -52,7 +65,8 @@ impl KvPool {
         Self::with_pages(model, options, shape, pages)
     }
 
-    fn shape(model: &Model, options: &KvOptions) -> Result<PageShape> {
+    /// The page of a pool that would be made so.
+    pub(crate) fn shape(model: &Model, options: &KvOptions) -> Result<PageShape> {
         PageShape::new(model.spec(), Self::resolve(model, options), options.page)
     }
 
@@ -65,11 +79,14 @@ impl KvPool {
         // `Store::new` has refused what does not fit.
         let pages =
             Pages::new(store, pages as u32, options.eviction, options.prefix_cache, options.swap_bytes);
-        Ok(Self(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             model: model.clone(),
             kv: Self::resolve(model, options),
             pages: Turns::new(pages),
-        })))
+        });
+        let cache: Weak<Inner> = Arc::downgrade(&inner);
+        model.runtime().add_cache(cache);
+        Ok(Self(inner))
     }
 
     /// The model its sessions run.

@@ -105,27 +105,25 @@ pub(crate) struct Forward<'a> {
 impl Scratch {
     /// Makes room for `m` rows through all layers. Charges what is added.
     pub(crate) fn room(&mut self, spec: &Spec, m: usize, charge: &mut Charge) -> Result<()> {
-        let mut most = Most::default();
-        spec.layers.iter().for_each(|layer| most.layer(layer));
-        let width = spec.width as usize;
         let mut more = 0;
-        for (tensor, columns) in [
-            (&mut self.x, width),
-            (&mut self.h, width),
-            (&mut self.y, width),
-            (&mut self.z, width),
-            (&mut self.q, most.q),
-            (&mut self.k, most.k),
-            (&mut self.v, most.v),
-            (&mut self.a, most.a),
-            (&mut self.b, most.b),
-            (&mut self.attended, most.attended),
-            (&mut self.gate, most.inner),
-            (&mut self.up, most.inner),
-            (&mut self.gated, most.inner),
-            (&mut self.expert, most.active * width),
-            (&mut self.router, most.experts),
-        ] {
+        let tensors = [
+            &mut self.x,
+            &mut self.h,
+            &mut self.y,
+            &mut self.z,
+            &mut self.q,
+            &mut self.k,
+            &mut self.v,
+            &mut self.a,
+            &mut self.b,
+            &mut self.attended,
+            &mut self.gate,
+            &mut self.up,
+            &mut self.gated,
+            &mut self.expert,
+            &mut self.router,
+        ];
+        for (tensor, columns) in tensors.into_iter().zip(Self::columns(spec)) {
             more += tensor.room(m, columns)?;
         }
         self.angles.resize_with(spec.ropes.len(), Angles::default);
@@ -135,6 +133,23 @@ impl Scratch {
     /// Makes room for adapters of `rank` over `m` rows.
     pub(crate) fn room_for_adapters(&mut self, m: usize, rank: usize, charge: &mut Charge) -> Result<()> {
         charge.grow(self.low.room(m, rank)?)
+    }
+
+    /// Columns of x, h, y, z, q, k, v, a, b, attended, gate, up, gated, expert, router.
+    fn columns(spec: &Spec) -> [usize; 15] {
+        let mut most = Most::default();
+        spec.layers.iter().for_each(|layer| most.layer(layer));
+        let (width, inner) = (spec.width as usize, most.inner);
+        let Most { q, k, v, a, b, attended, .. } = most;
+        let (expert, router) = (most.active * width, most.experts);
+        [width, width, width, width, q, k, v, a, b, attended, inner, inner, inner, expert, router]
+    }
+
+    /// Bytes that [`Scratch::room`] for `m` rows and [`Scratch::room_for_logits`] for `rows` charge.
+    pub(crate) fn bytes(spec: &Spec, m: u64, rows: u64) -> u64 {
+        let columns = Self::columns(spec).iter().sum::<usize>() as u64;
+        let logits = u64::from(spec.width) + u64::from(spec.vocab);
+        m.saturating_mul(columns).saturating_add(rows.saturating_mul(logits)).saturating_mul(4)
     }
 
     /// Makes room for the logits of `rows` rows.

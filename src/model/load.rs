@@ -101,7 +101,7 @@ struct Inner {
     /// The file's second model.
     draft: OnceLock<Result<Option<Model>>>,
     /// The copy of the file, if it was copied.
-    _charge: Option<Charge>,
+    charge: Option<Charge>,
     /// Held for its end.
     _prefetch: Option<Prefetch>,
 }
@@ -278,12 +278,17 @@ impl Model {
             weights,
             tokenizer,
             draft: OnceLock::new(),
-            _charge: charge,
+            charge,
             _prefetch: prefetch,
         };
         let model = Self(Arc::new(inner));
         runtime.log(LogLevel::Info, &format!("opened {model:?}"));
         Ok(model)
+    }
+
+    /// Whether the file was copied into memory.
+    pub fn is_copied(&self) -> bool {
+        self.0.charge.is_some()
     }
 
     /// Whether two handles are on the same opened model.
@@ -336,7 +341,7 @@ impl Model {
                 weights,
                 tokenizer: self.0.tokenizer.clone(),
                 draft: OnceLock::from(Ok(None)),
-                _charge: None,
+                charge: None,
                 _prefetch: None,
             }))))
         };

@@ -50,6 +50,11 @@ impl Bias {
         }
         Ok(Self(sorted))
     }
+
+    /// The values, ascending by id.
+    pub(super) fn pairs(&self) -> &[(u32, f32)] {
+        &self.0
+    }
 }
 
 fn apply(context: &Context, candidates: &mut Candidates) {

@@ -122,6 +122,23 @@ impl Step {
         self.seen.clear();
     }
 
+    /// What it learned.
+    pub(super) fn memory(&self) -> f32 {
+        self.memory
+    }
+
+    /// Goes on from what was learned elsewhere.
+    pub(super) fn set_memory(&mut self, memory: f32) {
+        self.memory = memory;
+    }
+
+    /// Sets the filter's values in `params` to this step's.
+    pub(super) fn copy_values(&self, params: &mut SamplingParams) {
+        for value in self.filter.values {
+            (value.set)(params, &(value.get)(&self.params));
+        }
+    }
+
     pub(super) fn reset(&mut self) {
         *self = Self::new(self.filter, &self.params);
     }

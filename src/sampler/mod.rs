@@ -27,6 +27,7 @@ pub mod noise;
 mod params;
 mod penalties;
 pub mod processor;
+mod save;
 mod temperature;
 mod top_k;
 mod top_p;
@@ -88,6 +89,8 @@ pub struct Sampler {
     state: State,
     processors: Vec<Processor>,
     constraint: Option<constraint::State>,
+    /// The tokens the constraint took since it began.
+    constrained: Vec<i32>,
     stream: u64,
     /// Forks made so far; the next child's stream follows from it.
     forks: u64,
@@ -118,6 +121,7 @@ impl Sampler {
             chain,
             processors: Vec::new(),
             constraint: None,
+            constrained: Vec::new(),
             stream: 0,
             forks: 0,
             candidates: Candidates::default(),
@@ -188,6 +192,7 @@ impl Sampler {
     /// Puts the tokens accepted from now on under a constraint; none takes it away.
     pub fn set_constraint(&mut self, constraint: Option<&Constraint>) {
         self.constraint = constraint.map(constraint::State::new);
+        self.constrained.clear();
     }
 
     /// Whether the constraint lets nothing follow but an end; false without one.
@@ -294,6 +299,7 @@ impl Sampler {
     pub fn accept(&mut self, id: i32) -> Result<()> {
         if let Some(constraint) = self.constraint.as_mut().filter(|_| id >= 0) {
             constraint.advance(id)?;
+            self.constrained.push(id);
         }
         self.remember(id)
     }
@@ -338,6 +344,7 @@ impl Sampler {
         if let Some(constraint) = &mut self.constraint {
             constraint.reset();
         }
+        self.constrained.clear();
         self.state.history.clear();
         self.chain.iter_mut().for_each(chain::Step::reset);
     }
@@ -362,6 +369,7 @@ impl Sampler {
             state: self.state.clone(),
             processors: self.processors.clone(),
             constraint: self.constraint.clone(),
+            constrained: self.constrained.clone(),
             stream: self.stream,
             forks: self.forks,
             candidates,

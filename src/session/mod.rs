@@ -18,6 +18,7 @@ pub mod generate;
 mod hidden;
 mod outputs;
 mod overflow;
+mod plan;
 pub mod schedule;
 mod score;
 pub mod several;
@@ -48,6 +49,7 @@ pub use embed::Pooling;
 pub use llm_kernels::Level;
 pub use outputs::{Asked, OnOutput, Output};
 pub use overflow::Overflow;
+pub use plan::MemoryPlan;
 pub use score::Scores;
 pub use stats::SessionStats;
 
@@ -200,11 +202,16 @@ impl Session {
         Self::make(pool.clone(), options, capacity)
     }
 
+    /// The most tokens that a session of the model can be made for.
+    fn most_tokens(model: &Model) -> usize {
+        model.spec().learned_positions.map_or(MOST_TOKENS, |n| n as usize)
+    }
+
     /// Returns how many tokens it shall hold.
     fn check_options(model: &Model, options: &SessionOptions) -> Result<usize> {
         let spec = model.spec();
         let capacity = if options.max_tokens == 0 { spec.context as usize } else { options.max_tokens };
-        let most = spec.learned_positions.map_or(MOST_TOKENS, |n| n as usize);
+        let most = Self::most_tokens(model);
         if capacity > most {
             let message =
                 format!("max_tokens is {capacity}; this model has positions for at most {most} tokens");
