@@ -91,6 +91,7 @@ impl Session {
             let message = format!("a head reads tokens with a vector of {width} values each");
             return Err(Error::new(Status::INVALID_ARG, message));
         }
+        self.recover(cancel)?;
         self.check_ids(ids)?;
         let before = self.tokens.len();
         let mut run = Ok(());
@@ -115,7 +116,7 @@ impl Session {
         self.scratch.room_for_join(self.model.spec(), m, &mut self.charge)?;
         let pool = self.pool.clone();
         let mut pages = pool.lock_unless(cancel)?;
-        self.enter(&mut pages, ids, 0)?;
+        self.enter(&mut pages, ids, 0, ids.len())?;
         self.scratch.hidden.host_mut(m * width).copy_from_slice(hidden);
         self.chunk(&mut pages, ids, cancel)?;
         drop(pages);
