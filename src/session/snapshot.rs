@@ -110,7 +110,7 @@ impl Session {
         out.extend((size as u64).to_le_bytes());
         out.extend([0; 4]);
         out.extend(self.moved_from.map_or(0, |from| from as u32 + 1).to_le_bytes());
-        let dropped = u32::try_from(self.dropped).unwrap_or(u32::MAX);
+        let dropped = u32::try_from(self.dropped).unwrap_or(u32::MAX).min(MOST_DROPPED);
         out.extend(dropped.to_le_bytes());
         out.extend(guard(dropped).to_le_bytes());
         let logits = self.logits().ok();
@@ -276,7 +276,8 @@ fn parse(bytes: &[u8]) -> Result<Parsed<'_>> {
         return Err(bad("has values where zeros are expected".into()));
     }
     let (moved_from, dropped) = (u32_at(28).ok_or_else(short)?, u32_at(32).ok_or_else(short)?);
-    if u32_at(36) != Some(guard(dropped)) || moved_from as usize > count || moved_from > 0 && dropped == 0 {
+    let dropped_badly = u32_at(36) != Some(guard(dropped)) || dropped > MOST_DROPPED;
+    if dropped_badly || moved_from as usize > count || moved_from > 0 && dropped == 0 {
         return Err(bad("says what cannot be of tokens that were dropped or moved".into()));
     }
     let page_tokens = u32_at(44).ok_or_else(short)? as usize;
@@ -331,6 +332,9 @@ fn parse(bytes: &[u8]) -> Result<Parsed<'_>> {
         pages,
     })
 }
+
+/// Dropped tokens are told up to here: one more is what all bits of 0 turned are.
+const MOST_DROPPED: u32 = u32::MAX - 1;
 
 /// What stands behind the number of dropped tokens, which nothing else in a snapshot vouches for.
 fn guard(dropped: u32) -> u32 {
