@@ -18,7 +18,7 @@ pub struct MemoryPlan {
     pub tokens: u64,
     /// Keys and values of a page, all layers, divided by its tokens and rounded up.
     pub kv_per_token: u64,
-    /// Pages of all sessions, nothing shared.
+    /// Pages of all sessions, nothing shared and of layers with a window none let go.
     pub kv_total: u64,
     /// Activations and logits of all sessions.
     pub scratch: u64,
@@ -48,7 +48,9 @@ impl MemoryPlan {
         let shape = KvPool::shape(model, kv)?;
         let (file, copied) = (model.file_index().file_len(), model.is_copied());
         let (weights_mapped, weights_copied) = if copied { (0, file) } else { (file, 0) };
-        let pages = |tokens: u64| tokens.div_ceil(shape.tokens as u64).saturating_mul(shape.bytes as u64);
+        // Layers with a window let pages go; while a chunk runs they may have all of them.
+        let row = (shape.groups() as u64).saturating_mul(shape.bytes as u64);
+        let pages = |tokens: u64| tokens.div_ceil(shape.tokens as u64).saturating_mul(row);
         let scratch = |tokens: u64| {
             // Logits are there twice: as computed, and as kept.
             let rows = (options.chunk as u64).min(tokens).max(1);
@@ -74,7 +76,7 @@ impl MemoryPlan {
             weights_mapped,
             weights_copied,
             tokens,
-            kv_per_token: (shape.bytes as u64).div_ceil(shape.tokens as u64),
+            kv_per_token: row.div_ceil(shape.tokens as u64),
             kv_total: sessions.saturating_mul(pages(tokens)),
             scratch: sessions.saturating_mul(scratch(tokens)),
             peak: weights_copied.saturating_add(all(tokens)),
