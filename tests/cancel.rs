@@ -54,7 +54,8 @@ fn a_call_cancelled_before_any_layer_leaves_the_session_as_it_was() {
         session
     };
     // Prefill of three chunks, decoding, and logits of each token.
-    let mut calls: [(u64, &mut dyn FnMut(&mut Session, &Cancel) -> Result<()>); 3] = [
+    type Call<'a> = &'a mut dyn FnMut(&mut Session, &Cancel) -> Result<()>;
+    let mut calls: [(u64, Call<'_>); 3] = [
         (3 * layers, &mut |session, cancel| session.prefill(&ids[30..53], Some(cancel), None)),
         (layers, &mut |session, cancel| session.decode(ids[30], Some(cancel))),
         (2 * layers, &mut |session, cancel| {
