@@ -151,7 +151,7 @@ impl PageShape {
     }
 }
 
-fn layout(attention: &Attention, kv: KvType, page_tokens: usize) -> KvLayout {
+pub(super) fn layout(attention: &Attention, kv: KvType, page_tokens: usize) -> KvLayout {
     let (key, value) = match kv {
         KvType::F32 => (KeyType::F32, ValueType::F32),
         KvType::F16 => (KeyType::F16, ValueType::F16),

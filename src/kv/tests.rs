@@ -299,7 +299,7 @@ fn what_is_behind_a_window_is_not_held() {
     assert_eq!(pages.find(root, &ids[..320]), 0);
 }
 
-/// What the pool's numbers say of a model's pages, for widths of heads from 64 on.
+/// A layer's part of a page, for widths of heads from 64 on.
 #[test]
 fn int8_keys_with_f16_values_take_at_most_76_percent_of_f16() {
     for head_dim in [64, 80, 96, 128, 256] {
@@ -321,12 +321,8 @@ fn int8_keys_with_f16_values_take_at_most_76_percent_of_f16() {
             // Scales of 16 tokens do not fill a cache line, which costs pages of 16 most.
             for (tokens, most) in [(16, 0.77), (32, 0.76), (64, 0.76)] {
                 let bytes = |kv| {
-                    let layout = super::layout(&Attention::Heads(heads.clone()), kv, tokens);
-                    let bytes = layout.page_bytes();
-                    let shape = PageShape { layers: vec![(layout, 0); 3], tokens, bytes: 3 * bytes };
-                    let runtime = Runtime::new(RuntimeOptions { threads: 1, ..Default::default() }).unwrap();
-                    let store = Store::new(&runtime, shape, 4).unwrap();
-                    Pages::new(store, 4, Eviction::None, false, 0).stats().page_bytes as f64
+                    let attention = Attention::Heads(heads.clone());
+                    super::shape::layout(&attention, kv, tokens).page_bytes() as f64
                 };
                 let share = bytes(KvType::I8F16) / bytes(KvType::F16);
                 assert!(share <= most, "heads of {head_dim}, pages of {tokens}: {share}");
