@@ -32,7 +32,7 @@ enum Verb {
     Importance(verbs::importance::Args),
     Inspect(verbs::inspect::Args),
     Verify(verbs::verify::Args),
-    Generate(verbs::generate::Args),
+    Generate(Box<verbs::generate::Args>),
     Chat(verbs::chat::Args),
     Logits(verbs::logits::Args),
     Tokenize(verbs::tokenize::TokenizeArgs),

@@ -130,13 +130,13 @@ impl Session {
                 } else {
                     check_finite(self.scratch.last.host(n * width), width, row_of)?;
                 }
-                for row in 0..n {
+                for (row, place) in rows.iter().enumerate() {
                     let hidden = &self.scratch.last.host(n * width)[row * width..][..width];
                     let logits = match asked.logits {
                         true => &self.scratch.logits.host(n * vocab)[row * vocab..][..vocab],
                         false => &[],
                     };
-                    each(Output { index: start + rows[row].start, hidden, logits })?;
+                    each(Output { index: start + place.start, hidden, logits })?;
                 }
                 if asked.logits {
                     self.scratch.logits.host_mut(n * vocab).copy_within((n - 1) * vocab.., 0);
