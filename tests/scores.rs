@@ -137,7 +137,7 @@ fn scores_alternatives_and_vectors_equal_their_slow_twins() {
     let states = session(&model, &options).hidden(&ids, &all, None, None).unwrap();
     let column = |j: usize| states.iter().skip(j).step_by(width).map(|&v| f64::from(v));
     let mean: Vec<f64> = (0..width).map(|j| column(j).sum::<f64>() / ids.len() as f64).collect();
-    let last: Vec<f64> = (0..width).map(|j| column(j).last().unwrap()).collect();
+    let last: Vec<f64> = (0..width).map(|j| column(j).next_back().unwrap()).collect();
     let first: Vec<f64> = (0..width).map(|j| column(j).next().unwrap()).collect();
     for (pooling, expected) in [(Pooling::Mean, mean), (Pooling::Last, last), (Pooling::First, first)] {
         let length = expected.iter().map(|v| v * v).sum::<f64>().sqrt();

@@ -281,7 +281,7 @@ mod tests {
             for (i, row) in rows.iter().enumerate() {
                 let (from, to) = (row.position as usize, 31 - i);
                 for (from, to) in l.token_ranges(from).into_iter().zip(l.token_ranges(to)) {
-                    carried.copy_within(from, to.start);
+                    carried[to].copy_from_slice(&page[from]);
                 }
                 for head in 0..3 {
                     let (mut read, mut other) = (vec![0.0; 24], vec![0.0; 24]);

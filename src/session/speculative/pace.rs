@@ -20,6 +20,9 @@ const PRIOR: (f64, f64) = (3.0, 0.7);
 const PAUSES: (u32, u32) = (32, 1024);
 /// The share of all time that guesses may lose, and plain steps beside.
 const LOSS: (f64, f64) = (0.01, 1.5);
+/// A step of more tokens than any before it also makes room for them. What it takes beyond so many times what was
+/// expected is no price of guessing.
+const FIRST: f64 = 1.5;
 /// Steps with guesses until a plain one measures again what they have to beat.
 const MEASURE: u32 = 64;
 
@@ -37,7 +40,9 @@ pub(super) struct Pace {
     /// Time of all steps, and what guesses saved of it.
     total: f64,
     saved: f64,
-    /// The longest guess so far: the next is twice as long at most, so that the first step shows what it costs.
+    /// The most tokens of a step so far.
+    widest: usize,
+    /// The longest guess that was measured: the next is twice as long at most, so that its step shows what it costs.
     longest: usize,
     /// Steps with guesses since the last plain one.
     unmeasured: u32,
@@ -57,6 +62,7 @@ impl Pace {
             came_true: PRIOR.0 * PRIOR.1,
             total: 0.0,
             saved: 0.0,
+            widest: 1,
             longest: 1,
             unmeasured: 0,
             pause: 0,
@@ -142,8 +148,15 @@ impl Pace {
         drafting: Duration,
         ran: (usize, Duration),
     ) {
-        self.measure(ran.0, ran.1);
-        self.longest = self.longest.max(drafted);
+        let expected = Duration::from_secs_f64(FIRST * self.step(ran.0));
+        let ran = if ran.0 > self.widest && !expected.is_zero() {
+            (ran.0, ran.1.min(expected))
+        } else {
+            self.measure(ran.0, ran.1);
+            self.longest = self.longest.max(drafted);
+            ran
+        };
+        self.widest = self.widest.max(ran.0);
         if drafted > 0 {
             let each = drafting.as_secs_f64() / drafted as f64;
             self.guess = if self.guess == 0.0 { each } else { self.guess + NEW * (each - self.guess) };
