@@ -217,8 +217,9 @@ fn arrivals(model: &Model, text: &[i32], seed: u64) -> (u64, u64) {
         .collect();
     let swap_bytes = [0, 1 << 15, 1 << 30][dice.below(3)];
     let kv = KvOptions { prefix_cache: dice.below(3) > 0, swap_bytes, ..Default::default() };
-    // The longest takes nine pages.
-    let pool = pool(model, 10 + dice.below(6) as u64, kv);
+    // The longest takes nine pages of each group of layers; to be let in it must find all of them.
+    let groups = pool(model, 16, kv.clone()).stats().groups;
+    let pool = pool(model, (10 + dice.below(6) as u64) * groups, kv);
     let chunk = [3, 16, 50][dice.below(3)];
     let sessions = [2, 5, 20][dice.below(3)];
     let mut server =

@@ -114,7 +114,7 @@ pub fn run(args: &Args) -> Result<()> {
                 "shift" => Overflow::Shift { head: args.keep },
                 _ => Overflow::Error,
             };
-            Session::new(&model, options)?
+            args.model.adapted(Session::new(&model, options)?)?
         }
         _ if args.overflow != "error" => bail!("--overflow goes with one continuation, not with --count"),
         count => several::session(&args.model, &model, prompt.len(), args.max_tokens, count)?,

@@ -15,7 +15,7 @@ pub struct Args {
     /// What comes before
     #[arg(short, long, value_name = "TEXT")]
     prompt: String,
-    /// A text to score, in tokens of its own (may be given several times)
+    /// A text to score, in tokens of its own: those of SentencePiece begin with a space (may be given several times)
     #[arg(long, value_name = "TEXT", required = true)]
     text: Vec<String>,
     /// Tell the K likeliest tokens at each place (with --json)

@@ -22,7 +22,7 @@ const PAUSES: (u32, u32) = (32, 1024);
 const LOSS: (f64, f64) = (0.01, 1.5);
 /// A step of more tokens than any before it also makes room for them. What it takes beyond so many times what was
 /// expected is no price of guessing.
-const FIRST: f64 = 1.5;
+const FIRST: f64 = 2.0;
 /// Steps with guesses until a plain one measures again what they have to beat.
 const MEASURE: u32 = 64;
 
@@ -63,7 +63,7 @@ impl Pace {
             total: 0.0,
             saved: 0.0,
             widest: 1,
-            longest: 1,
+            longest: 0,
             unmeasured: 0,
             pause: 0,
             next_pause: PAUSES.0,
