@@ -42,6 +42,8 @@ enum Verb {
     Embed(verbs::embed::Args),
     Bench(verbs::bench::Args),
     Train(verbs::train::Args),
+    CreateConfig(verbs::create_config::Args),
+    Merge(verbs::merge::Args),
     #[command(subcommand)]
     Data(verbs::data::Data),
     #[command(subcommand)]
@@ -65,6 +67,8 @@ fn main() -> std::process::ExitCode {
         Verb::Embed(args) => verbs::embed::run(&args),
         Verb::Bench(args) => verbs::bench::run(&args),
         Verb::Train(args) => verbs::train::run(&args),
+        Verb::CreateConfig(args) => verbs::create_config::run(&args),
+        Verb::Merge(args) => verbs::merge::run(&args),
         Verb::Data(verb) => verbs::data::run(&verb),
         Verb::Tokenizer(verb) => verbs::tokenizer::run(&verb),
     };

@@ -172,10 +172,25 @@ impl Template {
         add_generation_prompt: bool,
         tokenizer: &Tokenizer,
     ) -> Result<Vec<i32>> {
-        let text = self.render(chat, add_generation_prompt)?;
-        let breaks = origin::breaks(self, chat, add_generation_prompt, &text, tokenizer.special_texts())?;
+        let (text, breaks) = self.render_with_breaks(chat, add_generation_prompt, tokenizer.special_texts())?;
         let options = EncodeOptions { add_special: false, parse_special: true };
         tokenizer.encode_with_breaks(&text, options, &breaks)
+    }
+
+    /// Renders a conversation, and says at which bytes of the rendering no special token may reach across, because it
+    /// would hold text of the host ([`super::origin`]). `specials` are the texts of special tokens.
+    ///
+    /// # Errors
+    /// As [`Template::render`].
+    pub fn render_with_breaks<'a>(
+        &self,
+        chat: &Chat,
+        add_generation_prompt: bool,
+        specials: impl Iterator<Item = &'a str>,
+    ) -> Result<(String, Vec<usize>)> {
+        let text = self.render(chat, add_generation_prompt)?;
+        let breaks = origin::breaks(self, chat, add_generation_prompt, &text, specials)?;
+        Ok((text, breaks))
     }
 
     /// Renders with exactly these variables, besides those of the model.

@@ -4,6 +4,7 @@
 //!   step-00000500/   config.json  generation_config.json  tokenizer.json  model.safetensors    what any tool opens
 //!                    training.json  optimizer.safetensors                                       what a resumed run needs
 //! ```
+//! Of an adapter's run the first line is `adapter_config.json  adapter_model.safetensors  tokenizer.json`, as PEFT has them.
 //!
 //! A checkpoint is written to a hidden directory, every file and the directory are flushed to the disk, then it gets its
 //! name: whatever happens, a directory that has a checkpoint's name is whole. Weights are stored as f32, the masters.
@@ -15,15 +16,19 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use llm::error::{Error, Result, Status};
+use llm::mmap::Bytes;
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::blueprint::Blueprint;
 use crate::config::Config;
-use crate::design::{ModelConfig, Position};
+use crate::engine::Adapter;
 use crate::layout;
+use crate::lora;
 use crate::optim::{Optimizer, Values};
 use crate::params::Params;
+use crate::trainer::Data;
 
 /// The training state that is not a tensor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -43,17 +48,13 @@ pub struct State {
 /// Borrowed contents of a checkpoint.
 pub(crate) struct Contents<'a> {
     pub state: &'a State,
+    pub blueprint: &'a Blueprint,
     pub params: &'a Params,
     pub weights: &'a [f32],
+    /// What is trained, and then all that is written of the model.
+    pub adapter: Option<&'a Adapter>,
     pub optimizer: &'a Optimizer,
-    /// The `tokenizer.json`, where the data has one.
-    pub tokenizer: Option<&'a [u8]>,
-}
-
-/// What a checkpoint restores.
-pub(crate) struct Restored {
-    pub state: State,
-    pub weights: Vec<f32>,
+    pub data: &'a Data,
 }
 
 /// A tensor of the optimizer's state on its way to the file.
@@ -88,29 +89,46 @@ impl View for Flat<'_> {
 
 /// Writes the checkpoint `dir`. An older one of that name is replaced.
 pub(crate) fn save(dir: &Path, c: &Contents) -> Result<()> {
-    let m = &c.state.config.model;
     let part = hidden(dir, "part")?;
     if part.exists() {
         fs::remove_dir_all(&part)?;
     }
     fs::create_dir_all(&part)?;
     let pretty = |v: &Value| format!("{v:#}\n");
-    let generation = json!({"eos_token_id": 0, "do_sample": true, "temperature": 0.7});
     let state = serde_json::to_value(c.state).map_err(|e| Error::new(Status::INTERNAL, e.to_string()))?;
-    sync_file(&part.join("config.json"), pretty(&m.hugging_face()?).as_bytes())?;
-    sync_file(&part.join("generation_config.json"), pretty(&generation).as_bytes())?;
     sync_file(&part.join("training.json"), pretty(&state).as_bytes())?;
     // The crate makes files that only their owner may read; tensors get the mode of the files beside them.
-    let mode = fs::metadata(part.join("config.json"))?.permissions();
-    let path = part.join("model.safetensors");
-    let written = safetensors::serialize_to_file(layout::stored(c.params, c.weights), pt(), &path);
-    settle(&path, written, &mode)?;
+    let mode = fs::metadata(part.join("training.json"))?.permissions();
+    let from = &c.state.config.from;
+    let trained = if let Some(Adapter { lora, values }) = c.adapter {
+        let config = lora::config(lora, &from.display().to_string());
+        sync_file(&part.join("adapter_config.json"), pretty(&config).as_bytes())?;
+        let path = part.join("adapter_model.safetensors");
+        let written = safetensors::serialize_to_file(lora::tensors(lora, values), pt(), &path);
+        settle(&path, written, &mode)?;
+        &lora.params
+    } else {
+        write_config(&part, c.blueprint)?;
+        let own = json!({"eos_token_id": 0, "do_sample": true, "temperature": 0.7});
+        let generation = match fs::read(from.join("generation_config.json")) {
+            Ok(theirs) if !from.as_os_str().is_empty() => theirs,
+            _ => pretty(&own).into_bytes(),
+        };
+        sync_file(&part.join("generation_config.json"), &generation)?;
+        let path = part.join("model.safetensors");
+        let written = safetensors::serialize_to_file(layout::stored(c.params, c.weights), pt(), &path);
+        settle(&path, written, &mode)?;
+        c.params
+    };
     let path = part.join("optimizer.safetensors");
-    let state = c.optimizer.tensors(c.params).into_iter();
+    let state = c.optimizer.tensors(trained).into_iter();
     let state = state.map(|t| (t.name, Flat { shape: [t.values.len()], values: t.values }));
     settle(&path, safetensors::serialize_to_file(state, pt(), &path), &mode)?;
-    if let Some(tokenizer) = c.tokenizer {
-        sync_file(&part.join("tokenizer.json"), tokenizer)?;
+    let files = [("tokenizer.json", &c.data.tokenizer), ("tokenizer_config.json", &c.data.tokenizer_config)];
+    for (name, bytes) in files {
+        if let Some(bytes) = bytes {
+            sync_file(&part.join(name), bytes)?;
+        }
     }
     File::open(&part)?.sync_all()?;
     if dir.exists() {
@@ -125,6 +143,54 @@ pub(crate) fn save(dir: &Path, c: &Contents) -> Result<()> {
     } else {
         fs::rename(&part, dir)?;
     }
+    sync_parent(dir)
+}
+
+/// `config.json` of a model whose values are stored as f32, whatever the run began from.
+fn write_config(dir: &Path, blueprint: &Blueprint) -> Result<()> {
+    let mut config = blueprint.config.clone();
+    for key in ["dtype", "torch_dtype"] {
+        if let Some(dtype) = config.get_mut(key) {
+            *dtype = json!("float32");
+        }
+    }
+    sync_file(&dir.join("config.json"), format!("{config:#}\n").as_bytes())
+}
+
+/// Writes a model alone to the new directory `dir`, with the files of tokenizer and generation that the first of `beside`
+/// to have them holds.
+///
+/// # Errors
+/// `IO`.
+pub(crate) fn export(
+    dir: &Path,
+    blueprint: &Blueprint,
+    params: &Params,
+    weights: &[f32],
+    beside: &[&Path],
+) -> Result<()> {
+    let part = hidden(dir, "part")?;
+    if part.exists() {
+        fs::remove_dir_all(&part)?;
+    }
+    fs::create_dir_all(&part).map_err(|e| Error::from(e).context(part.display()))?;
+    write_config(&part, blueprint)?;
+    let mode = fs::metadata(part.join("config.json"))?.permissions();
+    let path = part.join("model.safetensors");
+    settle(&path, safetensors::serialize_to_file(layout::stored(params, weights), pt(), &path), &mode)?;
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "generation_config.json",
+        "chat_template.jinja",
+    ] {
+        if let Some(bytes) = beside.iter().find_map(|d| fs::read(d.join(name)).ok()) {
+            sync_file(&part.join(name), &bytes)?;
+        }
+    }
+    File::open(&part)?.sync_all()?;
+    fs::rename(&part, dir).map_err(|e| Error::from(e).context(dir.display()))?;
     sync_parent(dir)
 }
 
@@ -144,43 +210,48 @@ fn settle(
     Ok(File::open(path)?.sync_all()?)
 }
 
-/// Reads the checkpoint `dir` for a model of the shape `expected` where that is given, and the optimizer's state into
-/// `optimizer`.
-pub(crate) fn load(
-    dir: &Path,
-    expected: Option<&ModelConfig>,
-    optimizer: Option<(&Params, &mut Optimizer)>,
-) -> Result<Restored> {
-    // A kill between the two renames of a replacement leaves the old one under its hidden name.
+/// Where the checkpoint `dir` lies: a kill between the two renames of a replacement leaves the old one under its hidden
+/// name.
+pub(crate) fn place(dir: &Path) -> Result<PathBuf> {
     let old = hidden(dir, "old")?;
-    let dir = if !dir.exists() && old.exists() { &old } else { dir };
-    let read = |name: &str| {
-        let path = dir.join(name);
-        fs::read(&path).map_err(|e| Error::from(e).context(path.display()))
+    Ok(if !dir.exists() && old.exists() { old } else { dir.into() })
+}
+
+/// The state that the checkpoint `dir` holds.
+///
+/// # Errors
+/// `NOT_FOUND`, `IO`, `BAD_FORMAT` with the file's name.
+pub(crate) fn state(dir: &Path) -> Result<State> {
+    let path = dir.join("training.json");
+    let text = fs::read(&path).map_err(|e| Error::from(e).context(path.display()))?;
+    serde_json::from_slice(&text)
+        .map_err(|e| Error::new(Status::BAD_FORMAT, format!("{}: {e}", path.display())))
+}
+
+/// Reads the optimizer's state of the checkpoint `dir`, for the parameters `trained`.
+///
+/// # Errors
+/// Those of reading the file; `MISMATCH` for another optimizer.
+pub(crate) fn restore(dir: &Path, trained: &Params, optimizer: &mut Optimizer) -> Result<()> {
+    let path = dir.join("optimizer.safetensors");
+    let here = |e: std::io::Error| Error::from(e).context(path.display());
+    let file = File::open(&path).map_err(here)?;
+    let bytes = Bytes::map(&file, 0, 0).map_err(|e| e.context(path.display()))?;
+    let file = SafeTensors::deserialize(&bytes)
+        .map_err(|e| Error::new(Status::BAD_FORMAT, format!("{}: {e}", path.display())))?;
+    optimizer.restore(trained, &file).map_err(|e| e.context(path.display()))
+}
+
+/// Whether the directory `dir`, which had a checkpoint's name once, still holds all of it.
+fn whole(dir: &Path) -> bool {
+    let tensors = |name: &str| {
+        let file = File::open(dir.join(name)).ok();
+        let bytes = file.and_then(|f| Bytes::map(&f, 0, 0).ok());
+        bytes.is_some_and(|b| SafeTensors::deserialize(&b).is_ok())
     };
-    let bad = |name: &str, what: String| {
-        Error::new(Status::BAD_FORMAT, format!("{}: {what}", dir.join(name).display()))
-    };
-    let state: State =
-        serde_json::from_slice(&read("training.json")?).map_err(|e| bad("training.json", e.to_string()))?;
-    let m = &state.config.model;
-    m.check().map_err(|e| e.context(dir.join("training.json").display()))?;
-    if let Some(expected) = expected
-        && (ModelConfig { dropout: 0.0, ..expected.clone() }) != (ModelConfig { dropout: 0.0, ..m.clone() })
-    {
-        let message = format!("{}: holds {m:?}, the configuration asks for {expected:?}", dir.display());
-        return Err(Error::new(Status::MISMATCH, message));
-    }
-    let (arch, spec) = m.spec().map_err(|e| e.context(dir.join("training.json").display()))?;
-    let params = Params::new(arch, &spec, m.position == Position::Sinusoidal);
-    let weights = layout::Files::open(dir)?.load(&params)?;
-    let bytes = read("optimizer.safetensors")?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| bad("optimizer.safetensors", e.to_string()))?;
-    if let Some((params, optimizer)) = optimizer {
-        let path = dir.join("optimizer.safetensors");
-        optimizer.restore(params, &file).map_err(|e| e.context(path.display()))?;
-    }
-    Ok(Restored { state, weights })
+    let model = (tensors("model.safetensors") && dir.join("config.json").exists())
+        || (tensors("adapter_model.safetensors") && dir.join("adapter_config.json").exists());
+    state(dir).is_ok() && model && tensors("optimizer.safetensors")
 }
 
 /// The checkpoints of a run in `out`, by step, with their states.
@@ -197,10 +268,7 @@ pub fn list(out: &Path) -> Result<Vec<(PathBuf, State)>> {
         if !named {
             continue;
         }
-        let text =
-            fs::read(path.join("training.json")).map_err(|e| Error::from(e).context(path.display()))?;
-        let state: State = serde_json::from_slice(&text)
-            .map_err(|e| Error::new(Status::BAD_FORMAT, format!("{}/training.json: {e}", path.display())))?;
+        let state = state(&path)?;
         found.push((path, state));
     }
     found.sort_by_key(|(_, s)| s.step);
@@ -240,11 +308,7 @@ pub(crate) fn sweep(out: &Path) -> Result<()> {
         if !step.starts_with("step-") || !matches!(why, "part" | "old") {
             continue;
         }
-        if why == "old"
-            && !out.join(step).exists()
-            && path.join("training.json").exists()
-            && load(&path, None, None).is_ok()
-        {
+        if why == "old" && !out.join(step).exists() && whole(&path) {
             fs::rename(&path, out.join(step))?;
         } else {
             fs::remove_dir_all(&path)?;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::design::ModelConfig;
+use crate::lora::LoraConfig;
 
 /// How weights follow from gradients.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -110,6 +111,17 @@ impl Default for OptimConfig {
 pub struct Config {
     /// The model.
     pub model: ModelConfig,
+    /// Directory of a checkpoint to begin from, any that the converter reads; `model` then gives dropout and the factors
+    /// of the experts' losses alone. Empty: a new model.
+    pub from: PathBuf,
+    /// An adapter to train instead of the model.
+    pub lora: LoraConfig,
+    /// Directory of an adapter to begin from, in PEFT's layout; it brings rank, alpha and targets.
+    pub adapter: PathBuf,
+    /// Tokens per sequence; 0: the model's context, of a checkpoint's model at most 1024.
+    pub length: usize,
+    /// Attention ends at the border of a document.
+    pub documents: bool,
     /// The optimizer.
     pub optim: OptimConfig,
     /// Directory of prepared data: `train.tokens`, `held_out.tokens`, `tokenizer.json`.
@@ -134,12 +146,19 @@ pub struct Config {
     pub eval_every: u64,
     /// Sequences of held-out text per evaluation; 0: all.
     pub eval_sequences: usize,
+    /// The run ends after so many evaluations that are no better than the best; 0: never.
+    pub patience: u64,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Config {
             model: ModelConfig::default(),
+            from: PathBuf::new(),
+            lora: LoraConfig::default(),
+            adapter: PathBuf::new(),
+            length: 0,
+            documents: false,
             optim: OptimConfig::default(),
             data: PathBuf::from("data"),
             out: PathBuf::from("run"),
@@ -152,6 +171,7 @@ impl Default for Config {
             keep: 2,
             eval_every: 250,
             eval_sequences: 64,
+            patience: 0,
         }
     }
 }
@@ -170,9 +190,39 @@ impl Config {
     /// # Errors
     /// `BAD_FORMAT` for text that is no JSON or has values of the wrong type, `INVALID_ARG` for an unknown key.
     pub fn from_json(text: &str) -> Result<Config> {
-        let value: Value = serde_json::from_str(text).map_err(|e| format_error(&e))?;
+        Config::from_value(serde_json::from_str(text).map_err(|e| format_error(&e))?)
+    }
+
+    fn from_value(value: Value) -> Result<Config> {
         refuse_unknown(&value, &to_value(&Config::default())?, "")?;
         serde_json::from_value(value).map_err(|e| format_error(&e))
+    }
+
+    /// Reads a configuration from YAML or JSON text; what it leaves out keeps its default.
+    ///
+    /// # Errors
+    /// As [`Config::from_json`].
+    pub fn from_text(text: &str) -> Result<Config> {
+        if text.trim_start().starts_with('{') {
+            return Config::from_json(text);
+        }
+        let value: Value = serde_saphyr::from_str(text)
+            .map_err(|e| Error::new(Status::BAD_FORMAT, format!("configuration: {e}")))?;
+        // an empty file changes nothing
+        let value = if value.is_null() { Value::Object(Map::new()) } else { value };
+        if !value.is_object() {
+            let message = format!("configuration: expected keys with values, got {value}");
+            return Err(Error::new(Status::BAD_FORMAT, message));
+        }
+        Config::from_value(value)
+    }
+
+    /// The configuration as YAML.
+    ///
+    /// # Errors
+    /// `INTERNAL`, if a value has no form in YAML.
+    pub fn to_yaml(&self) -> Result<String> {
+        serde_saphyr::to_string(self).map_err(|e| Error::new(Status::INTERNAL, format!("configuration: {e}")))
     }
 
     /// The configuration as indented JSON.
@@ -200,9 +250,15 @@ impl Config {
                 return Err(invalid(format!("key {key:?} is one of {several:?}: write the whole")));
             }
         };
-        let value = serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.into()));
         let place = path.split('.').try_fold(&mut tree, |at, part| at.get_mut(part));
-        *place.unwrap_or_else(|| unreachable!("the path was listed")) = value;
+        let place = place.unwrap_or_else(|| unreachable!("the path was listed"));
+        // a list may be given as its items: lora.targets=q_proj,v_proj
+        let items = || Value::Array(text.split(',').filter(|t| !t.is_empty()).map(Value::from).collect());
+        *place = match serde_json::from_str(text) {
+            Ok(value) => value,
+            Err(_) if place.is_array() => items(),
+            Err(_) => Value::String(text.into()),
+        };
         *self = serde_json::from_value(tree).map_err(|e| invalid(format!("{assignment}: {e}")))?;
         Ok(())
     }
@@ -212,7 +268,13 @@ impl Config {
     /// # Errors
     /// `INVALID_ARG` with the first setting that does not fit.
     pub fn check(&self) -> Result<()> {
-        self.model.check()?;
+        if self.from.as_os_str().is_empty() {
+            self.model.check()?;
+            if self.lora.rank > 0 || !self.adapter.as_os_str().is_empty() {
+                return Err(invalid("lora: an adapter needs a checkpoint to begin from: set `from`".into()));
+            }
+        }
+        self.lora.check()?;
         if self.batch == 0 || self.accumulate == 0 || self.steps == 0 {
             return Err(invalid("batch, accumulate and steps: expected at least 1".into()));
         }
@@ -329,7 +391,13 @@ mod tests {
         }
         assert_eq!((c.optim.rate, c.model.layers, c.model.position), (0.5, 3, Position::Rope));
         assert_eq!((c.data.to_str(), c.optim.decay), (Some("some/where"), 0.0));
+        c.set("lora.targets=q_proj,v_proj").unwrap();
+        assert_eq!(c.lora.targets, ["q_proj", "v_proj"]);
         assert_eq!(Config::from_json(&c.to_json()).unwrap(), c);
+        assert_eq!(Config::from_text(&c.to_yaml().unwrap()).unwrap(), c);
+        assert_eq!(Config::from_text("model:\n  layers: 3\n").unwrap().model.layers, 3);
+        assert_eq!(Config::from_text("# nothing\n").unwrap(), Config::default());
+        assert!(Config::from_text("model:\n  layer: 3\n").unwrap_err().message().contains("model.layers"));
         let e = c.set("eps=1").unwrap_err();
         assert!(e.message().contains("model.eps"), "{e}");
     }

@@ -3,11 +3,13 @@
 //! ```text
 //!   0    "llmtoken"          8   version = 1          12  bytes per id, 2 or 4     16  vocabulary size
 //!   20   CRC-32C of ids and offsets                   24  CRC-64/NVME of tokenizer.json
-//!   32   ids                 40  documents            48  bytes of text            56  zeros
+//!   32   ids                 40  documents            48  bytes of text learned    56  1: ids are marked
+//!   64   marked: ids that are learned                 72  zeros
 //!   124  CRC-32C of bytes 0..124
 //!   128  ids, padded to 8 · then documents + 1 offsets (u64, counted in ids)        all little-endian
 //! ```
 //!
+//! Marked ids have 4 bytes; the top bit says that a token is read and not learned, as what a user says to a model.
 //! The file is mapped; each id is checked against the vocabulary when it is read.
 
 use std::fs::File;
@@ -23,6 +25,8 @@ use crate::source::{Format, Source};
 const MAGIC: &[u8; 8] = b"llmtoken";
 const VERSION: u32 = 1;
 const HEAD: usize = 128;
+/// Of a marked id: it is not learned.
+const READ: u32 = 1 << 31;
 
 /// What `data prepare` is asked for.
 #[derive(Clone, Debug)]
@@ -40,6 +44,10 @@ pub struct PrepareOptions {
     pub held_out: f64,
     /// The token that ends a document; where the tokenizer lacks it, documents follow each other directly.
     pub end: String,
+    /// Rows of `.jsonl` are conversations (`messages`, `tools`), of which answers are learned.
+    pub chat: bool,
+    /// The chat template for them; `None`: that beside the tokenizer.
+    pub template: Option<PathBuf>,
 }
 
 impl Default for PrepareOptions {
@@ -51,6 +59,8 @@ impl Default for PrepareOptions {
             output: PathBuf::from("data"),
             held_out: 0.1,
             end: "<|endoftext|>".into(),
+            chat: false,
+            template: None,
         }
     }
 }
@@ -80,7 +90,8 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
     std::fs::create_dir_all(&options.output)?;
     let vocab = tokenizer.get_vocab_size(true);
     let end = tokenizer.token_to_id(&options.end);
-    let writer = |name: &str| TokenWriter::create(&options.output.join(name), vocab, vocabulary_hash(&file));
+    let hash = vocabulary_hash(&file);
+    let writer = |name: &str| TokenWriter::create(&options.output.join(name), vocab, hash, options.chat);
     let (mut train, mut held_out) = (writer("train.tokens")?, writer("held_out.tokens")?);
     let encode = |text: &str, out: &mut TokenWriter| {
         let wrong = |e: tokenizers::Error| Error::new(Status::BAD_FORMAT, format!("tokenizing: {e}"));
@@ -90,7 +101,31 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
     let share = |n: u64| (n as f64 * options.held_out) as u64;
     let kept_apart = |n: u64| share(n) > share(n - 1);
     let mut number = 0u64;
-    for source in &options.inputs {
+    if options.chat {
+        let marker = crate::chat_data::marker(&options.tokenizer, options.template.as_deref())?;
+        for source in &options.inputs {
+            source.rows(&mut |place, row| {
+                number += 1;
+                let out = if kept_apart(number) { &mut held_out } else { &mut train };
+                let marked = marker.row(row).map_err(|e| e.context(format_args!("{source}:{place}")))?;
+                for (ids, learned, bytes) in marked {
+                    out.push_marked(&ids, &learned, bytes)?;
+                    out.end_document(None)?;
+                }
+                Ok(())
+            })?;
+        }
+        let config = options.tokenizer.with_file_name("tokenizer_config.json");
+        let mut config: serde_json::Value = std::fs::read(&config)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_else(|| serde_json::json!({}));
+        // the model that comes of this data brings the template it was trained with
+        config["chat_template"] = marker.source().into();
+        let text = format!("{config:#}\n");
+        crate::checkpoint::write_file(&options.output.join("tokenizer_config.json"), text.as_bytes())?;
+    }
+    for source in options.inputs.iter().filter(|_| !options.chat) {
         if let Some(size) = source.text_bytes()? {
             let border = size - (size as f64 * options.held_out) as u64;
             let mut seen = 0u64;
@@ -140,15 +175,17 @@ struct TokenWriter {
     file: BufWriter<File>,
     crc: Digest,
     wide: bool,
+    marked: bool,
     vocab: usize,
     hash: u64,
     tokens: u64,
+    learned: u64,
     bytes: u64,
     offsets: Vec<u64>,
 }
 
 impl TokenWriter {
-    fn create(path: &Path, vocab: usize, hash: u64) -> Result<TokenWriter> {
+    fn create(path: &Path, vocab: usize, hash: u64, marked: bool) -> Result<TokenWriter> {
         let part = path.with_extension("tokens.part");
         let mut file =
             BufWriter::new(File::create(&part).map_err(|e| Error::from(e).context(part.display()))?);
@@ -158,10 +195,12 @@ impl TokenWriter {
             part,
             file,
             crc: Digest::new(CrcAlgorithm::Crc32Iscsi),
-            wide: vocab > 1 << 16,
+            wide: vocab > 1 << 16 || marked,
+            marked,
             vocab,
             hash,
             tokens: 0,
+            learned: 0,
             bytes: 0,
             offsets: vec![0],
         })
@@ -181,6 +220,14 @@ impl TokenWriter {
         self.tokens += ids.len() as u64;
         self.bytes += text_bytes as u64;
         self.write(&bytes)
+    }
+
+    /// Ids of a conversation, of which some are learned.
+    fn push_marked(&mut self, ids: &[u32], learned: &[bool], text_bytes: usize) -> Result<()> {
+        let marked: Vec<u32> =
+            ids.iter().zip(learned).map(|(id, l)| if *l { *id } else { *id | READ }).collect();
+        self.learned += learned.iter().filter(|l| **l).count() as u64;
+        self.push(&marked, text_bytes)
     }
 
     fn end_document(&mut self, end: Option<u32>) -> Result<()> {
@@ -211,6 +258,8 @@ impl TokenWriter {
         put(32, &self.tokens.to_le_bytes());
         put(40, &(self.offsets.len() as u64 - 1).to_le_bytes());
         put(48, &self.bytes.to_le_bytes());
+        put(56, &u64::from(self.marked).to_le_bytes());
+        put(64, &self.learned.to_le_bytes());
         let crc = checksum(CrcAlgorithm::Crc32Iscsi, &head[..HEAD - 4]) as u32;
         head[HEAD - 4..].copy_from_slice(&crc.to_le_bytes());
         self.file.seek(SeekFrom::Start(0))?;
@@ -239,6 +288,8 @@ pub struct TokenFile {
     tokens: u64,
     documents: u64,
     bytes: u64,
+    marked: bool,
+    learned: u64,
 }
 
 impl TokenFile {
@@ -276,6 +327,10 @@ impl TokenFile {
             .and_then(|n| n.checked_next_multiple_of(8))
             .and_then(|n| n.checked_add(documents.checked_add(1)?.checked_mul(8)?))
             .and_then(|n| n.checked_add(HEAD as u64));
+        let marked = u64_at(56);
+        if marked > 1 || (marked == 1 && width != 4) {
+            return Err(here(Status::BAD_FORMAT, format!("mark {marked} with ids of {width} bytes")));
+        }
         if !matches!(width, 2 | 4) || need != Some(size) {
             let message = format!(
                 "{size} bytes, expected {tokens} ids of {width} bytes, {documents} offsets and header"
@@ -291,8 +346,51 @@ impl TokenFile {
             tokens,
             documents,
             bytes: u64_at(48),
+            marked: marked == 1,
+            learned: u64_at(64),
             data,
         })
+    }
+
+    /// Whether ids say which of them are learned.
+    pub fn masked(&self) -> bool {
+        self.marked
+    }
+
+    /// The number of ids that are learned.
+    pub fn learned(&self) -> u64 {
+        if self.marked { self.learned } else { self.tokens }
+    }
+
+    /// Where document `index` begins, counted in ids; the number of ids behind the last one. A damaged file's offsets
+    /// stay within it.
+    pub(crate) fn offset(&self, index: u64) -> u64 {
+        let from = HEAD as u64 + (self.tokens * self.width).next_multiple_of(8);
+        let at = (from + index.min(self.documents) * 8) as usize;
+        let raw = self.data[at..at + 8].iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b));
+        if index >= self.documents { self.tokens } else { raw.min(self.tokens) }
+    }
+
+    /// The document that id `at` belongs to.
+    pub(crate) fn document_at(&self, at: u64) -> u64 {
+        let (mut low, mut high) = (0, self.documents);
+        while high - low > 1 {
+            let middle = low.midpoint(high);
+            if self.offset(middle) <= at { low = middle } else { high = middle }
+        }
+        low
+    }
+
+    /// As [`TokenFile::read`], and which of the ids are learned.
+    ///
+    /// # Errors
+    /// As [`TokenFile::read`].
+    pub fn read_learned(&self, start: u64, out: &mut [u32], learned: &mut Vec<bool>) -> Result<()> {
+        self.read(start, out)?;
+        let at = HEAD + (start * self.width) as usize + 3;
+        learned.clear();
+        learned.extend((0..out.len()).map(|i| !self.marked || self.data[at + 4 * i] & 0x80 == 0));
+        Ok(())
     }
 
     /// The number of ids.
@@ -334,6 +432,9 @@ impl TokenFile {
         let bytes = &self.data[at..at + out.len() * self.width as usize];
         for (i, (id, raw)) in out.iter_mut().zip(bytes.chunks_exact(self.width as usize)).enumerate() {
             *id = raw.iter().rev().fold(0, |n, b| n << 8 | u32::from(*b));
+            if self.marked {
+                *id &= !READ;
+            }
             if *id as usize >= self.vocab {
                 let place = start + i as u64;
                 let message =

@@ -1,5 +1,6 @@
 //! Replays a tape: forward, head, backward, over one arena of activations and the flat vectors of parameters.
 
+mod fault;
 mod latent;
 mod moe;
 
@@ -7,6 +8,7 @@ use llm::model::rope::Frequencies;
 use llm::model::spec::Spec;
 use llm_kernels::dense::{Dense, Heads};
 
+use crate::lora::Lora;
 use crate::params::Params;
 use crate::random::{Stream, bits};
 use crate::tape::{Op, Tape};
@@ -41,9 +43,16 @@ pub(crate) struct RouterLosses {
     pub z: f32,
 }
 
+/// An adapter and its values. With one the model's own parameters are not trained.
+pub(crate) struct Adapter {
+    pub lora: Lora,
+    pub values: Vec<f32>,
+}
+
 /// A model's numbers outside its parameters.
 pub(crate) struct Engine {
     pub dense: Dense,
+    pub adapter: Option<Adapter>,
     params: Params,
     width: usize,
     losses: RouterLosses,
@@ -54,6 +63,10 @@ pub(crate) struct Engine {
     half: Vec<usize>,
     /// The experts chosen in each layer's mixture.
     choices: Vec<moe::Choice>,
+    /// Takes the gradients of norms that are not trained.
+    sink: Vec<f32>,
+    /// The pass drops values of adapters.
+    dropping: bool,
 }
 
 impl Engine {
@@ -61,6 +74,7 @@ impl Engine {
         let tables = spec.ropes.iter().map(|r| Frequencies::new(r, spec.context).tables(spec.context));
         Engine {
             dense: Dense::new(threads),
+            adapter: None,
             params: params.clone(),
             width: spec.width as usize,
             losses,
@@ -68,10 +82,17 @@ impl Engine {
             tables: tables.collect(),
             half: spec.ropes.iter().map(|r| r.dim as usize / 2).collect(),
             choices: (0..spec.layers.len()).map(|_| moe::Choice::default()).collect(),
+            sink: Vec::new(),
+            dropping: false,
         }
     }
 
-    /// Runs `tape` and returns the summed loss of the tokens in nats.
+    /// The same model, other parameters trained.
+    pub fn set_params(&mut self, params: &Params) {
+        self.params = params.clone();
+    }
+
+    /// Runs `tape` and returns the summed loss of the tokens in nats. Gradients are those of the adapter, if there is one.
     pub fn run(&mut self, tape: &Tape, weights: &[f32], input: &Input, mut want: Want) -> f64 {
         let rows = tape.rows();
         let fits = input.ids.len() == rows && input.targets.len() == rows;
@@ -83,6 +104,7 @@ impl Engine {
         if self.arena.len() < tape.arena {
             self.arena.resize(tape.arena, 0.0);
         }
+        self.dropping = matches!(want, Want::Gradient { .. });
         let mut loss = 0.0;
         for op in &tape.ops {
             if let Op::Head { .. } = op {
@@ -136,6 +158,12 @@ impl Engine {
                     let [x, y] = parts(&mut self.arena, [at(*x), at(*y)]);
                     dense.linear(x, w(*weight), b.map(w), None, y, shape);
                 }
+                if let Some(Adapter { lora, values }) = &self.adapter {
+                    let [x, y] = parts(&mut self.arena, [at(*x), at(*y)]);
+                    let share = if self.dropping { lora.config.dropout } else { 0.0 };
+                    let key = |module| adapter_key(input.key, module);
+                    lora.forward(dense, values, (*weight, p.rows), x, y, (share, &key));
+                }
             }
             Op::Rope { x, .. } => self.rope(tape, op, at(*x), false),
             Op::Attention { shape, qkv, y, lse, index, .. } => {
@@ -183,7 +211,9 @@ impl Engine {
                     loss += self.dense.cross_entropy(logits, vocab, targets, Some(*scale));
                     let dx = &mut dx[r0 * width..(r0 + n) * width];
                     self.dense.linear_dx(logits, weight, dx, shape, false);
-                    self.dense.linear_dw(logits, x, &mut grads[p.range()], shape);
+                    if p.trained {
+                        self.dense.linear_dw(logits, x, &mut grads[p.range()], shape);
+                    }
                 }
             }
         }
@@ -204,6 +234,7 @@ impl Engine {
         let (rows, dense) = (tape.rows(), &mut self.dense);
         let at = |b: usize| tape.place(b);
         match op {
+            Op::Embed { table, .. } if !list[*table].trained => {}
             Op::Embed { table, positions, scale, dy, .. } => {
                 let dy = &mut self.arena[at(*dy)];
                 if *scale != 1.0 {
@@ -221,20 +252,31 @@ impl Engine {
             }
             Op::Norm { x, w: weight, b, center, stats, dx, dy, add, .. } => {
                 let [x, stats, dx, dy] = parts(&mut self.arena, [at(*x), at(*stats), at(*dx), at(*dy)]);
-                if let Some(b) = b {
+                let len = list[*weight].len();
+                let (dw, db) = if !list[*weight].trained {
+                    self.sink.resize(self.sink.len().max(2 * len), 0.0);
+                    let (dw, db) = self.sink.split_at_mut(len);
+                    (dw, b.map(|_| &mut db[..len]))
+                } else if let Some(b) = b {
                     let [dw, db] = parts(grads, [list[*weight].range(), list[*b].range()]);
-                    dense.norm_back(dy, x, w(*weight), stats, *center, dx, *add, dw, Some(db));
+                    (dw, Some(db))
                 } else {
-                    let dw = &mut grads[list[*weight].range()];
-                    dense.norm_back(dy, x, w(*weight), stats, *center, dx, *add, dw, None);
-                }
+                    (&mut grads[list[*weight].range()], None)
+                };
+                dense.norm_back(dy, x, w(*weight), stats, *center, dx, *add, dw, db);
             }
             Op::SliceNorm { x, stride, parts: slices, dx, dy, .. } => {
                 let [from, to] = parts(&mut self.arena, [at(*dy), at(*dx)]);
                 to.copy_from_slice(from);
                 for (slice, weight, stats) in slices {
                     let [x, stats, dx, dy] = parts(&mut self.arena, [at(*x), at(*stats), at(*dx), at(*dy)]);
-                    let dw = &mut grads[list[*weight].range()];
+                    let len = list[*weight].len();
+                    let dw = if list[*weight].trained {
+                        &mut grads[list[*weight].range()]
+                    } else {
+                        self.sink.resize(self.sink.len().max(len), 0.0);
+                        &mut self.sink[..len]
+                    };
                     dense.slice_norm_back(dy, x, *stride, *slice, w(*weight), stats, dx, dw);
                 }
             }
@@ -242,11 +284,19 @@ impl Engine {
                 let p = &list[*weight];
                 let shape = (rows, p.rows, p.cols);
                 let [x, dx, dy] = parts(&mut self.arena, [at(*x), at(*dx), at(*dy)]);
-                dense.linear_dw(dy, x, &mut grads[p.range()], shape);
-                if let Some(b) = b {
-                    dense.bias_back(dy, &mut grads[list[*b].range()]);
+                if p.trained {
+                    dense.linear_dw(dy, x, &mut grads[p.range()], shape);
+                    if let Some(b) = b {
+                        dense.bias_back(dy, &mut grads[list[*b].range()]);
+                    }
                 }
                 dense.linear_dx(dy, w(*weight), dx, shape, *add);
+                if let Some(Adapter { lora, values }) = &self.adapter {
+                    let share = if self.dropping { lora.config.dropout } else { 0.0 };
+                    let key = |module| adapter_key(input.key, module);
+                    let of = (*weight, p.rows);
+                    lora.backward(dense, (values, grads), of, (x, dy), dx, (share, &key));
+                }
             }
             Op::Rope { dx, .. } => self.rope(tape, op, at(*dx), true),
             Op::Attention { shape, qkv, y, lse, dqkv, dy, index } => {
@@ -305,6 +355,11 @@ fn heads<'a>(shape: &'a crate::tape::Heads, tape: &Tape, input: &Input<'a>, inde
 
 fn dropout_key((seed, pass): (u64, u64), index: usize) -> u64 {
     bits(seed, Stream::Dropout, pass, index as u64)
+}
+
+/// Names the dropout of an adapter's module; layers have the numbers below.
+fn adapter_key(key: (u64, u64), module: usize) -> u64 {
+    dropout_key(key, (1 << 32) + module)
 }
 
 /// Mutable parts of one vector, which the tape placed apart.

@@ -202,7 +202,7 @@ impl Files {
 }
 
 /// Values of a float type, `None` for another.
-fn floats(ty: Dtype, data: &[u8]) -> Option<Vec<f32>> {
+pub(crate) fn floats(ty: Dtype, data: &[u8]) -> Option<Vec<f32>> {
     Some(match ty {
         Dtype::F32 => data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
         Dtype::F16 => data.as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),

@@ -9,18 +9,26 @@
 //! gives the same bits on any number of threads, and when it is stopped and resumed.
 #![forbid(unsafe_code)]
 
+mod batches;
+mod blueprint;
 pub mod bpe;
+mod chat_data;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod design;
 mod engine;
+mod events;
 mod layout;
+mod lora;
+mod merge;
 mod optim;
 mod params;
 pub mod presets;
 pub mod quickstart;
 mod random;
+mod report;
+mod run;
 pub mod source;
 mod tape;
 mod trainer;
@@ -31,6 +39,9 @@ pub use bpe::{TokenizerOptions, train_tokenizer};
 pub use config::{Config, OptimConfig, OptimizerKind, Schedule};
 pub use data::{PrepareOptions, Prepared, TokenFile, prepare};
 pub use design::ModelConfig;
+pub use lora::LoraConfig;
+pub use merge::merge;
 pub use quickstart::{Report, quickstart};
+pub use run::{Event, Summary, train};
 pub use source::Source;
-pub use trainer::{Data, Evaluation, Event, StepReport, Summary, Trainer, train};
+pub use trainer::{Data, Evaluation, StepReport, Trainer};

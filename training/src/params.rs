@@ -27,6 +27,8 @@ pub(crate) struct Param {
     pub cols: usize,
     /// Whether it is trained.
     pub trained: bool,
+    /// What it is called, where its slot does not name it.
+    name: Option<String>,
     offset: usize,
 }
 
@@ -48,6 +50,15 @@ impl Param {
     /// The first place's slot, which names it.
     pub fn slot(&self) -> Slot {
         self.parts[0].slot
+    }
+
+    /// What it is called: in files of an optimizer's state, in messages.
+    pub fn describe(&self) -> String {
+        match (&self.name, self.slot()) {
+            (Some(name), _) => name.clone(),
+            (None, Slot::Layer(i, slot)) => format!("{i}.{slot:?}"),
+            (None, slot) => format!("{slot:?}"),
+        }
     }
 
     /// A matrix between hidden vectors: not an embedding, not the head, not a router.
@@ -137,9 +148,27 @@ impl Params {
         // the correction of the choice of experts follows a rule of its own in the models that have it
         let trained =
             !(fixed_positions && slot == Slot::Positions || matches!(slot, Slot::Layer(_, L::ChoiceBias)));
-        let param = Param { parts, count, rows, cols, trained, offset: self.total };
+        let param = Param { parts, count, rows, cols, trained, name: None, offset: self.total };
         self.total += param.len().next_multiple_of(16);
         self.list.push(param);
+    }
+
+    /// Matrices `(name, slot, rows, cols)` beside a model.
+    pub fn named(list: Vec<(String, Slot, usize, usize)>) -> Params {
+        let mut p = Params { list: Vec::new(), wants: Vec::new(), prefix: "", total: 0 };
+        for (name, slot, rows, cols) in list {
+            let parts = vec![Part { slot, rows }];
+            let param =
+                Param { parts, count: 1, rows, cols, trained: true, name: Some(name), offset: p.total };
+            p.total += param.len().next_multiple_of(16);
+            p.list.push(param);
+        }
+        p
+    }
+
+    /// From now on nothing is trained.
+    pub fn freeze(&mut self) {
+        self.list.iter_mut().for_each(|p| p.trained = false);
     }
 
     /// The parameter that begins with `slot`.

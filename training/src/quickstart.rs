@@ -15,7 +15,8 @@ use crate::checkpoint;
 use crate::config::{Config, OptimConfig};
 use crate::data::{PrepareOptions, prepare};
 use crate::design::ModelConfig;
-use crate::trainer::{Evaluation, Event, Trainer, train};
+use crate::run::{Event, train};
+use crate::trainer::{Evaluation, Trainer};
 
 /// The text that comes with the crate: Shakespeare, 1.1 MB (`quickstart/SOURCE.txt`).
 pub const TEXT: &str = include_str!("../quickstart/tinyshakespeare.txt");

@@ -12,6 +12,8 @@ pub(crate) enum Stream {
     Dropout = 3,
     /// Where the search for a gradient's leading directions begins.
     Directions = 4,
+    /// Initial values of adapters.
+    Adapter = 5,
 }
 
 /// A 64-bit mixing function (the finaliser of SplitMix64).

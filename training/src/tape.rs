@@ -121,6 +121,37 @@ pub(crate) enum Op {
     Head { x: Buffer, w: Id, logits: Buffer, dx: Buffer },
 }
 
+impl Op {
+    /// The matrix or vector that it works with.
+    pub fn weight(&self) -> Option<Id> {
+        match self {
+            Op::Embed { table, .. } => Some(*table),
+            Op::Norm { w, .. } | Op::Linear { w, .. } | Op::Head { w, .. } => Some(*w),
+            Op::SliceNorm { parts, .. } => parts.first().map(|p| p.1),
+            Op::Expand { k, .. } => Some(*k),
+            Op::Moe(m) => Some(m.router),
+            _ => None,
+        }
+    }
+
+    /// What it does, for messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Embed { .. } => "the embedding",
+            Op::Norm { .. } | Op::SliceNorm { .. } => "the norm",
+            Op::Linear { .. } => "the product",
+            Op::Rope { .. } => "the rotation",
+            Op::Attention { .. } => "attention",
+            Op::Expand { .. } => "the expansion of keys and values",
+            Op::Activate { .. } | Op::Gated { .. } => "the activation",
+            Op::Moe(_) => "the mixture of experts",
+            Op::Dropout { .. } => "dropout",
+            Op::Add { .. } => "the residual sum",
+            Op::Head { .. } => "the head",
+        }
+    }
+}
+
 /// The records of one shape, and where their buffers lie.
 #[derive(Clone, Debug)]
 pub(crate) struct Tape {

@@ -1,24 +1,25 @@
-//! A run: samples in a seeded order, steps, evaluation, checkpoints, metrics.
+//! A model in training: steps, evaluation, checkpoints.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::time::Instant;
 
 use llm::error::{Error, Result, Status};
-use llm::model::spec::Spec;
-use serde_json::json;
 
+use crate::batches::{Batch, Sampler, pack, windows};
+use crate::blueprint::Blueprint;
 use crate::checkpoint::{self, Contents, State};
 use crate::config::Config;
 use crate::data::{TokenFile, vocabulary_hash};
-use crate::design::{ModelConfig, Position};
-use crate::engine::{Engine, Input, RouterLosses, Want};
+use crate::engine::{Adapter, Engine, Input, RouterLosses, Want};
+use crate::layout::Files;
+use crate::lora::{self, Lora};
 use crate::optim::{self, Optimizer};
 use crate::params::Params;
-use crate::random::permuted;
 use crate::tape::Tape;
+
+/// Tokens per sequence of a checkpoint's model, where the configuration does not say.
+const LENGTH: usize = 1024;
 
 /// The data of a run: token files and the tokenizer that made them.
 pub struct Data {
@@ -28,6 +29,8 @@ pub struct Data {
     pub held_out: Option<TokenFile>,
     /// `tokenizer.json`, copied into checkpoints.
     pub tokenizer: Option<Vec<u8>>,
+    /// `tokenizer_config.json`, which may hold a chat template, copied too.
+    pub tokenizer_config: Option<Vec<u8>>,
 }
 
 impl Data {
@@ -47,7 +50,8 @@ impl Data {
             let message = format!("{}: token files and tokenizer.json do not belong together", dir.display());
             return Err(Error::new(Status::MISMATCH, message));
         }
-        Ok(Data { train, held_out: held_out.filter(|f| f.tokens() > 1), tokenizer })
+        let tokenizer_config = fs::read(dir.join("tokenizer_config.json")).ok();
+        Ok(Data { train, held_out: held_out.filter(|f| f.tokens() > 1), tokenizer, tokenizer_config })
     }
 }
 
@@ -64,6 +68,8 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Tokens per second of this step.
     pub tokens_per_second: f64,
+    /// Floating-point operations per second of this step.
+    pub flops: f64,
 }
 
 /// Loss on held-out text.
@@ -81,14 +87,20 @@ pub struct Evaluation {
 pub struct Trainer {
     config: Config,
     data: Data,
+    blueprint: Blueprint,
+    /// The model's parameters.
     params: Params,
-    spec: Spec,
     engine: Engine,
     tape: Tape,
     eval_tape: Tape,
+    /// The model's values; with an adapter they stay as they are.
     weights: Vec<f32>,
+    /// Of what is trained: the model, or its adapter.
     grads: Vec<f32>,
     optimizer: Optimizer,
+    sampler: Sampler,
+    /// Tokens per sequence.
+    length: usize,
     step: u64,
     sample: u64,
     held_out: Option<f64>,
@@ -106,38 +118,93 @@ impl Trainer {
     /// As [`Trainer::new`] on data that is already open.
     ///
     /// # Errors
-    /// `INVALID_ARG` for a configuration that does not fit itself or the data.
+    /// `INVALID_ARG` for a configuration that does not fit itself or the data; those of reading the checkpoint and the
+    /// adapter to begin from.
     pub fn with_data(config: &Config, data: Data) -> Result<Trainer> {
+        let mut trainer = Trainer::empty(config, data)?;
+        let from = &trainer.config.from;
+        if from.as_os_str().is_empty() {
+            trainer.weights = trainer.params.init(trainer.config.seed, trainer.blueprint.spec.layers.len());
+        } else {
+            trainer.weights = Files::open(from)?.load(&trainer.params)?;
+        }
+        if let Some(adapter) = &mut trainer.engine.adapter
+            && adapter.values.is_empty()
+        {
+            adapter.values = adapter.lora.init(trainer.config.seed);
+        }
+        Ok(trainer)
+    }
+
+    /// Everything but the values of the model.
+    fn empty(config: &Config, data: Data) -> Result<Trainer> {
         let mut config = config.clone();
-        let (vocab, need) = (data.train.vocab(), config.model.context as u64 + 1);
-        if config.model.vocab == 0 {
+        let vocab = data.train.vocab();
+        let new = config.from.as_os_str().is_empty();
+        if new && config.model.vocab == 0 {
             config.model.vocab = vocab;
         }
         config.check()?;
-        if config.model.vocab < vocab {
-            let message = format!("model.vocab = {}: the data has {vocab} tokens", config.model.vocab);
+        let blueprint =
+            if new { Blueprint::of_design(&config.model)? } else { Blueprint::of_checkpoint(&config.from)? };
+        let spec = &blueprint.spec;
+        let context = spec.context as usize;
+        let length = match config.length {
+            0 if new => context,
+            0 => context.min(LENGTH),
+            length if length <= context => length,
+            length => {
+                let message = format!("length = {length}: the model has a context of {context}");
+                return Err(Error::new(Status::INVALID_ARG, message));
+            }
+        };
+        if (spec.vocab as usize) < vocab {
+            let message = format!("model.vocab = {}: the data has {vocab} tokens", spec.vocab);
             return Err(Error::new(Status::INVALID_ARG, message));
         }
-        if data.train.tokens() < need {
-            let message = format!("{} ids to train on: a context needs at least {need}", data.train.tokens());
+        if !data.train.masked() && data.train.tokens() < length as u64 + 1 {
+            let (tokens, need) = (data.train.tokens(), length + 1);
+            let message = format!("{tokens} ids to train on: a context needs at least {need}");
             return Err(Error::new(Status::INVALID_ARG, message));
         }
+        if data.train.documents() == 0 {
+            return Err(Error::new(Status::INVALID_ARG, "the data holds no documents"));
+        }
+        let mut params = blueprint.params();
+        let adapter = if !config.adapter.as_os_str().is_empty() {
+            let found = lora::read_config(&config.adapter)?;
+            let (lora, values) = lora::read(&config.adapter, &found, &params)?;
+            config.lora = lora::LoraConfig { dropout: config.lora.dropout, ..found };
+            Some(Adapter { lora: Lora { config: config.lora.clone(), ..lora }, values })
+        } else if config.lora.rank > 0 {
+            Some(Adapter { lora: Lora::new(&config.lora, &params)?, values: Vec::new() })
+        } else {
+            None
+        };
+        if adapter.is_some() {
+            params.freeze();
+        }
+        let trained = adapter.as_ref().map_or(&params, |a| &a.lora.params);
         let m = &config.model;
-        let (arch, spec) = m.spec()?;
-        let params = Params::new(arch, &spec, m.position == Position::Sinusoidal);
-        let tape = |train| Tape::record(&spec, &params, (config.batch, m.context), train, m.dropout);
+        let tape = |train| Tape::record(spec, &params, (config.batch, length), train, m.dropout);
+        let losses = RouterLosses { balance: m.experts.balance, z: m.experts.z_loss };
         let (train_tape, eval_tape) = (tape(true), tape(false));
+        let (grads, optimizer) = (vec![0.0; trained.total], Optimizer::new(&config.optim, trained));
+        let mut engine = Engine::new(spec, &params, config.threads, losses);
+        engine.adapter = adapter;
         Ok(Trainer {
-            engine: Engine::new(&spec, &params, config.threads, losses(m)),
+            engine,
             tape: train_tape,
             eval_tape,
-            weights: params.init(config.seed, m.layers),
-            grads: vec![0.0; params.total],
-            optimizer: Optimizer::new(&config.optim, &params),
+            weights: Vec::new(),
+            grads,
+            optimizer,
+            sampler: Sampler::new(config.seed, length, config.documents),
             params,
-            spec,
+            blueprint,
             data,
             config,
+            length,
             step: 0,
             sample: 0,
             held_out: None,
@@ -149,16 +216,38 @@ impl Trainer {
     /// # Errors
     /// Those of [`Trainer::new`] and of reading the checkpoint; `MISMATCH` for another model or tokenizer.
     pub fn resume(config: &Config, dir: &Path) -> Result<Trainer> {
-        let mut trainer = Trainer::new(config)?;
-        let optimizer = Some((&trainer.params, &mut trainer.optimizer));
-        let restored = checkpoint::load(dir, Some(&trainer.config.model), optimizer)?;
-        if restored.state.vocabulary_hash != trainer.data.train.vocabulary_hash() {
+        let mut trainer = Trainer::empty(config, Data::open(&config.data)?)?;
+        let dir = &checkpoint::place(dir)?;
+        let state = checkpoint::state(dir)?;
+        match &mut trainer.engine.adapter {
+            Some(adapter) => {
+                let (found, own) = (lora::read_config(dir)?, &adapter.lora.config);
+                if (found.rank, found.scale()) != (own.rank, own.scale()) {
+                    let message =
+                        format!("{}: holds {found:?}, the configuration asks for {own:?}", dir.display());
+                    return Err(Error::new(Status::MISMATCH, message));
+                }
+                adapter.values = lora::read(dir, own, &trainer.params)?.1;
+                trainer.weights = Files::open(&trainer.config.from)?.load(&trainer.params)?;
+            }
+            None => {
+                let found = Blueprint::of_checkpoint(dir)?;
+                if found.spec != trainer.blueprint.spec {
+                    let (theirs, own) = (&state.config.model, &trainer.config.model);
+                    let message =
+                        format!("{}: holds {theirs:?}, the configuration asks for {own:?}", dir.display());
+                    return Err(Error::new(Status::MISMATCH, message));
+                }
+                trainer.weights = Files::open(dir)?.load(&trainer.params)?;
+            }
+        }
+        let trained = trainer.engine.adapter.as_ref().map_or(&trainer.params, |a| &a.lora.params);
+        checkpoint::restore(dir, trained, &mut trainer.optimizer)?;
+        if state.vocabulary_hash != trainer.data.train.vocabulary_hash() {
             let message = format!("{}: was trained with another tokenizer than the data", dir.display());
             return Err(Error::new(Status::MISMATCH, message));
         }
-        (trainer.step, trainer.sample) = (restored.state.step, restored.state.sample);
-        trainer.held_out = restored.state.held_out;
-        trainer.weights = restored.weights;
+        (trainer.step, trainer.sample, trainer.held_out) = (state.step, state.sample, state.held_out);
         Ok(trainer)
     }
 
@@ -179,12 +268,29 @@ impl Trainer {
 
     /// The number of trained values.
     pub fn parameters(&self) -> usize {
-        self.params.count()
+        self.engine.adapter.as_ref().map_or(&self.params, |a| &a.lora.params).count()
     }
 
-    /// The weights, as one vector; for comparisons.
+    /// The values of the model, trained or not.
+    pub fn model_parameters(&self) -> usize {
+        self.params.list.iter().map(crate::params::Param::len).sum()
+    }
+
+    /// What is trained, as one vector: the model, or its adapter; for comparisons.
     pub fn weights(&self) -> &[f32] {
-        &self.weights
+        self.engine.adapter.as_ref().map_or(&self.weights, |a| &a.values)
+    }
+
+    /// Adds the adapter to the model, which from then on is trained whole; without an adapter nothing happens.
+    pub fn merge(&mut self) {
+        let Some(adapter) = self.engine.adapter.take() else { return };
+        adapter.lora.merge(&mut self.engine.dense, &adapter.values, &self.params, &mut self.weights);
+        self.config.lora.rank = 0;
+        self.config.adapter.clear();
+        self.params = self.blueprint.params();
+        self.engine.set_params(&self.params);
+        self.grads = vec![0.0; self.params.total];
+        self.optimizer = Optimizer::new(&self.config.optim, &self.params);
     }
 
     /// Tokens per step.
@@ -205,51 +311,67 @@ impl Trainer {
     /// One optimizer step: `accumulate` passes, clipping, the update.
     ///
     /// # Errors
-    /// Those of reading data; `BAD_STATE` when the loss is no longer a number: the weights stay as they were.
+    /// Those of reading data; `BAD_STATE` when the loss is no longer a number, with the layer that showed it first: the
+    /// weights stay as they were.
     pub fn step(&mut self) -> Result<StepReport> {
         let start = Instant::now();
-        let tokens = self.tokens_per_step();
         self.engine.dense.zero(&mut self.grads);
         let (mut loss, mut sample) = (0.0, self.sample);
-        let (mut ids, mut targets) = (Vec::new(), Vec::new());
-        for pass in 0..self.config.accumulate as u64 {
-            self.next_batch(&mut sample, &mut ids, &mut targets)?;
-            let want = Want::Gradient { scale: 1.0 / tokens as f32, grads: &mut self.grads };
-            let key = (self.config.seed, self.step * self.config.accumulate as u64 + pass);
-            let input = Input { ids: &ids, targets: &targets, starts: &[], key };
+        let passes = self.config.accumulate as u64;
+        let mut batches = Vec::new();
+        for _ in 0..passes {
+            let mut batch = Batch::default();
+            for _ in 0..self.config.batch {
+                self.sampler.add(&self.data.train, sample, &mut batch)?;
+                sample += 1;
+            }
+            batches.push(batch);
+        }
+        // the mean is over what is learned in all passes together
+        let learned: usize = batches.iter().map(Batch::learned).sum();
+        if learned == 0 {
+            let message = format!("step {}: no token of these samples is learned", self.step + 1);
+            return Err(Error::new(Status::INVALID_ARG, message));
+        }
+        for (pass, batch) in (0..).zip(&batches) {
+            let want = Want::Gradient { scale: 1.0 / learned as f32, grads: &mut self.grads };
+            let input = input(batch, (self.config.seed, self.step * passes + pass));
             loss += self.engine.run(&self.tape, &self.weights, &input, want);
         }
-        let loss = loss / tokens as f64;
+        let loss = loss / learned as f64;
         let norm = self.engine.dense.sum_squares(&self.grads).sqrt();
         if !loss.is_finite() || !norm.is_finite() {
-            let message =
-                format!("step {}: loss {loss}, gradient norm {norm}; lower optim.rate", self.step + 1);
-            return Err(Error::new(Status::BAD_STATE, message));
+            return Err(self.diverged(&batches, loss, norm));
         }
         let lr = self.rate(self.step);
         self.update(lr, norm);
         self.step += 1;
         self.sample = sample;
         self.held_out = None;
-        let tokens_per_second = tokens as f64 / start.elapsed().as_secs_f64();
-        Ok(StepReport { step: self.step, loss, lr, grad_norm: norm, tokens_per_second })
+        let tokens_per_second = self.tokens_per_step() as f64 / start.elapsed().as_secs_f64();
+        let adapted = self.engine.adapter.is_some();
+        let flops = self.blueprint.flops(&self.params, self.length, adapted) * tokens_per_second;
+        Ok(StepReport { step: self.step, loss, lr, grad_norm: norm, tokens_per_second, flops })
     }
 
-    /// The ids and next ids of the samples from `sample` on.
-    fn next_batch(&self, sample: &mut u64, ids: &mut Vec<u32>, targets: &mut Vec<u32>) -> Result<()> {
-        let length = self.config.model.context;
-        let starts = self.data.train.tokens() - length as u64;
-        let mut window = vec![0; length + 1];
-        ids.clear();
-        targets.clear();
-        for _ in 0..self.config.batch {
-            let at = permuted(self.config.seed, *sample / starts, *sample % starts, starts);
-            self.data.train.read(at, &mut window)?;
-            ids.extend_from_slice(&window[..length]);
-            targets.extend_from_slice(&window[1..]);
-            *sample += 1;
-        }
-        Ok(())
+    /// What went wrong first: a record of the forward pass, else the gradient nearest to the head.
+    fn diverged(&mut self, batches: &[Batch], loss: f64, norm: f64) -> Error {
+        let first = batches.iter().enumerate().find_map(|(pass, batch)| {
+            let key = (self.config.seed, self.step * batches.len() as u64 + pass as u64);
+            self.engine.fault(&self.tape, &self.weights, &input(batch, key))
+        });
+        let trained = self.engine.adapter.as_ref().map_or(&self.params, |a| &a.lora.params);
+        let first = first.or_else(|| {
+            let broken = |p: &&crate::params::Param| self.grads[p.range()].iter().any(|g| !g.is_finite());
+            let name = trained.list.iter().rev().find(broken)?.describe();
+            Some(format!("the gradient of {name} is the first that is no number"))
+        });
+        let first = first.unwrap_or_else(|| "every value is a number, their sum is not".into());
+        let step = self.step + 1;
+        Error::new(
+            Status::BAD_STATE,
+            format!("step {step}: loss {loss}, gradient norm {norm}: {first}; lower optim.rate"),
+        )
     }
 
     fn update(&mut self, rate: f32, norm: f64) {
@@ -257,8 +379,12 @@ impl Trainer {
         let clip = f64::from(o.clip);
         let scale = if clip > 0.0 && norm > clip { (clip / norm) as f32 } else { 1.0 };
         let step = optim::Step { index: self.step, rate, scale, seed: self.config.seed };
-        let dense = &mut self.engine.dense;
-        self.optimizer.step(dense, o, &step, &self.params, &mut self.weights, &self.grads);
+        let Engine { dense, adapter, .. } = &mut self.engine;
+        let (params, values) = match adapter {
+            Some(adapter) => (&adapter.lora.params, &mut adapter.values),
+            None => (&self.params, &mut self.weights),
+        };
+        self.optimizer.step(dense, o, &step, params, values, &self.grads);
     }
 
     /// The loss on the first `sequences` windows (0: all) of the held-out ids, side by side without overlap.
@@ -272,26 +398,46 @@ impl Trainer {
                 "no held-out text: prepare the data with a share above 0",
             ));
         };
-        let (batch, length) = (self.config.batch, self.config.model.context);
-        let total = file.tokens() - 1;
-        let windows = total.div_ceil(length as u64);
-        let windows = if sequences == 0 { windows } else { windows.min(sequences as u64) };
+        let (batch, length) = (self.config.batch, self.length);
         let (mut loss, mut tokens) = (0.0, 0u64);
-        for first in (0..windows).step_by(batch) {
-            // Places without text get a target that has no loss.
-            let (mut ids, mut targets) = (vec![0; batch * length], vec![u32::MAX; batch * length]);
-            for (i, w) in (first..windows.min(first + batch as u64)).enumerate() {
-                let at = w * length as u64;
-                let n = (total - at).min(length as u64) as usize;
-                file.read(at, &mut ids[i * length..i * length + n])?;
-                file.read(at + 1, &mut targets[i * length..i * length + n])?;
-                tokens += n as u64;
+        if file.masked() {
+            let all = (0..u32::try_from(file.documents()).unwrap_or(u32::MAX)).collect::<Vec<_>>();
+            let borders = windows(file, all.iter().copied(), length);
+            let count = borders.len() - 1;
+            let count = if sequences == 0 { count } else { count.min(sequences) };
+            for first in (0..count).step_by(batch) {
+                let mut held = Batch::default();
+                for w in first..first + batch {
+                    // past the last window: nothing, which has no loss
+                    let span = if w < count { &all[borders[w]..borders[w + 1]] } else { &[] };
+                    pack(file, span, length, &mut held)?;
+                }
+                tokens += held.learned() as u64;
+                loss += self.engine.run(&self.eval_tape, &self.weights, &input(&held, (0, 0)), Want::Loss);
             }
-            let input = Input { ids: &ids, targets: &targets, starts: &[], key: (0, 0) };
-            loss += self.engine.run(&self.eval_tape, &self.weights, &input, Want::Loss);
+        } else {
+            let total = file.tokens() - 1;
+            let windows = total.div_ceil(length as u64);
+            let windows = if sequences == 0 { windows } else { windows.min(sequences as u64) };
+            for first in (0..windows).step_by(batch) {
+                // Places without text get a target that has no loss.
+                let (mut ids, mut targets) = (vec![0; batch * length], vec![u32::MAX; batch * length]);
+                for (i, w) in (first..windows.min(first + batch as u64)).enumerate() {
+                    let at = w * length as u64;
+                    let n = (total - at).min(length as u64) as usize;
+                    file.read(at, &mut ids[i * length..i * length + n])?;
+                    file.read(at + 1, &mut targets[i * length..i * length + n])?;
+                    tokens += n as u64;
+                }
+                let held = Batch { ids, targets, starts: Vec::new() };
+                loss += self.engine.run(&self.eval_tape, &self.weights, &input(&held, (0, 0)), Want::Loss);
+            }
+        }
+        if tokens == 0 {
+            return Err(Error::new(Status::NOT_FOUND, "the held-out part has no token with a loss"));
         }
         let nats_per_token = loss / tokens as f64;
-        let nats_per_byte = nats_per_token * file.tokens() as f64 / file.bytes().max(1) as f64;
+        let nats_per_byte = nats_per_token * file.learned() as f64 / file.bytes().max(1) as f64;
         self.held_out = Some(nats_per_token);
         Ok(Evaluation { nats_per_token, nats_per_byte, tokens })
     }
@@ -301,12 +447,13 @@ impl Trainer {
     /// # Errors
     /// `INVALID_ARG` for an empty or too long sequence or an id beyond the vocabulary.
     pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
-        let m = &self.config.model;
-        if ids.is_empty() || ids.len() > m.context || ids.iter().any(|id| *id as usize >= m.vocab) {
-            let message = format!("{} ids: expected 1 to {}, each below {}", ids.len(), m.context, m.vocab);
+        let spec = &self.blueprint.spec;
+        let (context, vocab) = (spec.context, spec.vocab);
+        if ids.is_empty() || ids.len() > context as usize || ids.iter().any(|id| *id >= vocab) {
+            let message = format!("{} ids: expected 1 to {context}, each below {vocab}", ids.len());
             return Err(Error::new(Status::INVALID_ARG, message));
         }
-        let tape = Tape::record(&self.spec, &self.params, (1, ids.len()), false, 0.0);
+        let tape = Tape::record(spec, &self.params, (1, ids.len()), false, 0.0);
         let mut out = Vec::new();
         let targets = vec![u32::MAX; ids.len()];
         let input = Input { ids, targets: &targets, starts: &[], key: (0, 0) };
@@ -328,121 +475,17 @@ impl Trainer {
         };
         let contents = Contents {
             state: &state,
+            blueprint: &self.blueprint,
             params: &self.params,
             weights: &self.weights,
+            adapter: self.engine.adapter.as_ref(),
             optimizer: &self.optimizer,
-            tokenizer: self.data.tokenizer.as_deref(),
+            data: &self.data,
         };
         checkpoint::save(dir, &contents)
     }
 }
 
-fn losses(m: &ModelConfig) -> RouterLosses {
-    RouterLosses { balance: m.experts.balance, z: m.experts.z_loss }
-}
-
-/// What a run tells its caller.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// The run begins, or continues at this step.
-    Started {
-        /// Steps done before.
-        step: u64,
-        /// Trained values.
-        parameters: usize,
-    },
-    /// A step is done.
-    Step(StepReport),
-    /// The held-out text was evaluated after this step.
-    Evaluated(u64, Evaluation),
-    /// A checkpoint was written.
-    Saved(PathBuf),
-}
-
-/// How a run ended.
-#[derive(Clone, Debug)]
-pub struct Summary {
-    /// Steps done.
-    pub steps: u64,
-    /// Loss of the last step.
-    pub loss: Option<f64>,
-    /// The last evaluation.
-    pub evaluation: Option<Evaluation>,
-    /// The last checkpoint.
-    pub checkpoint: PathBuf,
-}
-
-/// Trains as `config` says, continuing from the latest checkpoint in `config.out`. `watch` sees every event; `Break`
-/// ends the run after a last checkpoint. Every step and evaluation is a line of `metrics.jsonl`.
-///
-/// # Errors
-/// Those of [`Trainer`]'s functions and of writing metrics.
-pub fn train(config: &Config, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Result<Summary> {
-    let out = &config.out;
-    fs::create_dir_all(out).map_err(|e| Error::from(e).context(out.display()))?;
-    checkpoint::sweep(out)?;
-    let mut trainer = match checkpoint::list(out)?.last() {
-        Some((dir, _)) => Trainer::resume(config, dir)?,
-        None => Trainer::new(config)?,
-    };
-    let mut metrics = Metrics::open(&out.join("metrics.jsonl"), trainer.step)?;
-    let mut summary = Summary {
-        steps: trainer.step,
-        loss: None,
-        evaluation: None,
-        checkpoint: out.join(checkpoint::name(trainer.step)),
-    };
-    let mut stop = watch(&Event::Started { step: trainer.step, parameters: trainer.parameters() }).is_break();
-    while trainer.step < config.steps && !stop {
-        let report = trainer.step()?;
-        metrics.step(&report)?;
-        summary.loss = Some(report.loss);
-        stop |= watch(&Event::Step(report)).is_break();
-        let last = trainer.step == config.steps || stop;
-        let due = |every: u64| last || (every > 0 && trainer.step.is_multiple_of(every));
-        let (evaluate, save) = (due(config.eval_every), due(config.save_every));
-        if evaluate && trainer.data.held_out.is_some() {
-            let evaluation = trainer.evaluate(if last { 0 } else { config.eval_sequences })?;
-            metrics.evaluation(trainer.step, &evaluation)?;
-            summary.evaluation = Some(evaluation);
-            stop |= watch(&Event::Evaluated(trainer.step, evaluation)).is_break();
-        }
-        if save {
-            summary.checkpoint = out.join(checkpoint::name(trainer.step));
-            trainer.save(&summary.checkpoint)?;
-            checkpoint::prune(out, config.keep)?;
-            stop |= watch(&Event::Saved(summary.checkpoint.clone())).is_break();
-        }
-    }
-    summary.steps = trainer.step;
-    Ok(summary)
-}
-
-/// The metrics file: a JSON object per line.
-struct Metrics(fs::File);
-
-impl Metrics {
-    /// Opens the file and drops the lines of steps that a resumed run does again.
-    fn open(path: &Path, step: u64) -> Result<Metrics> {
-        let old = fs::read_to_string(path).unwrap_or_default();
-        let done = |line: &str| {
-            let row: Option<serde_json::Value> = serde_json::from_str(line).ok();
-            row.and_then(|r| r.get("step")?.as_u64()).is_some_and(|s| s <= step)
-        };
-        let kept: String = old.lines().filter(|l| done(l)).flat_map(|l| [l, "\n"]).collect();
-        checkpoint::write_file(path, kept.as_bytes())?;
-        Ok(Metrics(OpenOptions::new().append(true).open(path)?))
-    }
-
-    fn step(&mut self, r: &StepReport) -> Result<()> {
-        let row = json!({"step": r.step, "loss": r.loss, "lr": r.lr, "grad_norm": r.grad_norm,
-                         "tokens_per_second": r.tokens_per_second});
-        Ok(writeln!(self.0, "{row}")?)
-    }
-
-    fn evaluation(&mut self, step: u64, e: &Evaluation) -> Result<()> {
-        let row = json!({"step": step, "held_out_nats_per_token": e.nats_per_token,
-                         "held_out_nats_per_byte": e.nats_per_byte, "held_out_tokens": e.tokens});
-        Ok(writeln!(self.0, "{row}")?)
-    }
+fn input(batch: &Batch, key: (u64, u64)) -> Input<'_> {
+    Input { ids: &batch.ids, targets: &batch.targets, starts: &batch.starts, key }
 }

@@ -128,7 +128,9 @@ fn a_kill_at_any_moment_leaves_checkpoints_that_load() {
     let dir = tempfile::tempdir().unwrap();
     let config = setup(dir.path());
     let mut last = 0;
-    for round in 0..6u64 {
+    // LLM_TRAIN_KILLS=200 for a long run
+    let rounds = std::env::var("LLM_TRAIN_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(6u64);
+    for round in 0..rounds {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child_that_saves_until_killed", "--quiet"])
             .env("LLM_TRAIN_TEST_SAVE", dir.path())
@@ -143,7 +145,7 @@ fn a_kill_at_any_moment_leaves_checkpoints_that_load() {
             assert!(child.try_wait().unwrap().is_none(), "the child ended by itself");
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        std::thread::sleep(std::time::Duration::from_micros(round * 1700));
+        std::thread::sleep(std::time::Duration::from_micros(round * 1733 % 20_000));
         child.kill().unwrap();
         child.wait().unwrap();
         let found = llm_train::checkpoint::list(&config.out).unwrap();

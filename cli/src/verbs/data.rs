@@ -30,6 +30,12 @@ pub struct PrepareArgs {
     /// The string of a row that holds the text
     #[arg(long, default_value = "text")]
     field: String,
+    /// Rows of .jsonl are conversations ("messages", "tools"): only the assistant's answers are learned
+    #[arg(long)]
+    chat: bool,
+    /// The chat template to render them with, instead of the one beside the tokenizer
+    #[arg(long, value_name = "FILE", requires = "chat")]
+    chat_template: Option<PathBuf>,
     /// Share of the text that is kept apart for evaluation
     #[arg(long, default_value_t = 0.1)]
     held_out: f64,
@@ -48,6 +54,8 @@ pub fn run(verb: &Data) -> Result<()> {
         tokenizer: args.tokenizer.clone(),
         output: args.out.clone(),
         held_out: args.held_out,
+        chat: args.chat,
+        template: args.chat_template.clone(),
         ..PrepareOptions::default()
     };
     let done = llm_train::prepare(&options)?;

@@ -13,10 +13,10 @@ use crate::stop::Writing;
 /// Train a model from scratch, or continue a run
 #[derive(clap::Args)]
 pub struct Args {
-    /// A starting point: tiny, small, base, large, xl, baby-gpt, gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-1b, mla-moe
+    /// A starting point; `libllm create-config` lists them
     #[arg(long, value_name = "NAME", default_value = "small", conflicts_with = "config")]
     preset: String,
-    /// A JSON file of settings; what it leaves out keeps its default
+    /// A YAML or JSON file of settings; what it leaves out keeps its default
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Directory of prepared data (the setting `data`)
@@ -31,6 +31,12 @@ pub struct Args {
     /// Print the settings as JSON and end
     #[arg(long)]
     show_config: bool,
+    /// After every checkpoint let libllm continue this text, and write the result to samples.jsonl
+    #[arg(long, value_name = "TEXT")]
+    sample: Option<String>,
+    /// Tokens of a sample
+    #[arg(long, value_name = "N", default_value_t = 100, requires = "sample")]
+    sample_tokens: usize,
 }
 
 /// Runs the verb.
@@ -38,7 +44,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut config = match &args.config {
         Some(file) => {
             let text = common::read_text(file)?;
-            Config::from_json(&text).with_context(|| file.display().to_string())?
+            Config::from_text(&text).with_context(|| file.display().to_string())?
         }
         None => Config::preset(&args.preset)?,
     };
@@ -55,11 +61,11 @@ pub fn run(args: &Args) -> Result<()> {
         say!("{}", config.to_json())?;
         return Ok(());
     }
-    train(&config)
+    train(&config, args)
 }
 
 /// Trains with progress; Ctrl-C ends the run after a last checkpoint.
-fn train(config: &Config) -> Result<()> {
+fn train(config: &Config, args: &Args) -> Result<()> {
     let cancel = crate::stop::on_ctrl_c();
     // A second Ctrl-C must not cut the checkpoint short.
     let _writing = Writing::begin();
@@ -70,7 +76,8 @@ fn train(config: &Config) -> Result<()> {
                 note!("{parameters} parameters, {step} of {} steps done", config.steps);
             }
             Event::Step(report) => {
-                let message = format!("loss {:.4}  {:.0} tokens/s", report.loss, report.tokens_per_second);
+                let (speed, work) = (report.tokens_per_second, report.flops / 1e9);
+                let message = format!("loss {:.4}  {speed:.0} tokens/s  {work:.1} GFLOP/s", report.loss);
                 progress.at(report.step, config.steps, &message);
             }
             Event::Evaluated(step, held_out) => note!(
@@ -78,13 +85,23 @@ fn train(config: &Config) -> Result<()> {
                 held_out.nats_per_token,
                 held_out.nats_per_byte
             ),
-            Event::Saved(path) => note!("saved {}", path.display()),
+            Event::Saved(path) => {
+                note!("saved {}", path.display());
+                if let Some(prompt) = &args.sample
+                    && let Err(error) = super::sample::sample(config, path, prompt, args.sample_tokens)
+                {
+                    note!("no sample: {error:#}");
+                }
+            }
+            Event::Stopped(evaluations) => {
+                note!("{evaluations} evaluations in a row are no better than the best: the run ends");
+            }
         }
         if cancel.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     progress.end();
     say!("{}", summary.checkpoint.display())?;
-    if summary.steps < config.steps {
+    if summary.steps < config.steps && !summary.early {
         bail!(
             "stopped after {} of {} steps; the same command goes on from there",
             summary.steps,

@@ -60,8 +60,10 @@ impl Engine {
             let out = View::new(&weights[v.matrix(h)], values, *rank, *rank);
             self.dense.product(dk, keys.t(), dc, width, true);
             self.dense.product(dv, out, dc, width, true);
-            self.dense.product(compressed.t(), dk, &mut grads[k.matrix(h)], nope, true);
-            self.dense.product(dv.t(), compressed, &mut grads[v.matrix(h)], *rank, true);
+            if k.trained {
+                self.dense.product(compressed.t(), dk, &mut grads[k.matrix(h)], nope, true);
+                self.dense.product(dv.t(), compressed, &mut grads[v.matrix(h)], *rank, true);
+            }
             for (dc, dqkv) in dc.chunks_exact_mut(width).zip(dqkv.chunks_exact(stride)) {
                 for (dc, dk) in dc[*rank..].iter_mut().zip(&dqkv[key + nope..key + shape.dim]) {
                     *dc += dk;

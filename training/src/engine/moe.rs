@@ -110,12 +110,15 @@ impl Engine {
             let (dout, act) = (&out[rows_of(width)], &act[rows_of(inner)]);
             let dact = &mut dact[rows_of(inner)];
             let down = list[m.down].matrix(e);
-            self.dense.linear_dw(dout, act, &mut grads[down.clone()], (n, width, inner));
+            if list[m.down].trained {
+                self.dense.linear_dw(dout, act, &mut grads[down.clone()], (n, width, inner));
+            }
             self.dense.linear_dx(dout, &weights[down], dact, (n, width, inner), false);
             let dup = &mut dup[rows_of(2 * inner)];
             self.dense.gated_back(m.curve, dact, &up_out[rows_of(2 * inner)], inner, dup);
             let x = &mut gathered[rows_of(width)];
             let ids = [list[m.gate].matrix(e), list[m.up].matrix(e)];
+            let grads = if list[m.gate].trained { Some(&mut *grads) } else { None };
             halves_back(&mut self.dense, dup, x, &ids, weights, grads, (n, inner, width));
         }
         // `gathered` holds the gradient of the experts' inputs now
@@ -125,7 +128,9 @@ impl Engine {
         }
         choice.back(m, scores, &dweights, self.losses, scale);
         let router = list[m.router].range();
-        self.dense.linear_dw(scores, x, &mut grads[router.clone()], (rows, m.count, width));
+        if list[m.router].trained {
+            self.dense.linear_dw(scores, x, &mut grads[router.clone()], (rows, m.count, width));
+        }
         self.dense.linear_dx(scores, &weights[router], dx, (rows, m.count, width), true);
     }
 }
@@ -144,20 +149,22 @@ fn halves(
     dense.product(x, View::new(up, inner, width, width).t(), &mut y[inner..], 2 * inner, false);
 }
 
-/// The gradients of [`halves`]: those of the matrices are added, `x` is replaced by its own.
+/// The gradients of [`halves`]: those of the matrices are added where they are wanted, `x` is replaced by its own.
 fn halves_back(
     dense: &mut llm_kernels::dense::Dense,
     dy: &[f32],
     x: &mut [f32],
     ids: &[std::ops::Range<usize>; 2],
     weights: &[f32],
-    grads: &mut [f32],
+    grads: Option<&mut [f32]>,
     (n, inner, width): (usize, usize, usize),
 ) {
     use llm_kernels::dense::gemm::View;
-    for (half, id) in ids.iter().enumerate() {
-        let dy = View::new(&dy[half * inner..], n, inner, 2 * inner);
-        dense.product(dy.t(), View::new(x, n, width, width), &mut grads[id.clone()], width, true);
+    if let Some(grads) = grads {
+        for (half, id) in ids.iter().enumerate() {
+            let dy = View::new(&dy[half * inner..], n, inner, 2 * inner);
+            dense.product(dy.t(), View::new(x, n, width, width), &mut grads[id.clone()], width, true);
+        }
     }
     for (half, id) in ids.iter().enumerate() {
         let dy = View::new(&dy[half * inner..], n, inner, 2 * inner);

@@ -15,7 +15,6 @@ mod muon;
 mod schedule;
 
 use llm::error::{Error, Result, Status};
-use llm::model::arch::Slot;
 use llm_kernels::dense::{AdamW, Dense, Lion, Moments8};
 use safetensors::tensor::{Dtype, SafeTensors};
 
@@ -192,10 +191,7 @@ impl Optimizer {
 }
 
 fn tensor_name(p: &Param, part: &str) -> String {
-    match p.slot() {
-        Slot::Layer(i, slot) => format!("{i}.{slot:?}.{part}"),
-        slot => format!("{slot:?}.{part}"),
-    }
+    format!("{}.{part}", p.describe())
 }
 
 fn state(o: &OptimConfig, p: &Param) -> State {

@@ -113,6 +113,32 @@ impl Source {
         }
     }
 
+    /// Calls `f(line, row)` for every JSON object of a `.jsonl`.
+    ///
+    /// # Errors
+    /// As [`Source::documents`]; `UNSUPPORTED` for a source of another kind.
+    pub(crate) fn rows(&self, f: &mut dyn FnMut(u64, &serde_json::Value) -> Result<()>) -> Result<()> {
+        let Format::Lines(packed) = self.format() else {
+            let message = format!("{self}: conversations are read from .jsonl, .jsonl.gz and .jsonl.zst");
+            return Err(Error::new(Status::UNSUPPORTED, message));
+        };
+        text::rows(self.undone(&Arc::new(self.open()?), packed)?, self, f)
+    }
+
+    fn undone(&self, blob: &Arc<Blob>, packed: Option<Packed>) -> Result<Box<dyn BufRead>> {
+        let raw = BufReader::with_capacity(BUFFER, Cursor::new(blob.clone()));
+        Ok(match packed {
+            None => Box::new(raw),
+            Some(Packed::Gzip) => {
+                Box::new(BufReader::with_capacity(BUFFER, flate2::bufread::MultiGzDecoder::new(raw)))
+            }
+            Some(Packed::Zstd) => {
+                let undone = zstd::Frames::new(raw).map_err(|e| Error::from(e).context(self))?;
+                Box::new(BufReader::with_capacity(BUFFER, undone))
+            }
+        })
+    }
+
     /// Calls `f(piece, last)` for the pieces of each document; `last` marks the end of a document. In rows the text
     /// is the string `field`.
     ///
@@ -120,19 +146,7 @@ impl Source {
     /// `NOT_FOUND`, `IO`; `BAD_UTF8` and `BAD_FORMAT` with file and line or row; what `f` returns.
     pub(crate) fn documents(&self, field: &str, f: &mut dyn FnMut(&str, bool) -> Result<()>) -> Result<()> {
         let blob = Arc::new(self.open()?);
-        let read = |packed: Option<Packed>| -> Result<Box<dyn BufRead>> {
-            let raw = BufReader::with_capacity(BUFFER, Cursor::new(blob.clone()));
-            Ok(match packed {
-                None => Box::new(raw),
-                Some(Packed::Gzip) => {
-                    Box::new(BufReader::with_capacity(BUFFER, flate2::bufread::MultiGzDecoder::new(raw)))
-                }
-                Some(Packed::Zstd) => {
-                    let undone = zstd::Frames::new(raw).map_err(|e| Error::from(e).context(self))?;
-                    Box::new(BufReader::with_capacity(BUFFER, undone))
-                }
-            })
-        };
+        let read = |packed| self.undone(&blob, packed);
         match self.format() {
             Format::Text(packed) => text::pieces(read(packed)?, self, f),
             Format::Lines(packed) => text::lines(read(packed)?, self, field, &mut |text| f(text, true)),

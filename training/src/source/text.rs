@@ -30,20 +30,30 @@ pub(super) fn pieces(
 
 /// A document per line, in the string `field` of a JSON object; empty lines are skipped.
 pub(super) fn lines(
-    mut reader: impl BufRead,
+    reader: impl BufRead,
     source: &Source,
     field: &str,
     f: &mut dyn FnMut(&str) -> Result<()>,
 ) -> Result<()> {
+    rows(reader, source, &mut |number, row| {
+        let text = row.get(field).and_then(|v| v.as_str());
+        let bad = || wrong(Status::BAD_FORMAT, source, number, format!("no string {field:?} in this object"));
+        f(text.ok_or_else(bad)?)
+    })
+}
+
+/// A JSON object per line, with the line's number; empty lines are skipped.
+pub(super) fn rows(
+    mut reader: impl BufRead,
+    source: &Source,
+    f: &mut dyn FnMut(u64, &serde_json::Value) -> Result<()>,
+) -> Result<()> {
     let (mut line, mut number) = (Vec::new(), 0);
     while let Some(text) = next(&mut reader, source, &mut line, &mut number)? {
-        if text.trim().is_empty() {
-            continue;
+        if !text.trim().is_empty() {
+            let bad = |e: serde_json::Error| wrong(Status::BAD_FORMAT, source, number, e);
+            f(number, &serde_json::from_str(text).map_err(bad)?)?;
         }
-        let bad = |what: String| wrong(Status::BAD_FORMAT, source, number, what);
-        let row: serde_json::Value = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
-        let text = row.get(field).and_then(|v| v.as_str());
-        f(text.ok_or_else(|| bad(format!("no string {field:?} in this object")))?)?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use super::{Buffer, Op};
 
 impl Op {
     /// The buffers that the forward pass reads or writes.
-    pub(super) fn forward(&self) -> Vec<Buffer> {
+    pub(crate) fn forward(&self) -> Vec<Buffer> {
         match self {
             Op::Embed { y, .. } => vec![*y],
             Op::Norm { x, y, stats, .. } => vec![*x, *y, *stats],

@@ -1,8 +1,9 @@
 //! Models of every design that has a published layout against `transformers`: the same weights, opened there from the
 //! layout that checkpoints have, gave the logits, losses and gradients of `tests/reference/designs.json`.
 //!
-//! To make that file anew: this test with `LLM_TRAIN_REFERENCE=DIR` writes the models to DIR, then
-//! `python training/tests/reference/designs.py DIR` reads them there and writes it.
+//! To make that file anew: these tests with `LLM_TRAIN_REFERENCE=DIR` writes the models to DIR, then
+//! `python training/tests/reference/designs.py DIR` reads them there and writes it; `peft.py DIR` does the same for
+//! adapters and writes `peft.json` and adapters of its own.
 
 use std::fs;
 use std::path::Path;
@@ -11,9 +12,11 @@ use safetensors::tensor::View;
 use serde_json::Value;
 
 use super::*;
+use crate::blueprint::Blueprint;
 use crate::design::{ModelConfig, Position};
-use crate::engine::{Engine, Input, RouterLosses, Want};
+use crate::engine::{Adapter, Engine, Input, RouterLosses, Want};
 use crate::layout;
+use crate::lora::{self, Lora, LoraConfig};
 use crate::params::Params;
 use crate::tape::Tape;
 
@@ -106,4 +109,63 @@ fn logits_loss_and_gradients_of_every_published_layout_are_those_of_transformers
         seen += 1;
     }
     assert!(seen >= 15, "{seen} designs");
+}
+
+/// Logits of a design with an adapter.
+fn adapted(model: &ModelConfig, lora: &Lora, values: &[f32]) -> Vec<f32> {
+    let (blueprint, case) = (Blueprint::of_design(model).unwrap(), case(model));
+    let (spec, rows) = (&blueprint.spec, 2 * blueprint.spec.context);
+    let ids: Vec<u32> = (0..rows).map(|i| i * 7 % spec.vocab).collect();
+    let mut engine = Engine::new(spec, &case.params, 2, RouterLosses::default());
+    engine.adapter = Some(Adapter { lora: lora.clone(), values: values.to_vec() });
+    let tape = Tape::record(spec, &case.params, (2, spec.context as usize), false, 0.0);
+    let input = Input { ids: &ids, targets: &ids, starts: &[], key: (0, 0) };
+    let mut logits = Vec::new();
+    engine.run(&tape, &case.weights, &input, Want::Logits(&mut logits));
+    logits
+}
+
+/// The designs with adapters: one with a matrix for each projection, one with a turned one for three.
+fn with_adapters() -> Vec<(&'static str, ModelConfig)> {
+    designs().into_iter().filter(|(n, _)| matches!(*n, "llama" | "gpt2")).collect()
+}
+
+fn our_adapter(model: &ModelConfig) -> (Lora, Vec<f32>) {
+    let config = LoraConfig { rank: 3, alpha: 6.0, ..LoraConfig::default() };
+    let lora = Lora::new(&config, &Blueprint::of_design(model).unwrap().params()).unwrap();
+    let values = lora.params.init(9, 1).iter().map(|v| v * 10.0).collect();
+    (lora, values)
+}
+
+#[test]
+fn adapters_made_here_and_by_peft_give_the_logits_of_peft() {
+    if let Some(dir) = std::env::var_os("LLM_TRAIN_REFERENCE") {
+        for (name, model) in with_adapters() {
+            let (dir, (lora, values)) = (Path::new(&dir).join("adapters").join(name), our_adapter(&model));
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join("adapter_config.json"), lora::config(&lora, "base").to_string()).unwrap();
+            let path = dir.join("adapter_model.safetensors");
+            safetensors::serialize_to_file(lora::tensors(&lora, &values), None, &path).unwrap();
+        }
+        return;
+    }
+    let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference");
+    let text = fs::read_to_string(place.join("peft.json")).unwrap();
+    let expected: Value = serde_json::from_str(&text).unwrap();
+    for (name, model) in with_adapters() {
+        let params = Blueprint::of_design(&model).unwrap().params();
+        let (ours, values) = our_adapter(&model);
+        let dir = place.join(format!("peft-{name}"));
+        let (theirs, read) = lora::read(&dir, &lora::read_config(&dir).unwrap(), &params).unwrap();
+        for (which, got) in
+            [("ours", adapted(&model, &ours, &values)), ("theirs", adapted(&model, &theirs, &read))]
+        {
+            let expected = expected[name][which].as_array().unwrap();
+            assert_eq!(got.len(), expected.len(), "{name}");
+            for (a, b) in got.iter().zip(expected) {
+                let (a, b) = (f64::from(*a), b.as_f64().unwrap());
+                assert!((a - b).abs() < 1e-4 * b.abs().max(0.1), "{name}, {which}: {a}, peft has {b}");
+            }
+        }
+    }
 }

@@ -51,7 +51,7 @@ def reference(path):
 def main():
     source = Path(sys.argv[1])
     result = {}
-    for path in sorted(source.iterdir()):
+    for path in sorted(p for p in source.iterdir() if (p / "config.json").exists()):
         print(path.name)
         result[path.name] = reference(path)
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in result.items()]

@@ -1,0 +1,24 @@
+//! `libllm merge`: an adapter becomes part of its model.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+/// Add a LoRA adapter (PEFT's layout) to the matrices of its checkpoint
+#[derive(clap::Args)]
+pub struct Args {
+    /// The checkpoint that the adapter was trained on
+    base: PathBuf,
+    /// The adapter's directory
+    adapter: PathBuf,
+    /// The new checkpoint's directory
+    #[arg(short, long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<()> {
+    llm_train::merge(&args.base, &args.adapter, &args.out)?;
+    say!("{}", args.out.display())?;
+    Ok(())
+}

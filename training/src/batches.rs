@@ -1,0 +1,154 @@
+//! Which tokens a pass sees: windows of running text, or conversations packed side by side.
+//!
+//! ```text
+//! text            window s of `length` ids, at a place that a permutation of all places gives
+//! conversations   in an order of their own each epoch, as many to a window as fit; cut where one alone does not
+//! ```
+//! The sample's number alone decides, so a run goes on from a number. Windows of conversations depend on those before
+//! them in the same epoch; their plan is made when an epoch begins, 4 bytes for each conversation.
+
+use llm::error::Result;
+
+use crate::data::TokenFile;
+use crate::random::permuted;
+
+/// The tokens of one pass.
+#[derive(Default)]
+pub(crate) struct Batch {
+    pub ids: Vec<u32>,
+    /// `u32::MAX`: no loss here.
+    pub targets: Vec<u32>,
+    /// Where each row's document begins in its window; empty: at 0.
+    pub starts: Vec<u32>,
+}
+
+impl Batch {
+    /// Rows with a loss.
+    pub fn learned(&self) -> usize {
+        self.targets.iter().filter(|t| **t != u32::MAX).count()
+    }
+}
+
+/// The windows of an epoch of conversations.
+struct Plan {
+    epoch: u64,
+    /// Number of its first window in the run.
+    first: u64,
+    /// Conversations, window by window.
+    order: Vec<u32>,
+    /// Where each window begins in `order`; one more at the end.
+    windows: Vec<usize>,
+}
+
+/// How samples are made.
+pub(crate) struct Sampler {
+    pub seed: u64,
+    pub length: usize,
+    /// Attention ends at the border of a document.
+    pub documents: bool,
+    plan: Option<Plan>,
+}
+
+impl Sampler {
+    pub fn new(seed: u64, length: usize, documents: bool) -> Sampler {
+        Sampler { seed, length, documents, plan: None }
+    }
+
+    /// Appends sample `number` of `file` to `batch`.
+    ///
+    /// # Errors
+    /// Those of reading the file.
+    pub fn add(&mut self, file: &TokenFile, number: u64, batch: &mut Batch) -> Result<()> {
+        if file.masked() {
+            let span = {
+                let plan = self.plan_of(file, number)?;
+                let window = (number - plan.first) as usize;
+                plan.order[plan.windows[window]..plan.windows[window + 1]].to_vec()
+            };
+            return pack(file, &span, self.length, batch);
+        }
+        let starts = file.tokens() - self.length as u64;
+        let at = permuted(self.seed, number / starts, number % starts, starts);
+        let mut window = vec![0; self.length + 1];
+        file.read(at, &mut window)?;
+        batch.ids.extend_from_slice(&window[..self.length]);
+        batch.targets.extend_from_slice(&window[1..]);
+        if self.documents {
+            let mut document = file.document_at(at);
+            let (mut start, mut end) = (0, file.offset(document + 1));
+            for i in 0..self.length as u64 {
+                while at + i >= end {
+                    document += 1;
+                    (start, end) = (i as u32, file.offset(document + 1));
+                }
+                batch.starts.push(start);
+            }
+        }
+        Ok(())
+    }
+
+    fn plan_of(&mut self, file: &TokenFile, number: u64) -> Result<&Plan> {
+        let current = self.plan.take().filter(|p| number >= p.first);
+        let mut plan = match current {
+            Some(plan) => plan,
+            None => self.make(file, 0, 0)?,
+        };
+        while number >= plan.first + plan.windows.len() as u64 - 1 {
+            plan = self.make(file, plan.epoch + 1, plan.first + plan.windows.len() as u64 - 1)?;
+        }
+        Ok(self.plan.insert(plan))
+    }
+
+    fn make(&self, file: &TokenFile, epoch: u64, first: u64) -> Result<Plan> {
+        let count = file.documents();
+        let order: Vec<u32> = (0..count).map(|i| permuted(self.seed, epoch, i, count) as u32).collect();
+        let windows = windows(file, order.iter().copied(), self.length);
+        Ok(Plan { epoch, first, order, windows })
+    }
+}
+
+/// Rows that a conversation takes in a window.
+fn rows(file: &TokenFile, document: u32, length: usize) -> usize {
+    let len = file.offset(u64::from(document) + 1) - file.offset(u64::from(document));
+    usize::try_from(len).unwrap_or(usize::MAX).saturating_sub(1).min(length)
+}
+
+/// Where windows begin, if each takes as many conversations as fit.
+pub(crate) fn windows(file: &TokenFile, order: impl Iterator<Item = u32>, length: usize) -> Vec<usize> {
+    let (mut windows, mut used, mut count) = (vec![0], 0, 0);
+    for (i, document) in order.enumerate() {
+        let need = rows(file, document, length);
+        if used > 0 && used + need > length {
+            windows.push(i);
+            used = 0;
+        }
+        used += need;
+        count = i + 1;
+    }
+    windows.push(count);
+    windows
+}
+
+/// Appends a window that holds these conversations, one behind the other.
+pub(crate) fn pack(file: &TokenFile, documents: &[u32], length: usize, batch: &mut Batch) -> Result<()> {
+    let end = batch.ids.len() + length;
+    for document in documents {
+        let n = rows(file, *document, length);
+        let (mut ids, mut learned) = (vec![0; n + 1], Vec::new());
+        if n == 0 {
+            continue;
+        }
+        file.read_learned(file.offset(u64::from(*document)), &mut ids, &mut learned)?;
+        let start = (length - (end - batch.ids.len())) as u32;
+        batch.ids.extend_from_slice(&ids[..n]);
+        batch
+            .targets
+            .extend(ids[1..].iter().zip(&learned[1..]).map(|(id, l)| if *l { *id } else { u32::MAX }));
+        batch.starts.extend(std::iter::repeat_n(start, n));
+    }
+    let (rest, start) = (end - batch.ids.len(), (length - (end - batch.ids.len())) as u32);
+    batch.ids.resize(end, 0);
+    batch.targets.resize(end, u32::MAX);
+    batch.starts.extend(std::iter::repeat_n(start.min(length as u32 - 1), rest));
+    Ok(())
+}

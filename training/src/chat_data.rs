@@ -1,0 +1,190 @@
+//! Conversations as training data: rendered by the model's own chat template, tokens of answers marked as learned.
+//!
+//! ```text
+//! {"messages": [user, assistant, tool, assistant…], "tools": […]}
+//!    template over the first k messages, for every k → the texts agree, so what message k added is known
+//!    <|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n · hello<|im_end|>\n
+//!                              read                          ·      learned
+//! ```
+//! An answer begins where the template, asked for the beginning of an answer, ends. A template may change what it wrote
+//! before (leave out the thoughts of earlier answers): then each answer becomes a conversation of its own, with all that
+//! the template shows before it, and is learned alone. What a host wrote never becomes a special token.
+
+use std::path::Path;
+
+use llm::chat::{Chat, Template};
+use llm::error::{Error, Result, Status};
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+/// A conversation's ids, which of them are learned, and the bytes of text that those are.
+pub(crate) type Marked = (Vec<u32>, Vec<bool>, usize);
+
+/// Renders and marks conversations.
+pub(crate) struct Marker {
+    template: Template,
+    tokenizer: Tokenizer,
+    /// Special tokens, longest first.
+    special: Vec<(String, u32)>,
+}
+
+impl Marker {
+    /// With the template `source`; `tokens` are the texts of tokens that it may name, such as `bos_token`.
+    ///
+    /// # Errors
+    /// `BAD_FORMAT` for a template that is none.
+    pub fn new(source: &str, tokens: &[(&str, &str)], tokenizer: Tokenizer) -> Result<Marker> {
+        let template = Template::compile(source, tokens)?;
+        let added = tokenizer.get_added_tokens_decoder();
+        let mut special: Vec<(String, u32)> =
+            added.into_iter().filter(|(_, t)| t.special).map(|(id, t)| (t.content, id)).collect();
+        special.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.cmp(b)));
+        Ok(Marker { template, tokenizer, special })
+    }
+
+    /// The template's text.
+    pub fn source(&self) -> &str {
+        self.template.source()
+    }
+
+    /// The conversations that a row of data holds: one, or one for each answer.
+    ///
+    /// # Errors
+    /// `BAD_FORMAT` for a row without messages or answers, what the template refuses.
+    pub fn row(&self, row: &Value) -> Result<Vec<Marked>> {
+        let wrong = |what: &str| Error::new(Status::BAD_FORMAT, what.to_string());
+        let messages = row.get("messages").or_else(|| row.get("conversations")).and_then(Value::as_array);
+        let messages = messages.ok_or_else(|| wrong("no list `messages`"))?;
+        let mut chat = Chat::new();
+        if let Some(tools) = row.get("tools").filter(|t| !t.is_null()) {
+            // some sets keep the list as a text
+            chat.set_tools_json(&tools.as_str().map_or_else(|| tools.to_string(), String::from))?;
+        }
+        // the text before each answer and behind it
+        let mut answers: Vec<(Rendered, Rendered)> = Vec::new();
+        for message in messages {
+            let answers_now = message.get("role").and_then(Value::as_str) == Some("assistant");
+            let before = if answers_now { Some(self.render(&chat, true)?) } else { None };
+            chat.add_json(&message.to_string())?;
+            if let Some(before) = before {
+                let after = self.render(&chat, false)?;
+                if !after.text.starts_with(&before.text) {
+                    return Err(wrong("the template's text before an answer is not how the answer begins"));
+                }
+                answers.push((before, after));
+            }
+        }
+        if answers.is_empty() {
+            return Err(wrong("no message of the role `assistant`"));
+        }
+        let continues = answers.windows(2).all(|pair| pair[1].0.text.starts_with(&pair[0].1.text));
+        if continues {
+            let spans: Vec<(usize, usize)> =
+                answers.iter().map(|(b, a)| (b.text.len(), a.text.len())).collect();
+            let whole = answers.pop().map(|(_, after)| after);
+            return Ok(whole.map(|w| self.mark(&w, &spans)).transpose()?.into_iter().collect());
+        }
+        answers.iter().map(|(b, a)| self.mark(a, &[(b.text.len(), a.text.len())])).collect()
+    }
+
+    fn render(&self, chat: &Chat, begin_answer: bool) -> Result<Rendered> {
+        let special = self.special.iter().map(|(text, _)| text.as_str());
+        let (text, breaks) = self.template.render_with_breaks(chat, begin_answer, special)?;
+        Ok(Rendered { text, breaks })
+    }
+
+    /// Ids of a text, those of tokens in `spans` learned.
+    fn mark(&self, rendered: &Rendered, spans: &[(usize, usize)]) -> Result<Marked> {
+        let text = rendered.text.as_str();
+        let special: Vec<&(String, u32)> = self.special.iter().filter(|(s, _)| text.contains(s)).collect();
+        let (mut ids, mut learned) = (Vec::new(), Vec::new());
+        // borders of spans are borders of tokens, as they are when a model answers
+        let mut borders: Vec<usize> = spans.iter().flat_map(|(a, b)| [*a, *b]).chain([text.len()]).collect();
+        borders.dedup();
+        let mut at = 0;
+        for border in borders {
+            let learn = spans.iter().any(|(a, b)| *a <= at && at < *b);
+            while at < border {
+                let next = next_special(&special, rendered, at, border);
+                let start = next.map_or(border, |(start, _, _)| start);
+                if start > at {
+                    let wrong =
+                        |e: tokenizers::Error| Error::new(Status::BAD_FORMAT, format!("tokenizing: {e}"));
+                    let encoded = self.tokenizer.encode_fast(&text[at..start], false).map_err(wrong)?;
+                    ids.extend_from_slice(encoded.get_ids());
+                }
+                at = next.map_or(border, |(_, end, id)| {
+                    ids.push(id);
+                    end
+                });
+                learned.resize(ids.len(), learn);
+            }
+        }
+        Ok((ids, learned, spans.iter().map(|(a, b)| b - a).sum()))
+    }
+}
+
+/// The first special token of the template's own in `from..to`, the longest where several begin: its place and id.
+fn next_special(
+    special: &[&(String, u32)],
+    rendered: &Rendered,
+    from: usize,
+    to: usize,
+) -> Option<(usize, usize, u32)> {
+    let own = |start: usize, end: usize| !rendered.breaks.iter().any(|b| start < *b && *b < end);
+    let found = special.iter().filter_map(|(s, id)| {
+        let all = rendered.text[from..to].match_indices(s.as_str());
+        let mut places = all.map(|(at, _)| (from + at, from + at + s.len()));
+        places.find(|(start, end)| own(*start, *end)).map(|(start, end)| (start, end, *id))
+    });
+    found.min_by_key(|(start, end, _)| (*start, usize::MAX - end))
+}
+
+/// A rendering, and where no special token may reach across.
+struct Rendered {
+    text: String,
+    breaks: Vec<usize>,
+}
+
+/// The chat template of a model: `template` if given, else that of `tokenizer_config.json` beside the tokenizer; and the
+/// texts of tokens that it may name.
+///
+/// # Errors
+/// `NOT_FOUND` where there is none, `IO`, `BAD_FORMAT`.
+pub(crate) fn marker(tokenizer: &Path, template: Option<&Path>) -> Result<Marker> {
+    let read =
+        |path: &Path| std::fs::read_to_string(path).map_err(|e| Error::from(e).context(path.display()));
+    let path = tokenizer.with_file_name("tokenizer_config.json");
+    let config: Value = if path.is_file() {
+        let wrong = |e: serde_json::Error| Error::new(Status::BAD_FORMAT, format!("{}: {e}", path.display()));
+        serde_json::from_str(&read(&path)?).map_err(wrong)?
+    } else {
+        Value::Null
+    };
+    let beside = tokenizer.with_file_name("chat_template.jinja");
+    let source = match template {
+        Some(file) => read(file)?,
+        None => match config.get("chat_template").and_then(Value::as_str) {
+            Some(source) => source.to_string(),
+            None if beside.is_file() => read(&beside)?,
+            None => {
+                let message = format!(
+                    "{}: no chat_template here nor in chat_template.jinja; give one with --chat-template",
+                    path.display()
+                );
+                return Err(Error::new(Status::NOT_FOUND, message));
+            }
+        },
+    };
+    let tokens: Vec<(&str, &str)> = ["bos_token", "eos_token", "unk_token", "pad_token"]
+        .into_iter()
+        .filter_map(|name| {
+            let value = config.get(name)?;
+            Some((name, value.as_str().or_else(|| value.get("content")?.as_str())?))
+        })
+        .collect();
+    Marker::new(&source, &tokens, crate::bpe::load(tokenizer)?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! Adapters in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
+//!
+//! ```text
+//! base_model.model.<tensor of the checkpoint>.lora_A.weight [rank, in]
+//! base_model.model.<tensor of the checkpoint>.lora_B.weight [out, rank]     rows in the checkpoint's order
+//! ```
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use llm::error::{Error, Result, Status};
+use safetensors::tensor::{Dtype, SafeTensors, View};
+use serde_json::{Value, json};
+
+use super::{Lora, LoraConfig, Module};
+use crate::layout::floats;
+use crate::params::Params;
+
+/// `adapter_config.json` for adapters of the checkpoint `base`.
+pub(crate) fn config(lora: &Lora, base: &str) -> Value {
+    let last = |m: &Module| m.name.rsplit('.').next().unwrap_or(&m.name).to_string();
+    let mut targets: Vec<String> = lora.modules.iter().map(last).collect();
+    targets.sort();
+    targets.dedup();
+    // names that end alike but were not chosen would be adapted, too
+    if !lora.config.targets.is_empty() {
+        targets.clone_from(&lora.config.targets);
+    }
+    let c = &lora.config;
+    json!({
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": c.rank,
+        "lora_alpha": c.alpha, "lora_dropout": c.dropout, "target_modules": targets, "use_rslora": c.root,
+        "bias": "none", "fan_in_fan_out": lora.turned, "inference_mode": true, "init_lora_weights": true,
+        "modules_to_save": null, "use_dora": false, "rank_pattern": {}, "alpha_pattern": {},
+    })
+}
+
+/// A tensor of an adapter on its way to the file.
+pub(crate) struct Stored<'a> {
+    shape: [usize; 2],
+    values: Cow<'a, [f32]>,
+}
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(bytemuck::cast_slice(&self.values))
+    }
+
+    fn data_len(&self) -> usize {
+        self.values.len() * 4
+    }
+}
+
+/// Where row `row` of a module's B lies in the checkpoint's order.
+fn places(module: &Module) -> Vec<usize> {
+    let mut places = Vec::new();
+    for part in &module.parts {
+        for i in 0..part.rows {
+            places.push(part.take.as_ref().map_or(i, |rows| {
+                let (i, count) = (i as u64, rows.count.max(1));
+                (rows.start + i / count * rows.stride + i % count * rows.step) as usize
+            }));
+        }
+    }
+    places
+}
+
+/// Every tensor of the adapters, by PEFT's name.
+pub(crate) fn tensors<'a>(lora: &'a Lora, values: &'a [f32]) -> Vec<(String, Stored<'a>)> {
+    let mut all = Vec::new();
+    for module in &lora.modules {
+        let (a, b) = (&lora.params.list[module.a], &lora.params.list[module.b]);
+        let name = |which: &str| format!("base_model.model.{}.lora_{which}.weight", module.name);
+        let from = &values[b.range()];
+        let mut out = vec![0.0; from.len()];
+        for (row, place) in from.chunks_exact(b.cols).zip(places(module)) {
+            out[place * b.cols..(place + 1) * b.cols].copy_from_slice(row);
+        }
+        all.push((name("A"), Stored { shape: [a.rows, a.cols], values: Cow::Borrowed(&values[a.range()]) }));
+        all.push((name("B"), Stored { shape: [b.rows, b.cols], values: Cow::Owned(out) }));
+    }
+    all
+}
+
+/// The settings of the adapter directory `dir`.
+///
+/// # Errors
+/// `NOT_FOUND`, `IO`, `BAD_FORMAT`; `UNSUPPORTED` for what is more than plain LoRA, by name.
+pub(crate) fn read_config(dir: &Path) -> Result<LoraConfig> {
+    let path = dir.join("adapter_config.json");
+    let text = std::fs::read(&path).map_err(|e| Error::from(e).context(path.display()))?;
+    let wrong = |what: String| Error::new(Status::BAD_FORMAT, format!("{}: {what}", path.display()));
+    let c: Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
+    let set = |key: &str| match c.get(key) {
+        None | Some(Value::Null | Value::Bool(false)) => false,
+        Some(Value::Object(map)) => !map.is_empty(),
+        Some(Value::Array(list)) => !list.is_empty(),
+        Some(_) => true,
+    };
+    let extra = ["use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "target_parameters"];
+    let kind = c.get("peft_type").and_then(Value::as_str).unwrap_or("LORA");
+    let bias = c.get("bias").and_then(Value::as_str).unwrap_or("none");
+    if kind != "LORA" || bias != "none" || extra.iter().any(|key| set(key)) {
+        let which =
+            extra.iter().find(|key| set(key)).copied().unwrap_or(if bias == "none" { kind } else { "bias" });
+        let message = format!("{}: {which}: expected plain LoRA", path.display());
+        return Err(Error::new(Status::UNSUPPORTED, message));
+    }
+    let rank = c.get("r").and_then(Value::as_u64).and_then(|r| usize::try_from(r).ok());
+    let targets = match c.get("target_modules") {
+        Some(Value::String(one)) if one == "all-linear" => Vec::new(),
+        Some(Value::Array(list)) => {
+            let names: Option<Vec<String>> = list.iter().map(|v| v.as_str().map(String::from)).collect();
+            names.ok_or_else(|| wrong("target_modules: expected names".into()))?
+        }
+        other => return Err(wrong(format!("target_modules: expected a list of names, got {other:?}"))),
+    };
+    let number = |key: &str, default: f64| c.get(key).and_then(Value::as_f64).unwrap_or(default) as f32;
+    let config = LoraConfig {
+        rank: rank.ok_or_else(|| wrong("no number `r`".into()))?,
+        alpha: number("lora_alpha", 8.0),
+        dropout: number("lora_dropout", 0.0),
+        targets,
+        root: set("use_rslora"),
+    };
+    config.check().map_err(|e| e.context(path.display()))?;
+    if config.rank == 0 { Err(wrong("`r` is 0".into())) } else { Ok(config) }
+}
+
+/// The adapters of the directory `dir` for a model.
+///
+/// # Errors
+/// Those of [`read_config`]; `BAD_FORMAT` for a damaged file, a missing tensor or one of another shape; `INVALID_ARG`
+/// for a matrix that the model lacks.
+pub(crate) fn read(dir: &Path, config: &LoraConfig, model: &Params) -> Result<(Lora, Vec<f32>)> {
+    let lora = Lora::new(config, model).map_err(|e| e.context(dir.display()))?;
+    let path = dir.join("adapter_model.safetensors");
+    let bytes = std::fs::read(&path).map_err(|e| Error::from(e).context(path.display()))?;
+    let wrong = |what: String| Error::new(Status::BAD_FORMAT, format!("{}: {what}", path.display()));
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| wrong(e.to_string()))?;
+    let mut values = vec![0.0; lora.params.total];
+    for module in &lora.modules {
+        for (which, id) in [("A", module.a), ("B", module.b)] {
+            let p = &lora.params.list[id];
+            let name = format!("base_model.model.{}.lora_{which}.weight", module.name);
+            let tensor = file.tensor(&name).map_err(|e| wrong(format!("{name:?}: {e}")))?;
+            let stored = floats(tensor.dtype(), tensor.data()).filter(|_| tensor.shape() == [p.rows, p.cols]);
+            let stored = stored.ok_or_else(|| {
+                let (shape, dtype) = (tensor.shape(), tensor.dtype());
+                wrong(format!("{name:?} is {dtype:?} {shape:?}, expected floats {:?}", [p.rows, p.cols]))
+            })?;
+            let out = &mut values[p.range()];
+            if which == "A" {
+                out.copy_from_slice(&stored);
+            } else {
+                for (row, place) in out.chunks_exact_mut(p.cols).zip(places(module)) {
+                    row.copy_from_slice(&stored[place * p.cols..(place + 1) * p.cols]);
+                }
+            }
+        }
+    }
+    let known = lora.modules.len() * 2;
+    if file.len() != known {
+        return Err(wrong(format!("{} tensors, expected {known}: an adapter of another model", file.len())));
+    }
+    Ok((lora, values))
+}

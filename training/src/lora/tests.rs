@@ -1,0 +1,187 @@
+//! Adapters against their definition, and against the model they are merged into.
+
+use super::*;
+use crate::Config;
+use crate::blueprint::Blueprint;
+use crate::design::{ModelConfig, Position};
+use crate::engine::{Adapter, Engine, Input, RouterLosses, Want};
+use crate::tape::Tape;
+use crate::twin::designs;
+
+/// A model, its adapter with both matrices far from zero, and what passes over it give.
+struct Case {
+    blueprint: Blueprint,
+    model: Params,
+    weights: Vec<f32>,
+    ids: Vec<u32>,
+    targets: Vec<u32>,
+}
+
+fn case(model: &ModelConfig) -> Case {
+    let blueprint = Blueprint::of_design(model).unwrap();
+    let mut params = blueprint.params();
+    params.freeze();
+    let weights = params.init(3, 2).iter().map(|w| w * 4.0).collect();
+    let (vocab, rows) = (blueprint.spec.vocab, 2 * blueprint.spec.context);
+    let (ids, targets) = (0..rows).map(|i| (i * 7 % vocab, i * 5 % vocab)).unzip();
+    Case { blueprint, model: params, weights, ids, targets }
+}
+
+impl Case {
+    fn pass(&self, adapter: Option<(&Lora, &[f32])>, weights: &[f32], want: Want) -> f64 {
+        let spec = &self.blueprint.spec;
+        let mut engine = Engine::new(spec, &self.model, 2, RouterLosses::default());
+        engine.adapter =
+            adapter.map(|(lora, values)| Adapter { lora: lora.clone(), values: values.to_vec() });
+        let train = matches!(want, Want::Gradient { .. });
+        let tape = Tape::record(spec, &self.model, (2, spec.context as usize), train, 0.0);
+        let input = Input { ids: &self.ids, targets: &self.targets, starts: &[], key: (1, 0) };
+        engine.run(&tape, weights, &input, want)
+    }
+
+    fn logits(&self, adapter: Option<(&Lora, &[f32])>, weights: &[f32]) -> Vec<f32> {
+        let mut out = Vec::new();
+        self.pass(adapter, weights, Want::Logits(&mut out));
+        out
+    }
+}
+
+fn config(rank: usize) -> LoraConfig {
+    LoraConfig { rank, alpha: 6.0, ..LoraConfig::default() }
+}
+
+/// Values of both matrices.
+fn filled(lora: &Lora) -> Vec<f32> {
+    lora.params.init(9, 1).iter().map(|v| v * 10.0).collect()
+}
+
+#[test]
+fn merged_equals_unmerged_for_every_design_and_zero_adapters_change_nothing() {
+    for (name, model) in designs() {
+        let case = case(&model);
+        let lora = Lora::new(&config(3), &case.model).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let plain = case.logits(None, &case.weights);
+        assert_eq!(case.logits(Some((&lora, &lora.init(1))), &case.weights), plain, "{name}");
+        let values = filled(&lora);
+        let apart = case.logits(Some((&lora, &values)), &case.weights);
+        let mut merged = case.weights.clone();
+        lora.merge(&mut Dense::new(2), &values, &case.model, &mut merged);
+        let together = case.logits(None, &merged);
+        let largest = |x: &[f32], y: &[f32]| x.iter().zip(y).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+        let scale = apart.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        assert!(largest(&apart, &plain) > 1e-2 * scale, "{name}: an adapter without effect");
+        assert!(largest(&apart, &together) < 1e-4 * scale, "{name}: {}", largest(&apart, &together));
+    }
+}
+
+#[test]
+fn gradients_of_adapters_are_those_of_the_matrices_they_stand_for() {
+    // d/dA and d/dB of W + s·B·A follow from the gradient of W, which has tests of its own
+    for (name, model) in designs() {
+        let mut case = case(&model);
+        let lora = Lora::new(&config(2), &case.model).unwrap();
+        let values = filled(&lora);
+        let mut grads = vec![0.0; lora.params.total];
+        let want = Want::Gradient { scale: 1.0, grads: &mut grads };
+        case.pass(Some((&lora, &values)), &case.weights, want);
+        let mut merged = case.weights.clone();
+        lora.merge(&mut Dense::new(2), &values, &case.model, &mut merged);
+        case.model = case.blueprint.params();
+        let mut whole = vec![0.0; case.model.total];
+        case.pass(None, &merged, Want::Gradient { scale: 1.0, grads: &mut whole });
+        let scale = f64::from(lora.config.scale());
+        for module in &lora.modules {
+            let (a, b) = (&lora.params.list[module.a], &lora.params.list[module.b]);
+            let (rank, cols) = (a.rows, a.cols);
+            let mut expected = (vec![0.0f64; a.len()], vec![0.0f64; b.len()]);
+            for part in &module.parts {
+                let from = case.model.list[part.param].range().start + part.start * cols;
+                for r in 0..part.rows {
+                    for c in 0..cols {
+                        let dw = scale * f64::from(whole[from + r * cols + c]);
+                        for k in 0..rank {
+                            let at = (part.from + r) * rank + k;
+                            expected.0[k * cols + c] += dw * f64::from(values[b.range()][at]);
+                            expected.1[at] += dw * f64::from(values[a.range()][k * cols + c]);
+                        }
+                    }
+                }
+            }
+            for (what, p, expected) in [("A", a, &expected.0), ("B", b, &expected.1)] {
+                let size = expected.iter().fold(1e-3, |m: f64, v| m.max(v.abs()));
+                for (got, want) in grads[p.range()].iter().zip(expected) {
+                    let fine = (f64::from(*got) - want).abs() < 1e-3 * size;
+                    assert!(fine, "{name}: {what} of {}: {got}, expected {want}", module.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn dropout_of_adapters_drops_the_same_values_on_both_ways() {
+    let (_, model) = designs().into_iter().find(|(n, _)| *n == "gpt2").unwrap();
+    let case = case(&model);
+    let with = LoraConfig { dropout: 0.5, targets: vec!["c_attn".into()], ..config(2) };
+    let lora = Lora::new(&with, &case.model).unwrap();
+    let values = filled(&lora);
+    let loss = |values: &[f32], grads: &mut [f32]| {
+        case.pass(Some((&lora, values)), &case.weights, Want::Gradient { scale: 1.0, grads })
+    };
+    let (mut grads, mut unused) = (vec![0.0; values.len()], vec![0.0; values.len()]);
+    let first = loss(&values, &mut grads);
+    assert_eq!(first, loss(&values, &mut unused), "the same key, the same values");
+    for p in &lora.params.list {
+        for i in p.range().step_by(17) {
+            let mut moved = values.clone();
+            let mut at = |to: f32| {
+                moved[i] = values[i] + to;
+                loss(&moved, &mut unused)
+            };
+            let slope = (at(0.02) - at(-0.02)) / 0.04;
+            let got = f64::from(grads[i]);
+            assert!(
+                (got - slope).abs() < 0.05 * slope.abs().max(0.5),
+                "{}: {got}, expected {slope}",
+                p.describe()
+            );
+        }
+    }
+}
+
+#[test]
+fn an_adapter_survives_its_files_and_one_of_another_model_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, model) in designs() {
+        let case = case(&model);
+        let lora = Lora::new(&config(3), &case.model).unwrap();
+        let values = filled(&lora);
+        let text = super::config(&lora, "base").to_string();
+        std::fs::write(dir.path().join("adapter_config.json"), text).unwrap();
+        let path = dir.path().join("adapter_model.safetensors");
+        safetensors::serialize_to_file(tensors(&lora, &values), None, &path).unwrap();
+        let found = read_config(dir.path()).unwrap();
+        let (again, read_values) =
+            read(dir.path(), &found, &case.model).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!((again.modules.len(), &read_values), (lora.modules.len(), &values), "{name}");
+        // a wider model has the same names and other shapes
+        let wider = ModelConfig { width: 32, ffn: 128, ..model };
+        if let Ok(other) = Blueprint::of_design(&wider) {
+            let error = read(dir.path(), &found, &other.params()).unwrap_err();
+            assert_eq!(error.status(), Status::BAD_FORMAT, "{name}: {error}");
+        }
+    }
+}
+
+#[test]
+fn targets_that_the_model_lacks_are_refused_with_those_it_has() {
+    let model = Blueprint::of_design(&ModelConfig { vocab: 19, ..ModelConfig::tiny() }).unwrap().params();
+    let with = LoraConfig { targets: vec!["q_proj".into(), "query".into()], ..config(2) };
+    let error = Lora::new(&with, &model).unwrap_err();
+    assert!(error.message().contains("\"query\"") && error.message().contains("gate_proj"), "{error}");
+    let mut run = Config::default();
+    run.lora.rank = 4;
+    assert!(run.check().unwrap_err().message().contains("`from`"));
+    let sinusoidal = ModelConfig { position: Position::Sinusoidal, vocab: 19, ..ModelConfig::tiny() };
+    assert!(Blueprint::of_design(&sinusoidal).is_ok());
+}

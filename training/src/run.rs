@@ -1,0 +1,165 @@
+//! A whole run: steps, evaluations, checkpoints, early stopping, and what watches it.
+//!
+//! ```text
+//! metrics.jsonl    a line per step and evaluation: the source of what follows
+//! report.html      curves of it, for any browser, one file          (report)
+//! events/          the same for TensorBoard                         (events)
+//! ```
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use llm::error::{Error, Result};
+use serde_json::{Value, json};
+
+use crate::checkpoint;
+use crate::config::Config;
+use crate::events::Events;
+use crate::report;
+use crate::trainer::{Evaluation, StepReport, Trainer};
+
+/// What a run tells its caller.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The run begins, or continues at this step.
+    Started {
+        /// Steps done before.
+        step: u64,
+        /// Trained values.
+        parameters: usize,
+    },
+    /// A step is done.
+    Step(StepReport),
+    /// The held-out text was evaluated after this step.
+    Evaluated(u64, Evaluation),
+    /// A checkpoint was written.
+    Saved(PathBuf),
+    /// The run ends: so many evaluations in a row were no better than the best.
+    Stopped(u64),
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// Steps done.
+    pub steps: u64,
+    /// Loss of the last step.
+    pub loss: Option<f64>,
+    /// The last evaluation.
+    pub evaluation: Option<Evaluation>,
+    /// The last checkpoint.
+    pub checkpoint: PathBuf,
+    /// It ended because evaluations no longer became better.
+    pub early: bool,
+}
+
+/// Trains as `config` says, continuing from the latest checkpoint in `config.out`. `watch` sees every event; `Break`
+/// ends the run after a last checkpoint. Every step and evaluation is a line of `metrics.jsonl`.
+///
+/// # Errors
+/// Those of [`Trainer`]'s functions and of writing metrics.
+pub fn train(config: &Config, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Result<Summary> {
+    let out = &config.out;
+    fs::create_dir_all(out).map_err(|e| Error::from(e).context(out.display()))?;
+    checkpoint::sweep(out)?;
+    let mut trainer = match checkpoint::list(out)?.last() {
+        Some((dir, _)) => Trainer::resume(config, dir)?,
+        None => Trainer::new(config)?,
+    };
+    let mut metrics = Metrics::open(out, trainer.steps_done())?;
+    let mut summary = Summary {
+        steps: trainer.steps_done(),
+        loss: None,
+        evaluation: None,
+        checkpoint: out.join(checkpoint::name(trainer.steps_done())),
+        early: false,
+    };
+    let started = Event::Started { step: trainer.steps_done(), parameters: trainer.parameters() };
+    let mut stop = watch(&started).is_break();
+    while trainer.steps_done() < config.steps && !stop {
+        let report = trainer.step()?;
+        metrics.step(&report)?;
+        summary.loss = Some(report.loss);
+        stop |= watch(&Event::Step(report)).is_break();
+        let step = trainer.steps_done();
+        let last = step == config.steps || stop;
+        let due = |every: u64| last || (every > 0 && step.is_multiple_of(every));
+        let (evaluate, mut save) = (due(config.eval_every), due(config.save_every));
+        if evaluate && trainer.data().held_out.is_some() {
+            let evaluation = trainer.evaluate(if last { 0 } else { config.eval_sequences })?;
+            metrics.evaluation(step, &evaluation)?;
+            summary.evaluation = Some(evaluation);
+            stop |= watch(&Event::Evaluated(step, evaluation)).is_break();
+            if config.patience > 0 && !last && metrics.since_best() >= config.patience {
+                (summary.early, stop, save) = (true, true, true);
+                let _ = watch(&Event::Stopped(metrics.since_best()));
+            }
+        }
+        if save {
+            summary.checkpoint = out.join(checkpoint::name(step));
+            trainer.save(&summary.checkpoint)?;
+            checkpoint::prune(out, config.keep)?;
+            metrics.report(config)?;
+            stop |= watch(&Event::Saved(summary.checkpoint.clone())).is_break();
+        }
+    }
+    summary.steps = trainer.steps_done();
+    Ok(summary)
+}
+
+/// The metrics file, a JSON object per line, and what is made of it.
+struct Metrics {
+    dir: PathBuf,
+    file: fs::File,
+    events: Events,
+    /// Held-out losses so far.
+    losses: Vec<f64>,
+}
+
+impl Metrics {
+    /// Opens the files and drops the lines of steps that a resumed run does again.
+    fn open(dir: &Path, step: u64) -> Result<Metrics> {
+        let path = dir.join("metrics.jsonl");
+        let old = fs::read_to_string(&path).unwrap_or_default();
+        let row = |line: &str| serde_json::from_str::<Value>(line).ok();
+        let done = |line: &&str| row(line).and_then(|r| r.get("step")?.as_u64()).is_some_and(|s| s <= step);
+        let kept: Vec<&str> = old.lines().filter(done).collect();
+        let text: String = kept.iter().flat_map(|l| [l, "\n"]).collect();
+        checkpoint::write_file(&path, text.as_bytes())?;
+        let losses = kept.iter().filter_map(|l| row(l)?.get("held_out_nats_per_token")?.as_f64()).collect();
+        let here = |e: std::io::Error| Error::from(e).context(path.display());
+        let file = OpenOptions::new().append(true).open(&path).map_err(here)?;
+        Ok(Metrics { dir: dir.into(), file, events: Events::create(&dir.join("events"), step)?, losses })
+    }
+
+    fn line(&mut self, row: &Value) -> Result<()> {
+        let here = |e: std::io::Error| Error::from(e).context(self.dir.join("metrics.jsonl").display());
+        writeln!(self.file, "{row}").map_err(here)?;
+        self.events.add(row)
+    }
+
+    fn step(&mut self, r: &StepReport) -> Result<()> {
+        self.line(&json!({"step": r.step, "loss": r.loss, "lr": r.lr, "grad_norm": r.grad_norm,
+                          "tokens_per_second": r.tokens_per_second, "flops": r.flops}))
+    }
+
+    fn evaluation(&mut self, step: u64, e: &Evaluation) -> Result<()> {
+        self.losses.push(e.nats_per_token);
+        self.line(&json!({"step": step, "held_out_nats_per_token": e.nats_per_token,
+                          "held_out_nats_per_byte": e.nats_per_byte, "held_out_tokens": e.tokens}))
+    }
+
+    /// Evaluations since the best.
+    fn since_best(&self) -> u64 {
+        let best = self.losses.iter().copied().fold(f64::INFINITY, f64::min);
+        let first = self.losses.iter().position(|l| *l == best).unwrap_or(0);
+        self.losses.len().saturating_sub(first + 1) as u64
+    }
+
+    fn report(&self, config: &Config) -> Result<()> {
+        let rows = fs::read_to_string(self.dir.join("metrics.jsonl"))?;
+        checkpoint::write_file(&self.dir.join("report.html"), report::html(config, &rows).as_bytes())
+    }
+}

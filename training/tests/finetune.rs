@@ -1,0 +1,250 @@
+//! Training that begins from a checkpoint: whole, by an adapter, on conversations; and runs that end by themselves.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use llm_train::{Config, Event, ModelConfig, PrepareOptions, Trainer, design, merge, prepare, train};
+
+mod common;
+use common::{advance, bits, run, setup};
+#[path = "common/designs.rs"]
+mod designs;
+
+/// A checkpoint of a model trained a little.
+fn base(config: &Config, dir: &Path) {
+    let mut config = config.clone();
+    config.optim.rate = 1e-2;
+    run(&config, 12).save(dir).unwrap();
+}
+
+fn lora(config: &Config, from: &Path) -> Config {
+    let mut config = Config { from: from.into(), length: 16, ..config.clone() };
+    (config.lora.rank, config.lora.alpha, config.lora.dropout) = (4, 8.0, 0.1);
+    config.optim.rate = 1e-2;
+    config
+}
+
+fn logits(trainer: &mut Trainer) -> Vec<f32> {
+    let mut ids = vec![0u32; 16];
+    trainer.data().train.read(100, &mut ids).unwrap();
+    trainer.logits(&ids).unwrap()
+}
+
+fn apart(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).fold(0.0, |m, (a, b)| m.max((a - b).abs()))
+}
+
+#[test]
+fn every_design_goes_on_from_its_checkpoint_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let setup = setup(dir.path());
+    let from = dir.path().join("base");
+    for (name, model) in designs::designs() {
+        let config = Config { model: ModelConfig { vocab: 0, context: 16, ..model }, ..setup.clone() };
+        base(&config, &from);
+        let mut whole = Config { from: from.clone(), ..config.clone() };
+        whole.optim.rate = 1e-2;
+        let mut trainer = Trainer::new(&whole).unwrap();
+        let before = logits(&mut trainer);
+        let first = trainer.step().unwrap().loss;
+        advance(&mut trainer, 8);
+        let last = trainer.step().unwrap().loss;
+        assert!(last < first, "{name}: {first} to {last}");
+        let out = dir.path().join("tuned");
+        trainer.save(&out).unwrap();
+        let again = logits(&mut Trainer::new(&Config { from: out, ..whole.clone() }).unwrap());
+        assert_eq!(bits(&again), bits(&logits(&mut trainer)), "{name}");
+        assert!(apart(&before, &again) > 1e-2, "{name}: nothing was learned");
+    }
+}
+
+#[test]
+fn an_adapter_learns_resumes_bit_by_bit_and_merges() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = setup(dir.path());
+    let from = dir.path().join("base");
+    base(&config, &from);
+    let config = lora(&config, &from);
+    let mut trainer = Trainer::new(&config).unwrap();
+    assert!(trainer.parameters() * 2 < trainer.model_parameters(), "{}", trainer.parameters());
+    assert_eq!(trainer.optimizer_bytes(), trainer.parameters() * 8, "the state is that of the adapter alone");
+    let first = trainer.step().unwrap().loss;
+    advance(&mut trainer, 5);
+    let checkpoint = dir.path().join("adapter");
+    trainer.save(&checkpoint).unwrap();
+    assert!(!checkpoint.join("model.safetensors").exists());
+    advance(&mut trainer, 10);
+    let mut resumed = Trainer::resume(&Config { threads: 1, ..config.clone() }, &checkpoint).unwrap();
+    assert_eq!(resumed.steps_done(), 6);
+    advance(&mut resumed, 10);
+    assert_eq!(bits(resumed.weights()), bits(trainer.weights()));
+    assert!(trainer.step().unwrap().loss < first);
+
+    let unmerged = logits(&mut resumed);
+    resumed.save(&checkpoint).unwrap();
+    let merged = dir.path().join("merged");
+    merge(&from, &checkpoint, &merged).unwrap();
+    let mut whole = Config { from: merged, ..config.clone() };
+    whole.lora.rank = 0;
+    let together = logits(&mut Trainer::new(&whole).unwrap());
+    assert!(apart(&unmerged, &together) < 1e-4, "{}", apart(&unmerged, &together));
+    // and it may be trained further as an adapter, or whole
+    let mut more = Trainer::new(&Config { adapter: checkpoint.clone(), ..config.clone() }).unwrap();
+    assert_eq!(bits(&logits(&mut more)), bits(&unmerged));
+    resumed.merge();
+    assert!(apart(&logits(&mut resumed), &together) < 1e-4);
+    assert_eq!(resumed.parameters(), resumed.model_parameters());
+    resumed.step().unwrap();
+
+    let mut other = config;
+    other.lora.rank = 5;
+    assert!(Trainer::resume(&other, &checkpoint).is_err());
+}
+
+/// Conversations with one answer each, which follows from the question.
+fn conversations(dir: &Path, config: &Config) -> Config {
+    let words = ["sun", "moon", "rain", "wind"];
+    let rows: String = (0..200)
+        .map(|i| {
+            let (a, b) = (words[i % 4], words[(i + 1) % 4]);
+            let row = serde_json::json!({"messages": [{"role": "user", "content": format!("{a} {i}")},
+                {"role": "assistant", "content": format!("{b} {b}")}]});
+            row.to_string() + "\n"
+        })
+        .collect();
+    let (input, template) = (dir.join("chats.jsonl"), dir.join("template.jinja"));
+    fs::write(&input, rows).unwrap();
+    fs::write(
+        &template,
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
+    )
+    .unwrap();
+    let prepared = prepare(&PrepareOptions {
+        inputs: vec![input.into()],
+        tokenizer: dir.join("tokenizer.json"),
+        output: dir.join("chats"),
+        chat: true,
+        template: Some(template),
+        ..Default::default()
+    })
+    .unwrap();
+    assert!(prepared.held_out_tokens > 0);
+    Config { data: dir.join("chats"), length: 64, ..config.clone() }
+}
+
+#[test]
+fn only_answers_are_learned_from_conversations_and_a_stop_at_any_step_changes_no_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = setup(dir.path());
+    config.model.context = 64;
+    let mut config = conversations(dir.path(), &config);
+    (config.optim.rate, config.accumulate) = (1e-2, 2);
+    let mut trainer = Trainer::new(&config).unwrap();
+    let learned = trainer.data().train.learned();
+    assert!(learned > 0 && learned * 2 < trainer.data().train.tokens(), "{learned}");
+    let expected = run(&config, 9);
+    let checkpoint = dir.path().join("checkpoint");
+    for at in [1, 4, 8] {
+        run(&config, at).save(&checkpoint).unwrap();
+        let mut resumed = Trainer::resume(&config, &checkpoint).unwrap();
+        advance(&mut resumed, 9 - at);
+        assert_eq!(bits(resumed.weights()), bits(expected.weights()), "{at}");
+    }
+    let template = fs::read_to_string(checkpoint.join("tokenizer_config.json")).unwrap();
+    assert!(template.contains("chat_template") && template.contains("assistant:"));
+    advance(&mut trainer, 150);
+    let held_out = trainer.evaluate(0).unwrap();
+    assert!(held_out.nats_per_token < 0.3, "{held_out:?}: the answers follow from the questions");
+    assert!(held_out.tokens < trainer.data().held_out.as_ref().unwrap().tokens() / 2);
+}
+
+#[test]
+fn conversations_in_one_window_do_not_see_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = setup(dir.path());
+    config.model.context = 64;
+    let config = conversations(dir.path(), &config);
+    // with every conversation alone in its window the loss of an untrained model is the same
+    let loss = |length: usize| {
+        let mut trainer = Trainer::new(&Config { length, batch: 1, ..config.clone() }).unwrap();
+        trainer.evaluate(0).unwrap()
+    };
+    let (packed, alone) = (loss(64), loss(36));
+    assert_eq!(packed.tokens, alone.tokens);
+    assert!((packed.nats_per_token - alone.nats_per_token).abs() < 1e-4, "{packed:?} {alone:?}");
+}
+
+#[test]
+fn a_run_ends_when_evaluations_no_longer_become_better_and_keeps_the_best() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = setup(dir.path());
+    (config.steps, config.eval_every, config.save_every, config.patience) = (400, 2, 2, 3);
+    // nothing is learned with this rate
+    (config.optim.rate, config.optim.min_rate) = (1e-30, 0.0);
+    let mut stopped = None;
+    let summary = train(&config, &mut |event| {
+        if let Event::Stopped(n) = event {
+            stopped = Some(*n);
+        }
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert!(summary.early && summary.steps == 8 && stopped == Some(3), "{summary:?}");
+    let kept = llm_train::checkpoint::list(&config.out).unwrap();
+    let metrics = fs::read_to_string(config.out.join("metrics.jsonl")).unwrap();
+    let losses = metrics.lines().filter_map(|l| {
+        serde_json::from_str::<serde_json::Value>(l).unwrap().get("held_out_nats_per_token")?.as_f64()
+    });
+    let best = losses.fold(f64::INFINITY, f64::min);
+    assert!(kept.iter().any(|(_, s)| s.held_out == Some(best)), "the best checkpoint is kept");
+    let page = fs::read_to_string(config.out.join("report.html")).unwrap();
+    assert!(page.matches("<polyline").count() >= 5);
+    assert_eq!(fs::read_dir(config.out.join("events")).unwrap().count(), 1);
+}
+
+#[test]
+fn a_value_that_is_no_number_is_reported_with_its_place_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = setup(dir.path());
+    let from = dir.path().join("base");
+    base(&config, &from);
+    let path = from.join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let text: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let name = "model.layers.1.mlp.down_proj.weight";
+    let at = 8 + header + text[name]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&path, &bytes).unwrap();
+    let whole = Config { from: from.clone(), ..config.clone() };
+    let error = Trainer::new(&whole).unwrap().step().unwrap_err();
+    assert!(error.message().contains("the weights of 1.Down"), "{error}");
+    // large, but numbers: the product with them is none
+    let end = 8 + header + text[name]["data_offsets"][1].as_u64().unwrap() as usize;
+    bytes[at..end].as_chunks_mut::<4>().0.fill(3e38f32.to_le_bytes());
+    fs::write(&path, &bytes).unwrap();
+    let mut trainer = Trainer::new(&whole).unwrap();
+    let before = bits(trainer.weights());
+    let error = trainer.step().unwrap_err();
+    assert!(error.message().contains("step 1") && error.message().contains("1.Down"), "{error}");
+    assert_eq!(bits(trainer.weights()), before);
+}
+
+#[test]
+fn text_with_document_borders_is_learned_without_looking_across() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { documents: true, ..setup(dir.path()) };
+    let text = dir.path().join("rows.jsonl");
+    fs::write(&text, "{\"text\": \"sun moon rain\"}\n{\"text\": \"wind stone river\"}\n".repeat(60)).unwrap();
+    prepare(&PrepareOptions {
+        inputs: vec![text.into()],
+        tokenizer: dir.path().join("tokenizer.json"),
+        output: dir.path().join("data"),
+        ..Default::default()
+    })
+    .unwrap();
+    let with = run(&config, 3);
+    let without = run(&Config { documents: false, ..config }, 3);
+    assert_ne!(bits(with.weights()), bits(without.weights()));
+}
