@@ -140,7 +140,7 @@ mod tests {
             (json!({"model_type": "qwen2_moe"}), "switched shared expert"),
             (json!({"model_type": "nothing"}), "nothing"),
             (json!({"model_type": "llama"}), ""),
-            (json!({"model_type": "gemma"}), ""),
+            (json!({"model_type": "qwen3"}), ""),
             (json!({"model_type": "qwen3_moe"}), ""),
         ] {
             std::fs::write(dir.path().join("config.json"), model.to_string()).unwrap();

@@ -2,7 +2,7 @@
 //! layout that checkpoints have, gave the logits, losses and gradients of `tests/reference/designs.json`.
 //!
 //! To make that file anew: these tests with `LLM_TRAIN_REFERENCE=DIR` writes the models to DIR, then
-//! `python training/tests/reference/designs.py DIR` reads them there and writes it; `peft.py DIR` does the same for
+//! `python training/tests/reference/designs.py DIR` reads them there and writes it; `adapters.py DIR` does the same for
 //! adapters and writes `peft.json` and adapters of its own.
 
 use std::fs;

@@ -1,7 +1,7 @@
 """Logits of small models with adapters, by peft: of adapters made here and of its own.
 
     LLM_TRAIN_REFERENCE=DIR cargo test -p llm-train --lib reference
-    python training/tests/reference/peft.py DIR
+    python training/tests/reference/adapters.py DIR
 
 Writes peft.json and the adapters peft-* beside this file. Needs torch, transformers and peft.
 """
