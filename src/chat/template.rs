@@ -172,7 +172,8 @@ impl Template {
         add_generation_prompt: bool,
         tokenizer: &Tokenizer,
     ) -> Result<Vec<i32>> {
-        let (text, breaks) = self.render_with_breaks(chat, add_generation_prompt, tokenizer.special_texts())?;
+        let (text, breaks) =
+            self.render_with_breaks(chat, add_generation_prompt, tokenizer.special_texts())?;
         let options = EncodeOptions { add_special: false, parse_special: true };
         tokenizer.encode_with_breaks(&text, options, &breaks)
     }

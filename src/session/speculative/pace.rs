@@ -107,7 +107,8 @@ impl Pace {
 
     /// What a step of `tokens` tokens takes, as far as can be told.
     fn step(&self, tokens: usize) -> f64 {
-        let measured = |n: &usize| self.steps[*n] > 0.0;
+        // A constraint may let more tokens follow than anybody guesses; their steps are not measured.
+        let measured = |n: &usize| self.steps.get(*n).is_some_and(|&step| step > 0.0);
         if measured(&tokens) {
             return self.steps[tokens];
         }
@@ -118,7 +119,7 @@ impl Pace {
             None if below > 1 => rise(1, below),
             None => 0.04 * self.steps[1],
         };
-        self.steps[below] + slope * (tokens - below) as f64
+        self.steps[below] + slope * tokens.saturating_sub(below) as f64
     }
 
     /// A plain step took so long.
