@@ -1,7 +1,7 @@
 //! A loop that only reads: the physical limit that products are measured against.
 //!
-//! Four streams side by side, a line of each in turn, fetched a page ahead, which is what decoding does: one stream
-//! alone gets a part of what memory gives.
+//! Four streams side by side, a line of each in turn, fetched a page ahead, as fast as reading gets: one stream alone
+//! gets a part of what memory gives.
 
 /// Bytes fetched ahead of each stream.
 const AHEAD: usize = 4096;
