@@ -15,7 +15,7 @@ pub enum Data {
 #[derive(clap::Args)]
 pub struct PrepareArgs {
     /// Texts (a document each), .jsonl (a document a line), .parquet (a document a row), .gz and .zst of the first two;
-    /// paths, http(s) addresses, hf://datasets/OWNER/NAME[@REVISION]/PATH
+    /// paths, http(s) addresses, hf://datasets/OWNER/NAME/PATH (NAME@REVISION for one of its revisions)
     #[arg(required = true)]
     inputs: Vec<String>,
     /// The tokenizer.json to use; it is copied beside the data

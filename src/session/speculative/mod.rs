@@ -8,7 +8,7 @@
 //! the same token; so the tokens are those of plain decoding, sampled or greedy, whatever is proposed.
 //!
 //! A [`Proposer`] knows the tokens so far and a sampler to imitate. [`Speculation`] asks it for as many tokens as have
-//! lately paid ([`pace`]) and counts ([`SpecStats`]). What it does not know: the session that verifies, and text;
+//! lately paid (`pace`) and counts ([`SpecStats`]). What it does not know: the session that verifies, and text;
 //! [`super::generate`] brings them together.
 
 mod draft;
