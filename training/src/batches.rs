@@ -4,8 +4,9 @@
 //! text            window s of `length` ids, at a place that a permutation of all places gives
 //! conversations   in an order of their own each epoch, as many to a window as fit; cut where one alone does not
 //! ```
-//! The sample's number alone decides, so a run goes on from a number. Windows of conversations depend on those before
-//! them in the same epoch; their plan is made when an epoch begins, 4 bytes for each conversation.
+//! The sample's number in its directory and the length alone decide, so a run goes on from a number. Windows of
+//! conversations depend on those before them in the same epoch; their plan is made when an epoch begins, 4 bytes for
+//! each conversation, and again where the length changes: the number stays, so some may come twice and some not at all.
 
 use llm::error::Result;
 
@@ -31,6 +32,7 @@ impl Batch {
 
 /// The windows of an epoch of conversations.
 struct Plan {
+    length: usize,
     epoch: u64,
     /// Number of its first window in the run.
     first: u64,
@@ -42,68 +44,80 @@ struct Plan {
 
 /// How samples are made.
 pub(crate) struct Sampler {
-    pub seed: u64,
-    pub length: usize,
+    seed: u64,
     /// Attention ends at the border of a document.
-    pub documents: bool,
-    plan: Option<Plan>,
+    documents: bool,
+    /// Every row says where its document begins.
+    starts: bool,
+    /// Of each file that holds conversations.
+    plans: Vec<Option<Plan>>,
 }
 
 impl Sampler {
-    pub fn new(seed: u64, length: usize, documents: bool) -> Sampler {
-        Sampler { seed, length, documents, plan: None }
+    /// For as many files as there are directories; `packed`: some of them hold conversations.
+    pub fn new(seed: u64, documents: bool, files: usize, packed: bool) -> Sampler {
+        let plans = (0..files).map(|_| None).collect();
+        Sampler { seed, documents, starts: documents || packed, plans }
     }
 
-    /// Appends sample `number` of `file` to `batch`.
+    /// Appends sample `number` of `file`, the run's file number `index`, to `batch`: `length` tokens.
     ///
     /// # Errors
     /// Those of reading the file.
-    pub fn add(&mut self, file: &TokenFile, number: u64, batch: &mut Batch) -> Result<()> {
+    pub fn add(
+        &mut self,
+        (index, file): (usize, &TokenFile),
+        number: u64,
+        length: usize,
+        batch: &mut Batch,
+    ) -> Result<()> {
         if file.masked() {
             let span = {
-                let plan = self.plan_of(file, number)?;
+                let plan = self.plan_of(index, file, number, length)?;
                 let window = (number - plan.first) as usize;
                 plan.order[plan.windows[window]..plan.windows[window + 1]].to_vec()
             };
-            return pack(file, &span, self.length, batch);
+            return pack(file, &span, length, batch);
         }
-        let starts = file.tokens() - self.length as u64;
+        let starts = file.tokens() - length as u64;
         let at = permuted(self.seed, number / starts, number % starts, starts);
-        let mut window = vec![0; self.length + 1];
+        let mut window = vec![0; length + 1];
         file.read(at, &mut window)?;
-        batch.ids.extend_from_slice(&window[..self.length]);
+        batch.ids.extend_from_slice(&window[..length]);
         batch.targets.extend_from_slice(&window[1..]);
         if self.documents {
             let mut document = file.document_at(at);
             let (mut start, mut end) = (0, file.offset(document + 1));
-            for i in 0..self.length as u64 {
+            for i in 0..length as u64 {
                 while at + i >= end {
                     document += 1;
                     (start, end) = (i as u32, file.offset(document + 1));
                 }
                 batch.starts.push(start);
             }
+        } else if self.starts {
+            batch.starts.resize(batch.ids.len(), 0);
         }
         Ok(())
     }
 
-    fn plan_of(&mut self, file: &TokenFile, number: u64) -> Result<&Plan> {
-        let current = self.plan.take().filter(|p| number >= p.first);
+    fn plan_of(&mut self, index: usize, file: &TokenFile, number: u64, length: usize) -> Result<&Plan> {
+        let current = self.plans[index].take().filter(|p| number >= p.first && p.length == length);
         let mut plan = match current {
             Some(plan) => plan,
-            None => self.make(file, 0, 0)?,
+            None => self.make(file, 0, 0, length)?,
         };
         while number >= plan.first + plan.windows.len() as u64 - 1 {
-            plan = self.make(file, plan.epoch + 1, plan.first + plan.windows.len() as u64 - 1)?;
+            plan = self.make(file, plan.epoch + 1, plan.first + plan.windows.len() as u64 - 1, length)?;
         }
-        Ok(self.plan.insert(plan))
+        Ok(self.plans[index].insert(plan))
     }
 
-    fn make(&self, file: &TokenFile, epoch: u64, first: u64) -> Result<Plan> {
+    fn make(&self, file: &TokenFile, epoch: u64, first: u64, length: usize) -> Result<Plan> {
         let count = file.documents();
         let order: Vec<u32> = (0..count).map(|i| permuted(self.seed, epoch, i, count) as u32).collect();
-        let windows = windows(file, order.iter().copied(), self.length);
-        Ok(Plan { epoch, first, order, windows })
+        let windows = windows(file, order.iter().copied(), length);
+        Ok(Plan { length, epoch, first, order, windows })
     }
 }
 

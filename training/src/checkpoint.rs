@@ -23,12 +23,12 @@ use serde_json::{Value, json};
 
 use crate::blueprint::Blueprint;
 use crate::config::Config;
+use crate::corpus::Data;
 use crate::engine::Adapter;
 use crate::layout;
 use crate::lora;
 use crate::optim::{Optimizer, Values};
 use crate::params::Params;
-use crate::trainer::Data;
 
 /// The training state that is not a tensor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,12 +37,39 @@ pub struct State {
     pub step: u64,
     /// The next sample's number in the run's order.
     pub sample: u64,
+    /// How many of them came from each directory of data.
+    #[serde(default)]
+    pub drawn: Vec<Drawn>,
     /// Held-out loss in nats per token, where it was measured at this step.
     pub held_out: Option<f64>,
     /// The hash of the tokenizer that made the data.
     pub vocabulary_hash: u64,
     /// The configuration of the run.
     pub config: Config,
+}
+
+/// Samples drawn from a directory of data.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Drawn {
+    /// The directory.
+    pub data: PathBuf,
+    /// Samples so far.
+    pub samples: u64,
+}
+
+impl State {
+    /// The samples drawn so far from each of `dirs`: by name; where names changed, but not their number, by place. A
+    /// directory that is new begins at 0.
+    pub(crate) fn drawn_from(&self, dirs: &[PathBuf]) -> Vec<u64> {
+        if self.drawn.is_empty() && dirs.len() == 1 {
+            return vec![self.sample];
+        }
+        let named = |dir: &PathBuf| self.drawn.iter().find(|d| d.data == *dir).map(|d| d.samples);
+        if dirs.len() == self.drawn.len() && dirs.iter().any(|d| named(d).is_none()) {
+            return self.drawn.iter().map(|d| d.samples).collect();
+        }
+        dirs.iter().map(|dir| named(dir).unwrap_or(0)).collect()
+    }
 }
 
 /// Borrowed contents of a checkpoint.
@@ -54,7 +81,7 @@ pub(crate) struct Contents<'a> {
     /// What is trained, and then all that is written of the model.
     pub adapter: Option<&'a Adapter>,
     pub optimizer: &'a Optimizer,
-    pub data: &'a Data,
+    pub data: &'a [Data],
 }
 
 /// A tensor of the optimizer's state on its way to the file.
@@ -124,7 +151,11 @@ pub(crate) fn save(dir: &Path, c: &Contents) -> Result<()> {
     let state = c.optimizer.tensors(trained).into_iter();
     let state = state.map(|t| (t.name, Flat { shape: [t.values.len()], values: t.values }));
     settle(&path, safetensors::serialize_to_file(state, pt(), &path), &mode)?;
-    let files = [("tokenizer.json", &c.data.tokenizer), ("tokenizer_config.json", &c.data.tokenizer_config)];
+    let of = |get: fn(&Data) -> Option<&Vec<u8>>| c.data.iter().find_map(get);
+    let files = [
+        ("tokenizer.json", of(|d| d.tokenizer.as_ref())),
+        ("tokenizer_config.json", of(|d| d.tokenizer_config.as_ref())),
+    ];
     for (name, bytes) in files {
         if let Some(bytes) = bytes {
             sync_file(&part.join(name), bytes)?;

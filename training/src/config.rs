@@ -6,6 +6,7 @@ use llm::error::{Error, Result, Status};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::corpus::{self, Part, Phase};
 use crate::design::ModelConfig;
 use crate::lora::LoraConfig;
 
@@ -126,6 +127,10 @@ pub struct Config {
     pub optim: OptimConfig,
     /// Directory of prepared data: `train.tokens`, `held_out.tokens`, `tokenizer.json`.
     pub data: PathBuf,
+    /// Several such directories in place of `data`, drawn by weight.
+    pub mixture: Vec<Part>,
+    /// Stretches of the run with other lengths and weights, in order; what follows the last has the run's own.
+    pub curriculum: Vec<Phase>,
     /// Directory that takes checkpoints (`step-N`) and `metrics.jsonl`.
     pub out: PathBuf,
     /// Optimizer steps in all.
@@ -161,6 +166,8 @@ impl Default for Config {
             documents: false,
             optim: OptimConfig::default(),
             data: PathBuf::from("data"),
+            mixture: Vec::new(),
+            curriculum: Vec::new(),
             out: PathBuf::from("run"),
             steps: 2000,
             batch: 8,
@@ -194,7 +201,7 @@ impl Config {
     }
 
     fn from_value(value: Value) -> Result<Config> {
-        refuse_unknown(&value, &to_value(&Config::default())?, "")?;
+        refuse_unknown(&value, &known()?, "")?;
         serde_json::from_value(value).map_err(|e| format_error(&e))
     }
 
@@ -252,13 +259,18 @@ impl Config {
         };
         let place = path.split('.').try_fold(&mut tree, |at, part| at.get_mut(part));
         let place = place.unwrap_or_else(|| unreachable!("the path was listed"));
-        // a list may be given as its items: lora.targets=q_proj,v_proj
-        let items = || Value::Array(text.split(',').filter(|t| !t.is_empty()).map(Value::from).collect());
+        // a list may be given as its items: lora.targets=q_proj,v_proj or mixture=web=3,books=1
+        let item = |t| match path.as_str() {
+            "mixture" => serde_json::to_value(Part::parse(t)).unwrap_or_default(),
+            _ => Value::from(t),
+        };
+        let items = || Value::Array(text.split(',').filter(|t| !t.is_empty()).map(item).collect());
         *place = match serde_json::from_str(text) {
             Ok(value) => value,
             Err(_) if place.is_array() => items(),
             Err(_) => Value::String(text.into()),
         };
+        refuse_unknown(&tree, &known()?, "")?;
         *self = serde_json::from_value(tree).map_err(|e| invalid(format!("{assignment}: {e}")))?;
         Ok(())
     }
@@ -275,6 +287,7 @@ impl Config {
             }
         }
         self.lora.check()?;
+        corpus::check(self)?;
         if self.batch == 0 || self.accumulate == 0 || self.steps == 0 {
             return Err(invalid("batch, accumulate and steps: expected at least 1".into()));
         }
@@ -310,6 +323,12 @@ fn to_value(config: &Config) -> Result<Value> {
     serde_json::to_value(config).map_err(|e| Error::new(Status::INTERNAL, format!("configuration: {e}")))
 }
 
+/// A configuration that has every key, also those of items of lists.
+fn known() -> Result<Value> {
+    let (mixture, curriculum) = (vec![Part::default()], vec![Phase::default()]);
+    to_value(&Config { mixture, curriculum, ..Config::default() })
+}
+
 fn invalid(message: String) -> Error {
     Error::new(Status::INVALID_ARG, message)
 }
@@ -328,6 +347,11 @@ fn paths(value: &Value, prefix: &str) -> Vec<String> {
 }
 
 fn refuse_unknown(value: &Value, known: &Value, prefix: &str) -> Result<()> {
+    if let (Value::Array(items), Value::Array(known)) = (value, known) {
+        let Some(known) = known.first() else { return Ok(()) };
+        let place = |i| format!("{}.{i}.", prefix.trim_end_matches('.'));
+        return items.iter().enumerate().try_for_each(|(i, item)| refuse_unknown(item, known, &place(i)));
+    }
     let (Value::Object(value), Value::Object(known)) = (value, known) else { return Ok(()) };
     for (key, v) in value {
         match known.get(key) {
@@ -380,6 +404,10 @@ mod tests {
         let e = Config::default().set("optim.warm_up=3").unwrap_err();
         assert!(e.message().contains("optim.warmup"), "{e}");
         assert!(Config::default().set("batch").is_err());
+        let e = Config::from_json(r#"{"curriculum": [{"until": 3}, {"untill": 9}]}"#).unwrap_err();
+        assert!(e.message().contains("curriculum.1.untill") && e.message().contains("1.until\""), "{e}");
+        let e = Config::default().set(r#"mixture=[{"data": "web", "wieght": 3}]"#).unwrap_err();
+        assert!(e.message().contains("mixture.0.weight"), "{e}");
         assert!(Config::default().set("batch=many").is_err());
     }
 
@@ -393,6 +421,12 @@ mod tests {
         assert_eq!((c.data.to_str(), c.optim.decay), (Some("some/where"), 0.0));
         c.set("lora.targets=q_proj,v_proj").unwrap();
         assert_eq!(c.lora.targets, ["q_proj", "v_proj"]);
+        c.set("mixture=web=3,books").unwrap();
+        c.set(r#"curriculum=[{"until": 100, "length": 64}, {"until": 200, "weights": [0, 1]}]"#).unwrap();
+        let parts: Vec<(&str, f64)> =
+            c.mixture.iter().map(|p| (p.data.to_str().unwrap(), p.weight)).collect();
+        assert_eq!(parts, [("web", 3.0), ("books", 1.0)]);
+        assert_eq!((c.curriculum[0].length, &c.curriculum[1].weights[..]), (64, &[0.0, 1.0][..]));
         assert_eq!(Config::from_json(&c.to_json()).unwrap(), c);
         assert_eq!(Config::from_text(&c.to_yaml().unwrap()).unwrap(), c);
         assert_eq!(Config::from_text("model:\n  layers: 3\n").unwrap().model.layers, 3);

@@ -14,6 +14,8 @@ pub(crate) enum Stream {
     Directions = 4,
     /// Initial values of adapters.
     Adapter = 5,
+    /// Which directory of a mixture a sample comes from.
+    Mixture = 6,
 }
 
 /// A 64-bit mixing function (the finaliser of SplitMix64).

@@ -87,9 +87,9 @@ pub fn train(config: &Config, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) 
         let last = step == config.steps || stop;
         let due = |every: u64| last || (every > 0 && step.is_multiple_of(every));
         let (evaluate, mut save) = (due(config.eval_every), due(config.save_every));
-        if evaluate && trainer.data().held_out.is_some() {
-            let evaluation = trainer.evaluate(if last { 0 } else { config.eval_sequences })?;
-            metrics.evaluation(step, &evaluation)?;
+        if evaluate && trainer.data().iter().any(|d| d.held_out.is_some()) {
+            let (evaluation, each) = trainer.evaluate_each(if last { 0 } else { config.eval_sequences })?;
+            metrics.evaluation(step, &evaluation, &each)?;
             summary.evaluation = Some(evaluation);
             stop |= watch(&Event::Evaluated(step, evaluation)).is_break();
             if config.patience > 0 && !last && metrics.since_best() >= config.patience {
@@ -145,10 +145,15 @@ impl Metrics {
                           "tokens_per_second": r.tokens_per_second, "flops": r.flops}))
     }
 
-    fn evaluation(&mut self, step: u64, e: &Evaluation) -> Result<()> {
+    fn evaluation(&mut self, step: u64, e: &Evaluation, each: &[(PathBuf, Evaluation)]) -> Result<()> {
         self.losses.push(e.nats_per_token);
-        self.line(&json!({"step": step, "held_out_nats_per_token": e.nats_per_token,
-                          "held_out_nats_per_byte": e.nats_per_byte, "held_out_tokens": e.tokens}))
+        let mut row = json!({"step": step, "held_out_nats_per_token": e.nats_per_token,
+                             "held_out_nats_per_byte": e.nats_per_byte, "held_out_tokens": e.tokens});
+        if each.len() > 1 {
+            let one = |(dir, e): &(PathBuf, Evaluation)| (dir.display().to_string(), json!(e.nats_per_token));
+            row["held_out_of"] = Value::Object(each.iter().map(one).collect());
+        }
+        self.line(&row)
     }
 
     /// Evaluations since the best.

@@ -1,16 +1,17 @@
 //! A model in training: steps, evaluation, checkpoints.
 
-use std::fs;
-use std::path::Path;
+mod evaluate;
+
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use llm::error::{Error, Result, Status};
 
-use crate::batches::{Batch, Sampler, pack, windows};
+use crate::batches::{Batch, Sampler};
 use crate::blueprint::Blueprint;
-use crate::checkpoint::{self, Contents, State};
+use crate::checkpoint::{self, Contents, Drawn, State};
 use crate::config::Config;
-use crate::data::{TokenFile, vocabulary_hash};
+use crate::corpus::{self, Data};
 use crate::engine::{Adapter, Engine, Input, RouterLosses, Want};
 use crate::layout::Files;
 use crate::lora::{self, Lora};
@@ -20,40 +21,6 @@ use crate::tape::Tape;
 
 /// Tokens per sequence of a checkpoint's model, where the configuration does not say.
 const LENGTH: usize = 1024;
-
-/// The data of a run: token files and the tokenizer that made them.
-pub struct Data {
-    /// Ids to train on.
-    pub train: TokenFile,
-    /// Ids kept apart.
-    pub held_out: Option<TokenFile>,
-    /// `tokenizer.json`, copied into checkpoints.
-    pub tokenizer: Option<Vec<u8>>,
-    /// `tokenizer_config.json`, which may hold a chat template, copied too.
-    pub tokenizer_config: Option<Vec<u8>>,
-}
-
-impl Data {
-    /// Opens a directory that [`crate::data::prepare`] made.
-    ///
-    /// # Errors
-    /// Those of [`TokenFile::open`]; `MISMATCH` if the files come from different tokenizers.
-    pub fn open(dir: &Path) -> Result<Data> {
-        let train = TokenFile::open(&dir.join("train.tokens"))?;
-        let path = dir.join("held_out.tokens");
-        let held_out = if path.exists() { Some(TokenFile::open(&path)?) } else { None };
-        let tokenizer = fs::read(dir.join("tokenizer.json")).ok();
-        let hash = train.vocabulary_hash();
-        let others =
-            [held_out.as_ref().map(TokenFile::vocabulary_hash), tokenizer.as_deref().map(vocabulary_hash)];
-        if others.into_iter().flatten().any(|h| h != hash) {
-            let message = format!("{}: token files and tokenizer.json do not belong together", dir.display());
-            return Err(Error::new(Status::MISMATCH, message));
-        }
-        let tokenizer_config = fs::read(dir.join("tokenizer_config.json")).ok();
-        Ok(Data { train, held_out: held_out.filter(|f| f.tokens() > 1), tokenizer, tokenizer_config })
-    }
-}
 
 /// What one step did.
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +53,8 @@ pub struct Evaluation {
 /// A model in training.
 pub struct Trainer {
     config: Config,
-    data: Data,
+    /// A directory for each part of the mixture.
+    data: Vec<Data>,
     blueprint: Blueprint,
     /// The model's parameters.
     params: Params,
@@ -99,28 +67,30 @@ pub struct Trainer {
     grads: Vec<f32>,
     optimizer: Optimizer,
     sampler: Sampler,
-    /// Tokens per sequence.
+    /// Tokens per sequence: of evaluations, and of steps where the curriculum does not say.
     length: usize,
     step: u64,
     sample: u64,
+    /// Samples that came from each directory.
+    drawn: Vec<u64>,
     held_out: Option<f64>,
 }
 
 impl Trainer {
-    /// A new model on the data of `config.data`, at step 0.
+    /// A new model on the data of `config`, at step 0.
     ///
     /// # Errors
     /// `INVALID_ARG` for a configuration that does not fit itself or the data; those of opening the data.
     pub fn new(config: &Config) -> Result<Trainer> {
-        Trainer::with_data(config, Data::open(&config.data)?)
+        Trainer::with_data(config, Data::open_all(config)?)
     }
 
-    /// As [`Trainer::new`] on data that is already open.
+    /// As [`Trainer::new`] on data that is already open: a directory for each part of the mixture, or one.
     ///
     /// # Errors
     /// `INVALID_ARG` for a configuration that does not fit itself or the data; those of reading the checkpoint and the
     /// adapter to begin from.
-    pub fn with_data(config: &Config, data: Data) -> Result<Trainer> {
+    pub fn with_data(config: &Config, data: Vec<Data>) -> Result<Trainer> {
         let mut trainer = Trainer::empty(config, data)?;
         let from = &trainer.config.from;
         if from.as_os_str().is_empty() {
@@ -137,9 +107,13 @@ impl Trainer {
     }
 
     /// Everything but the values of the model.
-    fn empty(config: &Config, data: Data) -> Result<Trainer> {
+    fn empty(config: &Config, data: Vec<Data>) -> Result<Trainer> {
         let mut config = config.clone();
-        let vocab = data.train.vocab();
+        if data.len() != config.mixture.len().max(1) {
+            let message = format!("{} directories of data: expected those of `mixture`, or one", data.len());
+            return Err(Error::new(Status::INVALID_ARG, message));
+        }
+        let vocab = data.iter().map(|d| d.train.vocab()).max().unwrap_or(0);
         let new = config.from.as_os_str().is_empty();
         if new && config.model.vocab == 0 {
             config.model.vocab = vocab;
@@ -162,13 +136,22 @@ impl Trainer {
             let message = format!("model.vocab = {}: the data has {vocab} tokens", spec.vocab);
             return Err(Error::new(Status::INVALID_ARG, message));
         }
-        if !data.train.masked() && data.train.tokens() < length as u64 + 1 {
-            let (tokens, need) = (data.train.tokens(), length + 1);
-            let message = format!("{tokens} ids to train on: a context needs at least {need}");
+        let phases = config.curriculum.iter().map(|p| p.length);
+        let longest = phases.clone().fold(length, usize::max);
+        if longest > context {
+            let message = format!("curriculum: length {longest}: the model has a context of {context}");
             return Err(Error::new(Status::INVALID_ARG, message));
         }
-        if data.train.documents() == 0 {
-            return Err(Error::new(Status::INVALID_ARG, "the data holds no documents"));
+        for Data { dir, train, .. } in &data {
+            let (dir, tokens, need) = (dir.display(), train.tokens(), longest as u64 + 1);
+            let message = if !train.masked() && tokens < need {
+                format!("{dir}: {tokens} ids to train on: a context needs at least {need}")
+            } else if train.documents() == 0 {
+                format!("{dir}: the data holds no documents")
+            } else {
+                continue;
+            };
+            return Err(Error::new(Status::INVALID_ARG, message));
         }
         let mut params = blueprint.params();
         let adapter = if !config.adapter.as_os_str().is_empty() {
@@ -187,6 +170,7 @@ impl Trainer {
         let trained = adapter.as_ref().map_or(&params, |a| &a.lora.params);
         let m = &config.model;
         let tape = |train| Tape::record(spec, &params, (config.batch, length), train, m.dropout);
+        let packed = data.iter().any(|d| d.train.masked());
         let losses = RouterLosses { balance: m.experts.balance, z: m.experts.z_loss };
         let (train_tape, eval_tape) = (tape(true), tape(false));
         let (grads, optimizer) = (vec![0.0; trained.total], Optimizer::new(&config.optim, trained));
@@ -199,7 +183,8 @@ impl Trainer {
             weights: Vec::new(),
             grads,
             optimizer,
-            sampler: Sampler::new(config.seed, length, config.documents),
+            sampler: Sampler::new(config.seed, config.documents, data.len(), packed),
+            drawn: vec![0; data.len()],
             params,
             blueprint,
             data,
@@ -216,7 +201,7 @@ impl Trainer {
     /// # Errors
     /// Those of [`Trainer::new`] and of reading the checkpoint; `MISMATCH` for another model or tokenizer.
     pub fn resume(config: &Config, dir: &Path) -> Result<Trainer> {
-        let mut trainer = Trainer::empty(config, Data::open(&config.data)?)?;
+        let mut trainer = Trainer::empty(config, Data::open_all(config)?)?;
         let dir = &checkpoint::place(dir)?;
         let state = checkpoint::state(dir)?;
         match &mut trainer.engine.adapter {
@@ -243,10 +228,11 @@ impl Trainer {
         }
         let trained = trainer.engine.adapter.as_ref().map_or(&trainer.params, |a| &a.lora.params);
         checkpoint::restore(dir, trained, &mut trainer.optimizer)?;
-        if state.vocabulary_hash != trainer.data.train.vocabulary_hash() {
+        if state.vocabulary_hash != trainer.vocabulary_hash() {
             let message = format!("{}: was trained with another tokenizer than the data", dir.display());
             return Err(Error::new(Status::MISMATCH, message));
         }
+        trainer.drawn = state.drawn_from(&trainer.dirs());
         (trainer.step, trainer.sample, trainer.held_out) = (state.step, state.sample, state.held_out);
         Ok(trainer)
     }
@@ -256,9 +242,17 @@ impl Trainer {
         &self.config
     }
 
-    /// The data.
-    pub fn data(&self) -> &Data {
+    /// The data, directory by directory.
+    pub fn data(&self) -> &[Data] {
         &self.data
+    }
+
+    fn dirs(&self) -> Vec<PathBuf> {
+        self.data.iter().map(|d| d.dir.clone()).collect()
+    }
+
+    fn vocabulary_hash(&self) -> u64 {
+        self.data[0].train.vocabulary_hash()
     }
 
     /// Steps done.
@@ -293,7 +287,7 @@ impl Trainer {
         self.optimizer = Optimizer::new(&self.config.optim, &self.params);
     }
 
-    /// Tokens per step.
+    /// Tokens per step, of the stage that the run is in.
     pub fn tokens_per_step(&self) -> u64 {
         (self.tape.rows() * self.config.accumulate) as u64
     }
@@ -315,15 +309,23 @@ impl Trainer {
     /// weights stay as they were.
     pub fn step(&mut self) -> Result<StepReport> {
         let start = Instant::now();
+        let (length, weights) = corpus::stage(&self.config, self.step);
+        let length = length.unwrap_or(self.length);
+        if length != self.tape.length {
+            let (spec, shape) = (&self.blueprint.spec, (self.config.batch, length));
+            self.tape = Tape::record(spec, &self.params, shape, true, self.config.model.dropout);
+        }
         self.engine.dense.zero(&mut self.grads);
-        let (mut loss, mut sample) = (0.0, self.sample);
+        let (mut loss, mut sample, mut drawn) = (0.0, self.sample, self.drawn.clone());
         let passes = self.config.accumulate as u64;
         let mut batches = Vec::new();
         for _ in 0..passes {
             let mut batch = Batch::default();
             for _ in 0..self.config.batch {
-                self.sampler.add(&self.data.train, sample, &mut batch)?;
-                sample += 1;
+                let part = corpus::choose(self.config.seed, sample, &weights);
+                let file = (part, &self.data[part].train);
+                self.sampler.add(file, drawn[part], length, &mut batch)?;
+                (sample, drawn[part]) = (sample + 1, drawn[part] + 1);
             }
             batches.push(batch);
         }
@@ -346,11 +348,11 @@ impl Trainer {
         let lr = self.rate(self.step);
         self.update(lr, norm);
         self.step += 1;
-        self.sample = sample;
+        (self.sample, self.drawn) = (sample, drawn);
         self.held_out = None;
         let tokens_per_second = self.tokens_per_step() as f64 / start.elapsed().as_secs_f64();
         let adapted = self.engine.adapter.is_some();
-        let flops = self.blueprint.flops(&self.params, self.length, adapted) * tokens_per_second;
+        let flops = self.blueprint.flops(&self.params, length, adapted) * tokens_per_second;
         Ok(StepReport { step: self.step, loss, lr, grad_norm: norm, tokens_per_second, flops })
     }
 
@@ -387,61 +389,6 @@ impl Trainer {
         self.optimizer.step(dense, o, &step, params, values, &self.grads);
     }
 
-    /// The loss on the first `sequences` windows (0: all) of the held-out ids, side by side without overlap.
-    ///
-    /// # Errors
-    /// `NOT_FOUND` if the data has no held-out part; those of reading it.
-    pub fn evaluate(&mut self, sequences: usize) -> Result<Evaluation> {
-        let Some(file) = &self.data.held_out else {
-            return Err(Error::new(
-                Status::NOT_FOUND,
-                "no held-out text: prepare the data with a share above 0",
-            ));
-        };
-        let (batch, length) = (self.config.batch, self.length);
-        let (mut loss, mut tokens) = (0.0, 0u64);
-        if file.masked() {
-            let all = (0..u32::try_from(file.documents()).unwrap_or(u32::MAX)).collect::<Vec<_>>();
-            let borders = windows(file, all.iter().copied(), length);
-            let count = borders.len() - 1;
-            let count = if sequences == 0 { count } else { count.min(sequences) };
-            for first in (0..count).step_by(batch) {
-                let mut held = Batch::default();
-                for w in first..first + batch {
-                    // past the last window: nothing, which has no loss
-                    let span = if w < count { &all[borders[w]..borders[w + 1]] } else { &[] };
-                    pack(file, span, length, &mut held)?;
-                }
-                tokens += held.learned() as u64;
-                loss += self.engine.run(&self.eval_tape, &self.weights, &input(&held, (0, 0)), Want::Loss);
-            }
-        } else {
-            let total = file.tokens() - 1;
-            let windows = total.div_ceil(length as u64);
-            let windows = if sequences == 0 { windows } else { windows.min(sequences as u64) };
-            for first in (0..windows).step_by(batch) {
-                // Places without text get a target that has no loss.
-                let (mut ids, mut targets) = (vec![0; batch * length], vec![u32::MAX; batch * length]);
-                for (i, w) in (first..windows.min(first + batch as u64)).enumerate() {
-                    let at = w * length as u64;
-                    let n = (total - at).min(length as u64) as usize;
-                    file.read(at, &mut ids[i * length..i * length + n])?;
-                    file.read(at + 1, &mut targets[i * length..i * length + n])?;
-                    tokens += n as u64;
-                }
-                let held = Batch { ids, targets, starts: Vec::new() };
-                loss += self.engine.run(&self.eval_tape, &self.weights, &input(&held, (0, 0)), Want::Loss);
-            }
-        }
-        if tokens == 0 {
-            return Err(Error::new(Status::NOT_FOUND, "the held-out part has no token with a loss"));
-        }
-        let nats_per_token = loss / tokens as f64;
-        let nats_per_byte = nats_per_token * file.learned() as f64 / file.bytes().max(1) as f64;
-        self.held_out = Some(nats_per_token);
-        Ok(Evaluation { nats_per_token, nats_per_byte, tokens })
-    }
-
     /// The logits `[ids.len(), vocab]` of one sequence of at most the model's context.
     ///
     /// # Errors
@@ -466,11 +413,14 @@ impl Trainer {
     /// # Errors
     /// `IO` and what else writing files brings.
     pub fn save(&self, dir: &Path) -> Result<()> {
+        let drawn = self.dirs().into_iter().zip(&self.drawn);
+        let drawn = drawn.map(|(data, samples)| Drawn { data, samples: *samples }).collect();
         let state = State {
             step: self.step,
             sample: self.sample,
+            drawn,
             held_out: self.held_out,
-            vocabulary_hash: self.data.train.vocabulary_hash(),
+            vocabulary_hash: self.vocabulary_hash(),
             config: self.config.clone(),
         };
         let contents = Contents {

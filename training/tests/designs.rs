@@ -30,7 +30,7 @@ fn a_converted_checkpoint_of_every_design_gives_the_logits_of_the_trained_model(
         }
 
         let mut ids = vec![0u32; config.model.context];
-        trainer.data().train.read(100, &mut ids).unwrap();
+        trainer.data()[0].train.read(100, &mut ids).unwrap();
         let expected = trainer.logits(&ids).unwrap();
         let vocab = expected.len() / ids.len();
         let model = Model::open_path(&runtime, &out, &OpenOptions::default(), None).unwrap();

@@ -27,7 +27,7 @@ fn lora(config: &Config, from: &Path) -> Config {
 
 fn logits(trainer: &mut Trainer) -> Vec<f32> {
     let mut ids = vec![0u32; 16];
-    trainer.data().train.read(100, &mut ids).unwrap();
+    trainer.data()[0].train.read(100, &mut ids).unwrap();
     trainer.logits(&ids).unwrap()
 }
 
@@ -143,8 +143,8 @@ fn only_answers_are_learned_from_conversations_and_a_stop_at_any_step_changes_no
     let mut config = conversations(dir.path(), &config);
     (config.optim.rate, config.accumulate, config.steps) = (1e-2, 2, 160);
     let mut trainer = Trainer::new(&config).unwrap();
-    let learned = trainer.data().train.learned();
-    assert!(learned > 0 && learned * 2 < trainer.data().train.tokens(), "{learned}");
+    let learned = trainer.data()[0].train.learned();
+    assert!(learned > 0 && learned * 2 < trainer.data()[0].train.tokens(), "{learned}");
     let expected = run(&config, 9);
     let checkpoint = dir.path().join("checkpoint");
     for at in [1, 4, 8] {
@@ -158,7 +158,7 @@ fn only_answers_are_learned_from_conversations_and_a_stop_at_any_step_changes_no
     advance(&mut trainer, 150);
     let held_out = trainer.evaluate(0).unwrap();
     assert!(held_out.nats_per_token < 0.3, "{held_out:?}: the answers follow from the questions");
-    assert!(held_out.tokens < trainer.data().held_out.as_ref().unwrap().tokens() / 2);
+    assert!(held_out.tokens < trainer.data()[0].held_out.as_ref().unwrap().tokens() / 2);
 }
 
 #[test]

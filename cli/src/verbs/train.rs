@@ -57,6 +57,9 @@ pub fn run(args: &Args) -> Result<()> {
     for setting in &args.settings {
         config.set(setting)?;
     }
+    if args.data.is_some() && !config.mixture.is_empty() {
+        bail!("--data and the setting `mixture` both name the data: give one of them");
+    }
     if args.show_config {
         say!("{}", config.to_json())?;
         return Ok(());
