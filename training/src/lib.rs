@@ -25,6 +25,7 @@ mod lora;
 mod merge;
 mod optim;
 mod params;
+mod pieces;
 pub mod presets;
 pub mod quickstart;
 mod random;
@@ -35,8 +36,9 @@ mod tape;
 mod trainer;
 #[cfg(test)]
 mod twin;
+mod unigram;
 
-pub use bpe::{TokenizerOptions, train_tokenizer};
+pub use bpe::{TokenizerKind, TokenizerOptions, train_tokenizer};
 pub use config::{Config, OptimConfig, OptimizerKind, Schedule};
 pub use corpus::{Data, Part, Phase};
 pub use data::{PrepareOptions, Prepared, TokenFile, prepare};

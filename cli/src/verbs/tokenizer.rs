@@ -1,9 +1,9 @@
-//! `libllm tokenizer train`: a byte-level BPE vocabulary from texts.
+//! `libllm tokenizer train`: a vocabulary from texts.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
-use llm_train::{Source, TokenizerOptions};
+use llm_train::{Source, TokenizerKind, TokenizerOptions};
 
 /// Make tokenizers
 #[derive(clap::Subcommand)]
@@ -11,7 +11,7 @@ pub enum Tokenizer {
     Train(TrainArgs),
 }
 
-/// Train a byte-level BPE vocabulary
+/// Train a vocabulary: byte-level BPE, or pieces as SentencePiece has them
 #[derive(clap::Args)]
 pub struct TrainArgs {
     /// Where the text is, as for `data prepare`
@@ -20,6 +20,12 @@ pub struct TrainArgs {
     /// The tokenizer.json to write
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
+    /// How text is cut: BPE over bytes, or over characters in which a space is `▁` (`bpe`, `unigram`)
+    #[arg(long, value_enum, default_value_t = Kind::ByteLevel)]
+    kind: Kind,
+    /// Share of the text's characters with a token of their own, the others are spelled in bytes; not of `byte-level`
+    #[arg(long, default_value_t = 0.9995)]
+    coverage: f64,
     /// Tokens in all
     #[arg(long, default_value_t = 8192)]
     size: usize,
@@ -31,11 +37,24 @@ pub struct TrainArgs {
     field: String,
 }
 
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Kind {
+    ByteLevel,
+    Bpe,
+    Unigram,
+}
+
 /// Runs the verb.
 pub fn run(verb: &Tokenizer) -> Result<()> {
     let Tokenizer::Train(args) = verb;
     let options = TokenizerOptions {
         inputs: args.inputs.iter().map(|name| Source::parse(name)).collect::<Result<_, _>>()?,
+        kind: match args.kind {
+            Kind::ByteLevel => TokenizerKind::ByteLevel,
+            Kind::Bpe => TokenizerKind::Bpe,
+            Kind::Unigram => TokenizerKind::Unigram,
+        },
+        coverage: args.coverage,
         field: args.field.clone(),
         vocab: args.size,
         special: args.special.clone(),
