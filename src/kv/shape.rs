@@ -149,6 +149,12 @@ impl PageShape {
         let pages = (0..tokens.div_ceil(self.tokens)).flat_map(|i| (0..self.groups()).map(move |g| (i, g)));
         pages.filter(move |&(i, group)| i >= self.first_needed(group, tokens))
     }
+
+    /// Pages that a sequence of `tokens` tokens holds which ran the last of them in steps of `step`.
+    pub(crate) fn held(&self, tokens: usize, step: usize) -> usize {
+        let first = |group| self.first_kept(group, tokens.saturating_sub(step));
+        (0..self.groups()).map(|group| tokens.div_ceil(self.tokens) - first(group)).sum()
+    }
 }
 
 pub(super) fn layout(attention: &Attention, kv: KvType, page_tokens: usize) -> KvLayout {
@@ -236,6 +242,9 @@ mod tests {
             let needed: Vec<_> = shape.needed(tokens).collect();
             let pages = tokens.div_ceil(16);
             assert_eq!(needed.len(), pages + pages - seen / 16);
+            // A step of 16 sees the window behind its first token, and a window keeps 64 tokens more.
+            let kept = (tokens + 1).saturating_sub(16 + 64 + 20) / 16;
+            assert_eq!(shape.held(tokens, 16), pages + pages - kept);
         }
     }
 }

@@ -7,18 +7,20 @@
 //! A call that fails leaves the session as it was: pages behind the old end hold nothing that anybody reads, so it is
 //! enough to forget the tokens. Chunks, threads and page sizes do not change a bit of what is computed, and neither
 //! does where a page came from: computed, shared by a fork, found in the pool, or brought back. It does not know text
-//! or sampling. `batch` runs several at once, `schedule` decides when, `share` is what a session does with its pool,
-//! `verify` a step that may be taken back in part, `outputs` is what tokens leave behind other than the last one's
-//! logits.
+//! or sampling. `prefill` runs tokens, `batch` those of several sessions at once, `schedule` decides when, `share` is
+//! what a session does with its pool, `verify` a step that may be taken back in part, `outputs` is what tokens leave
+//! behind other than the last one's logits.
 
 mod adapters;
 pub mod batch;
 mod embed;
 pub mod generate;
 mod hidden;
+mod options;
 mod outputs;
 mod overflow;
 mod plan;
+mod prefill;
 pub mod schedule;
 mod score;
 pub mod several;
@@ -28,25 +30,21 @@ pub mod speculative;
 mod stats;
 mod verify;
 
-use std::time::Instant;
-
 use std::sync::Arc;
-
-use llm_kernels::{FloatControl, Row};
 
 use crate::adapter::Use;
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
 use crate::kv::pages::{Pages, TableId};
-use crate::kv::shape::MOST_GROUPS;
-use crate::kv::{Eviction, KvOptions, KvPool, KvType, Root, Turn};
+use crate::kv::{Eviction, KvOptions, KvPool, Root};
 use crate::model::Model;
-use crate::model::forward::{Batch, Scratch};
+use crate::model::forward::Scratch;
 use crate::model::rope::Frequencies;
 use crate::runtime::{Charge, Memory};
 
 pub use embed::Pooling;
 pub use llm_kernels::Level;
+pub use options::{Control, OnProgress, Progress, SessionOptions};
 pub use outputs::{Asked, OnOutput, Output};
 pub use overflow::Overflow;
 pub use plan::MemoryPlan;
@@ -58,73 +56,6 @@ const LOGIT_ROWS: usize = 16;
 /// The most tokens a session may hold: positions and page numbers stay far from 2³².
 const MOST_TOKENS: usize = 1 << 30;
 
-/// What a session shall be.
-#[derive(Clone, Debug)]
-pub struct SessionOptions {
-    /// Tokens it can hold; 0: as many as the model was trained for.
-    pub max_tokens: usize,
-    /// Tokens that a prefill computes at once.
-    pub chunk: usize,
-    /// Storage of keys and values in a pool of its own; a shared pool has its own.
-    pub kv: KvType,
-    /// Tokens of a KV page, 16, 32 or 64, in a pool of its own.
-    pub page: usize,
-    /// Pages it leaves in a shared pool are evicted after those of lower priority, where the pool goes by priority.
-    pub priority: i32,
-    /// How far results agree.
-    pub determinism: Level,
-    /// Whether a cancelled call leaves the session where it stood before it (else at the last completed chunk).
-    pub rollback_on_cancel: bool,
-    /// What happens when tokens do not fit behind those it holds.
-    pub overflow: Overflow,
-    /// Length of the whole sequence as dynamic and longrope scaling need it; `None`: what the session can hold.
-    pub rope_length: Option<u32>,
-    /// Dynamic and longrope scaling follow the length that is reached with each call, and keys stay as they were
-    /// rotated then. Results then depend on how tokens are divided into calls.
-    pub rope_running: bool,
-}
-
-impl Default for SessionOptions {
-    fn default() -> Self {
-        Self {
-            max_tokens: 0,
-            chunk: 512,
-            kv: KvType::Auto,
-            page: 64,
-            priority: 0,
-            determinism: Level::default(),
-            rollback_on_cancel: true,
-            overflow: Overflow::Error,
-            rope_length: None,
-            rope_running: false,
-        }
-    }
-}
-
-/// How far a prefill is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Tokens of this call that are held, the reused among them.
-    pub done: usize,
-    /// Tokens of this call that were found in the pool.
-    pub reused: usize,
-    /// Tokens of this call.
-    pub total: usize,
-}
-
-/// What a progress function wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Control {
-    /// Go on.
-    Continue,
-    /// End here and keep what was computed; the call succeeds.
-    Stop,
-    /// End like a cancel handle.
-    Cancel,
-}
-
-/// Told about every chunk.
-pub type OnProgress<'a> = &'a mut dyn FnMut(Progress) -> Control;
 /// Told the index of a token and the logits behind it.
 pub type OnLogits<'a> = &'a mut dyn FnMut(usize, &[f32]) -> Result<()>;
 
@@ -333,55 +264,6 @@ impl Session {
         Err(Error::new(Status::BAD_STATE, message))
     }
 
-    /// Appends `ids`, chunk by chunk; logits of the last one are ready afterwards. Without ids nothing happens. What
-    /// the pool holds of them already is not computed again. Where they do not fit, [`SessionOptions::overflow`] says
-    /// what goes.
-    ///
-    /// # Errors
-    /// `INVALID_ARG` for an id outside the vocabulary (detail `token_index`); `CONTEXT_FULL`, `KV_FULL`,
-    /// `NO_MEMORY`, `BUDGET`; `CANCELLED`, `DEADLINE`; `UNSUPPORTED` where logits are not finite (detail
-    /// `position`). The session is then as before the call, except for a cancelled one without
-    /// `rollback_on_cancel`: that stands at the last completed chunk.
-    pub fn prefill(
-        &mut self,
-        ids: &[i32],
-        cancel: Option<&Cancel>,
-        progress: Option<OnProgress<'_>>,
-    ) -> Result<()> {
-        let _float = FloatControl::default_for_now();
-        self.recover(cancel)?;
-        if self.overflows(ids.len()) {
-            return self.prefill_over(ids, cancel, progress);
-        }
-        self.prefill_fitting(ids, cancel, progress)
-    }
-
-    /// [`Session::prefill`] of ids for which nothing goes.
-    fn prefill_fitting(
-        &mut self,
-        ids: &[i32],
-        cancel: Option<&Cancel>,
-        progress: Option<OnProgress<'_>>,
-    ) -> Result<()> {
-        let (before, clock, pool) = (self.tokens.len(), Instant::now(), self.pool.clone());
-        let mut pages = self.begin(&pool, ids, cancel)?;
-        let reused = self.enter(&mut pages, ids, ids.len().saturating_sub(1), self.options.chunk)?;
-        let mut whole = false;
-        let run = self.run(&pool, pages, ids, reused, cancel, progress, &mut whole);
-        let ended = self.end(before, before + reused, self.tokens.len(), whole, cancel, run);
-        let kept = self.tokens.len() - before;
-        self.counters.call(ids.len(), reused.min(kept), kept.saturating_sub(reused), clock.elapsed());
-        ended
-    }
-
-    /// Appends one token; its logits are ready afterwards.
-    ///
-    /// # Errors
-    /// As [`Session::prefill`].
-    pub fn decode(&mut self, id: i32, cancel: Option<&Cancel>) -> Result<()> {
-        self.prefill(&[id], cancel, None)
-    }
-
     /// Keeps the first `tokens` tokens. What follows is computed as if the others had never been there. Layers with a
     /// window have let go of what they no longer see: after a step further back than the window, the tokens kept run
     /// through the model again with the next call, as far as the pool does not find them.
@@ -418,24 +300,9 @@ impl Session {
         self.forget(0);
     }
 
-    /// Checks `ids` and waits for the session's turn.
-    fn begin<'a>(
-        &mut self,
-        pool: &'a KvPool,
-        ids: &[i32],
-        cancel: Option<&Cancel>,
-    ) -> Result<Turn<'a, Pages>> {
-        self.verified = 0;
-        self.check_ids(ids)?;
-        let rows = ids.len().min(self.options.chunk);
-        self.scratch.room(self.model.spec(), rows, &mut self.charge)?;
-        self.scratch.room_for_adapters(rows, self.rank(), &mut self.charge)?;
-        pool.lock_unless(cancel)
-    }
-
     fn check_ids(&self, ids: &[i32]) -> Result<()> {
         let held = self.tokens.len();
-        self.check_vocab(ids)?;
+        check_vocab(self.model.spec().vocab, ids)?;
         if ids.len() > self.capacity - held {
             let message = format!(
                 "{} tokens more do not fit: the session holds {held} of at most {}; raise max_tokens",
@@ -446,200 +313,6 @@ impl Session {
             return Err(Error::new(Status::CONTEXT_FULL, message).with("needed", needed));
         }
         Ok(())
-    }
-
-    fn check_vocab(&self, ids: &[i32]) -> Result<()> {
-        let vocab = self.model.spec().vocab;
-        let inside = |id: &i32| u32::try_from(*id).is_ok_and(|id| id < vocab);
-        if let Some(index) = ids.iter().position(|id| !inside(id)) {
-            let message =
-                format!("token {index} is {}; this model has ids from 0 to {}", ids[index], vocab - 1);
-            return Err(Error::new(Status::INVALID_ARG, message).with("token_index", index as i64));
-        }
-        Ok(())
-    }
-
-    /// Runs the tokens again whose pages are gone. There are no logits afterwards.
-    fn recover(&mut self, cancel: Option<&Cancel>) -> Result<()> {
-        if self.missing == 0 {
-            return Ok(());
-        }
-        let _float = FloatControl::default_for_now();
-        let covered = self.tokens.len() - std::mem::take(&mut self.missing);
-        let rest = self.tokens.split_off(covered);
-        let run = self.prefill_fitting(&rest, cancel, None);
-        let done = self.tokens.len() - covered;
-        self.tokens.extend_from_slice(&rest[done..]);
-        self.missing = rest.len() - done;
-        self.logits_at = None;
-        run
-    }
-
-    /// Takes over what the pool holds of `ids`, at most `most` tokens, and makes room for the rest, where windows are
-    /// for the first `near`. Returns how many tokens were taken over.
-    fn enter(&mut self, pages: &mut Pages, ids: &[i32], most: usize, near: usize) -> Result<usize> {
-        let before = self.tokens.len();
-        pages.swap_in(self.table, &self.tokens)?;
-        let reused = pages.adopt(self.table, before, ids, most);
-        self.tokens.extend_from_slice(&ids[..reused]);
-        if let Err(e) = pages.room(
-            self.table,
-            before + reused,
-            before + ids.len(),
-            before.saturating_add(reused).saturating_add(near),
-        ) {
-            self.forget_in(pages, before);
-            return Err(e);
-        }
-        if self.options.rope_running {
-            let length = (before + ids.len()) as u32;
-            for (table, rope) in self.ropes.iter_mut().zip(&self.model.spec().ropes) {
-                if Frequencies::vary(rope) {
-                    *table = Frequencies::new(rope, length);
-                }
-            }
-        }
-        Ok(reused)
-    }
-
-    /// Runs `ids` in chunks; logits of the last completed chunk's last token are in the scratch wherever this ends.
-    /// The first chunk has the turn `pages`, each other waits for its own. `whole` tells whether all of them ran and
-    /// are published.
-    #[allow(clippy::too_many_arguments)] // what a call is, and where it stands
-    fn run<'a>(
-        &mut self,
-        pool: &'a KvPool,
-        pages: Turn<'a, Pages>,
-        ids: &[i32],
-        reused: usize,
-        cancel: Option<&Cancel>,
-        mut progress: Option<OnProgress<'_>>,
-        whole: &mut bool,
-    ) -> Result<()> {
-        let before = self.tokens.len() - reused;
-        let (total, mut done, mut turn) = (ids.len(), reused, Some(pages));
-        for chunk in ids[reused..].chunks(self.options.chunk) {
-            let mut pages = match turn.take() {
-                Some(pages) => pages,
-                None => pool.lock_unless(cancel)?,
-            };
-            self.next_room(&mut pages, before + total, chunk.len())?;
-            self.chunk(&mut pages, chunk, cancel)?;
-            done += chunk.len();
-            // Whoever may end the call between chunks gets logits there.
-            if done == total || progress.is_some() || !self.options.rollback_on_cancel {
-                let last = chunk.len() - 1;
-                self.model.forward().logits(std::slice::from_ref(&(last..last + 1)), &mut self.scratch);
-                let vocab = self.model.spec().vocab as usize;
-                check_finite(self.scratch.logits.host(vocab), vocab, |_| self.tokens.len() - 1)?;
-            }
-            if done == total {
-                pages.publish(self.table, &self.tokens);
-                pages.let_go(self.table, 0, self.tokens.len());
-                *whole = true;
-            } else {
-                self.let_go_after(&mut pages, before);
-            }
-            drop(pages);
-            if let Some(progress) = progress.as_mut() {
-                match progress(Progress { done, reused, total }) {
-                    Control::Continue => {}
-                    Control::Stop => break,
-                    Control::Cancel => {
-                        return Err(Error::new(Status::CANCELLED, "cancelled by the progress function"));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes room for the next `chunk` tokens where there is none yet, for layers with windows; the others have it for
-    /// those up to `end`.
-    fn next_room(&self, pages: &mut Pages, end: usize, chunk: usize) -> Result<()> {
-        match pages.store().shape().is_windowed() {
-            true => pages.room(self.table, self.tokens.len(), end, self.tokens.len() + chunk),
-            false => Ok(()),
-        }
-    }
-
-    /// Lets pages behind windows go in the middle of a call that may still go back to its first `before` tokens.
-    fn let_go_after(&self, pages: &mut Pages, before: usize) {
-        if pages.store().shape().is_windowed() {
-            // So that others find them for as long as there is room.
-            pages.publish(self.table, &self.tokens);
-            pages.let_go(self.table, before, self.tokens.len());
-        }
-    }
-
-    /// Runs one chunk through all layers and counts its tokens as held.
-    fn chunk(&mut self, pages: &mut Pages, chunk: &[i32], cancel: Option<&Cancel>) -> Result<()> {
-        self.ids.clear();
-        self.ids.extend(chunk.iter().map(|&id| id as u32)); // proven by `begin`
-        let start = self.tokens.len() as u32;
-        let groups = pages.store().shape().groups();
-        let (store, tables) = pages.parts();
-        let row = |group, position| Row { table: tables.pages(self.table, group), position };
-        let mut one = [row(0, start); MOST_GROUPS];
-        let many: Vec<Row<'_>>; // decoding does without
-        let rows = if chunk.len() == 1 {
-            (0..groups).for_each(|group| one[group] = row(group, start));
-            &one[..groups]
-        } else {
-            let rows = |group| (start..).take(chunk.len()).map(move |position| row(group, position));
-            many = (0..groups).flat_map(rows).collect();
-            &many
-        };
-        let ropes = &[(chunk.len(), &self.ropes[..])];
-        let adapters: &[_] =
-            if self.adapters.is_empty() { &[] } else { &[(chunk.len(), &self.adapters[..])] };
-        let batch = Batch { ids: &self.ids, rows, ropes, adapters, level: self.options.determinism };
-        self.model.forward().layers(&batch, store, &mut self.scratch, cancel)?;
-        self.collect_hidden(chunk.len())?;
-        self.tokens.extend_from_slice(chunk);
-        Ok(())
-    }
-
-    /// Ends a call that began with `before` tokens and computed from `from` on: takes over the logits, which are behind
-    /// of the first `behind` tokens, or goes back. The pages of a `whole` call are published. A cancelled call does not
-    /// wait for a turn any more: what it leaves to do is done before anybody sees the pages again.
-    fn end(
-        &mut self,
-        before: usize,
-        from: usize,
-        behind: usize,
-        whole: bool,
-        cancel: Option<&Cancel>,
-        run: Result<()>,
-    ) -> Result<()> {
-        let cancelled =
-            run.as_ref().is_err_and(|e| matches!(e.status(), Status::CANCELLED | Status::DEADLINE));
-        let keep = run.is_ok() || cancelled && !self.options.rollback_on_cancel;
-        if !(keep && self.tokens.len() > from) {
-            self.forget(before);
-            return run;
-        }
-        self.logits_at = Some(behind).filter(|&behind| behind == self.tokens.len());
-        if self.logits_at.is_some() {
-            let n = self.logits.len();
-            self.logits.copy_from_slice(self.scratch.logits.host(n));
-        }
-        if whole {
-            return run;
-        }
-        self.forget(self.tokens.len());
-        if run.is_ok() {
-            self.publish(cancel);
-        }
-        run
-    }
-
-    /// Lets others find the session's pages. Where the waiting ends early they do not; the next call publishes them.
-    fn publish(&mut self, cancel: Option<&Cancel>) {
-        if let Ok(mut pages) = self.pool.lock_unless(cancel) {
-            pages.publish(self.table, &self.tokens);
-            pages.let_go(self.table, 0, self.tokens.len());
-        }
     }
 
     /// Keeps the first `tokens` tokens and no page that only later ones need, unless it is reserved.
@@ -674,6 +347,19 @@ fn whole(model: &Model) -> Result<()> {
     let message =
         "this is a self-drafting head, which has no session of its own: take the model that it belongs to";
     Err(Error::new(Status::UNSUPPORTED, message))
+}
+
+/// Refuses ids that a vocabulary of `vocab` has not (detail `token_index`).
+fn check_vocab(vocab: u32, ids: &[i32]) -> Result<()> {
+    let inside = |id: &i32| u32::try_from(*id).is_ok_and(|id| id < vocab);
+    match ids.iter().position(|id| !inside(id)) {
+        None => Ok(()),
+        Some(index) => {
+            let message =
+                format!("token {index} is {}; this model has ids from 0 to {}", ids[index], vocab - 1);
+            Err(Error::new(Status::INVALID_ARG, message).with("token_index", index as i64))
+        }
+    }
 }
 
 /// Refuses rows of logits or hidden states that are not finite. `position` tells that of a row.

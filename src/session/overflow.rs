@@ -10,7 +10,7 @@
 //! `rollback_on_cancel`, leaves the session as it was, dropped tokens included. That takes pages for the tail beside
 //! the old ones for so long; a session with pages of its own has them.
 
-use super::{OnProgress, Session};
+use super::{OnProgress, Session, check_vocab};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
 use crate::kv::pages::TableId;
@@ -133,7 +133,7 @@ impl Session {
         cancel: Option<&Cancel>,
         progress: Option<OnProgress<'_>>,
     ) -> Result<()> {
-        self.check_vocab(ids)?;
+        check_vocab(self.model.spec().vocab, ids)?;
         let (before, mut rest) = self.drop_for(ids.len(), cancel)?;
         rest.extend_from_slice(ids);
         let start = self.tokens.len();

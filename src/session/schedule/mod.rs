@@ -19,10 +19,11 @@ mod room;
 
 use super::batch::{Batch, Slot, Want};
 use super::generate::{Event, Generation, Kind, Plan};
-use super::{Progress, Session, SessionOptions};
+use super::{Progress, Session, SessionOptions, check_vocab};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
 use crate::kv::KvPool;
+use crate::kv::shape::PageShape;
 use crate::sampler::Sampler;
 use item::{Item, Part};
 use llm_kernels::Level;
@@ -146,10 +147,8 @@ pub struct Scheduler {
     queue: Vec<Item>,
     /// By rank, the first first.
     running: Vec<Item>,
-    /// Tokens of a page.
-    page: usize,
-    /// Pages that the layers of one page's tokens take, at most.
-    groups: usize,
+    /// What a page holds, and which ones a sequence keeps.
+    shape: PageShape,
     next: u64,
     /// The request that found no pages, and how many there were then.
     blocked: Option<(RequestId, u64)>,
@@ -180,8 +179,7 @@ impl Scheduler {
         }
         Ok(Self {
             batch: Batch::new(pool)?,
-            page: pool.stats().page_tokens as usize,
-            groups: pool.stats().groups as usize,
+            shape: pool.lock().store().shape().clone(),
             pool: pool.clone(),
             options,
             queue: Vec::new(),
@@ -237,13 +235,8 @@ impl Scheduler {
                 (session.len(), session.capacity)
             }
             None => {
-                let (prompt, vocab) = (&request.prompt, self.pool.model().spec().vocab);
-                let outside = |id: &i32| u32::try_from(*id).map_or(true, |id| id >= vocab);
-                if let Some(index) = prompt.iter().position(outside) {
-                    let message = format!("token {index} is {}: expected 0 to {}", prompt[index], vocab - 1);
-                    return Err(Error::new(Status::INVALID_ARG, message).with("token_index", index as i64));
-                }
-                if prompt.is_empty() {
+                check_vocab(self.pool.model().spec().vocab, &request.prompt)?;
+                if request.prompt.is_empty() {
                     return invalid("without a session a request needs a prompt");
                 }
                 if request.options.rope_running {
@@ -259,7 +252,7 @@ impl Scheduler {
             let message = format!("{needed} tokens do not fit: the session holds at most {capacity}");
             return Err(Error::new(Status::CONTEXT_FULL, message).with("needed", needed as i64));
         }
-        let pages = (needed.div_ceil(self.page) * self.groups) as u64;
+        let pages = self.shape.held(needed, self.options.chunk) as u64;
         let total = self.pool.stats().total;
         if pages > total {
             let message = format!("{needed} tokens take {pages} pages; the pool has {total}");
@@ -358,7 +351,7 @@ impl Scheduler {
             prompts.rotate_left(first);
             prompts.sort_by_key(|item| item.todo().len());
             for (i, item) in (1..=prompts.len()).rev().zip(prompts) {
-                let n = item.chunk(left.div_ceil(i).min(left), self.page);
+                let n = item.chunk(left.div_ceil(i).min(left), self.shape.tokens);
                 item.part = if n == 0 { Part::Rest } else { Part::Prompt(n) };
                 left -= n;
             }

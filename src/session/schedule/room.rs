@@ -56,12 +56,12 @@ impl Scheduler {
         if !out {
             item.reuse()?;
         }
-        let held = if out { 0 } else { item.held().div_ceil(self.page) };
-        let needed = (item.length() + 1).div_ceil(self.page).saturating_sub(held) * self.groups;
+        let (shape, step) = (&self.shape, self.options.chunk);
+        let pages = |tokens| shape.held(tokens, step);
+        let held = if out { 0 } else { pages(item.held()) };
+        let needed = pages(item.length() + 1).saturating_sub(held);
         // What those that run have not taken of their prompts' pages, and a page for each to go on.
-        let missing = |item: &Item| {
-            (item.length().div_ceil(self.page) - item.held().div_ceil(self.page) + 1) * self.groups
-        };
+        let missing = |item: &Item| pages(item.length()).saturating_sub(pages(item.held())) + shape.groups();
         let promised: usize = self.running.iter().map(missing).sum();
         if !alone && self.available() < (needed + promised) as u64 {
             item.let_go();
@@ -93,7 +93,7 @@ impl Scheduler {
         let mut i = 0;
         while let Some(item) = self.running.get_mut(i) {
             let prompt = matches!(item.part, super::Part::Prompt(_));
-            if prompt && item.held().is_multiple_of(self.page) && item.reuse().is_ok() {
+            if prompt && item.held().is_multiple_of(self.shape.tokens) && item.reuse().is_ok() {
                 // It may have less to run now.
                 item.part = super::Part::Prompt(item.rows().min(item.todo().len()));
             }
