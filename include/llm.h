@@ -477,7 +477,7 @@ typedef struct llm_kv_stats {
     int32_t kv_type;
     /* Tokens of a page. */
     uint64_t page_tokens;
-    /* Bytes of a page, all layers. */
+    /* Bytes of a page. */
     uint64_t page_bytes;
     /* All pages. */
     uint64_t total;
@@ -503,8 +503,11 @@ typedef struct llm_kv_stats {
     uint64_t evictions;
     /* Pages copied because a session wrote into one it shared, since the start. */
     uint64_t copies;
+    /* Pages that `page_tokens` tokens of a session take: one for each group of layers that hold the same tokens (those
+     * without a window, those with each length of one). */
+    uint64_t groups;
     /* Zero. */
-    uint64_t reserved[4];
+    uint64_t reserved[3];
 } llm_kv_stats;
 
 /* Told how far a prefill is: tokens in all, tokens reused, tokens done, milliseconds so far. Answers one of
@@ -1009,6 +1012,21 @@ llm_status llm_tokenizer_encode(const struct llm_tokenizer *tokenizer,
                                 size_t cap,
                                 size_t *out_needed);
 
+/* A context and the text behind it, encoded as the one text that they are: ids of both, ask or fill, of which the first
+ * `out_context` belong to the context; all behind those hold something of the text. No special token comes out of the
+ * text, whatever `flags` say, and none that would stand behind it. For llm_session_score of the text after a prefill of
+ * the context. NULL_ARG, BAD_UTF8, INVALID_ARG, BUFFER_SMALL. S. */
+llm_status llm_tokenizer_encode_pair(const struct llm_tokenizer *tokenizer,
+                                     const char *context,
+                                     size_t context_length,
+                                     const char *text,
+                                     size_t text_length,
+                                     uint32_t flags,
+                                     llm_token *ids,
+                                     size_t cap,
+                                     size_t *out_needed,
+                                     size_t *out_context);
+
 /* Ids to bytes, ask or fill, without a NUL; not always UTF-8 (a text stream gives whole characters). `flags` are of
  * LLM_DECODE. NULL_ARG, INVALID_ARG for an id that is not in the vocabulary, BUFFER_SMALL. S. */
 llm_status llm_tokenizer_decode(const struct llm_tokenizer *tokenizer,
@@ -1345,6 +1363,12 @@ llm_status llm_session_top(struct llm_session *session,
                            size_t count,
                            size_t *out_count);
 
+/* Keeps the hidden vectors of the tokens computed from now on, the last 512 of them, for a self-drafting head: called
+ * before the prefill, a generation that guesses with the model's own head (llm_spec_options_set_self) begins with what the
+ * head can know of the prompt; else it knows only the tokens that follow. The results of the session stay the same; each
+ * token takes a vector of the model's width. NULL_ARG, BUSY. X. */
+llm_status llm_session_keep_hidden(struct llm_session *session);
+
 /* Frees a session; NULL is allowed. One that a generation has goes when the generation does. X. */
 void llm_session_free(struct llm_session *session);
 
@@ -1620,9 +1644,9 @@ llm_status llm_snapshot_inspect_path(const char *path,
 /* Makes an empty session, and a sampler unless that is NULL, what a snapshot holds: both go on with the same bits. The
  * sampler keeps its processors, which must be those of the saved one, and its constraint, which takes the saved tokens
  * again. Everything is checked before anything changes. BAD_STATE if the session holds tokens; BAD_FORMAT, BAD_VERSION,
- * CHECKSUM for damaged bytes; MISMATCH for another model, KV type, page size, determinism, rotary length, processors
- * or constraint; NOT_FOUND where a sampler is given and none was saved; CONTEXT_FULL, KV_FULL, BUDGET, NO_MEMORY: all
- * is as before then. NULL_ARG, BUSY. X on both. */
+ * CHECKSUM for damaged bytes; MISMATCH for another model, KV type, page size, determinism, rotary length, adapters,
+ * processors or constraint; NOT_FOUND where a sampler is given and none was saved; CONTEXT_FULL, KV_FULL, BUDGET,
+ * NO_MEMORY: all is as before then. NULL_ARG, BUSY. X on both. */
 llm_status llm_session_restore_buffer(struct llm_session *session,
                                       struct llm_sampler *sampler,
                                       const void *data,
@@ -1873,14 +1897,6 @@ llm_status llm_generation_ids(struct llm_generation *generation,
                               const llm_token **out_ids,
                               size_t *out_count);
 
-/* The likeliest tokens at the place of the last event's first token, and their log-probabilities under the model
- * alone, likeliest first: two arrays of `cap` entries, ask or fill. NULL_ARG, BUSY, BUFFER_SMALL. X. */
-llm_status llm_generation_top(struct llm_generation *generation,
-                              llm_token *ids,
-                              float *log_probabilities,
-                              size_t cap,
-                              size_t *out_needed);
-
 /* Why it ended: one of LLM_REASON. NULL_ARG, BUSY. X. */
 llm_status llm_generation_reason(struct llm_generation *generation, int32_t *out_reason);
 
@@ -1894,6 +1910,26 @@ llm_status llm_generation_spec_stats(struct llm_generation *generation,
 
 /* Ends a generation and gives session and sampler back; NULL is allowed. X. */
 void llm_generation_free(struct llm_generation *generation);
+
+/* The likeliest tokens at the place of the last event's first token, and their log-probabilities under the model
+ * alone, likeliest first: two arrays of `cap` entries, ask or fill. NULL_ARG, BUSY, BUFFER_SMALL. X. */
+llm_status llm_generation_top(struct llm_generation *generation,
+                              llm_token *ids,
+                              float *log_probabilities,
+                              size_t cap,
+                              size_t *out_needed);
+
+/* The log-probability (as llm_event has it of the first) and the likeliest tokens at the place of any of the last event's
+ * ids, the `index`-th from 0: several are told where tokens were guessed. An id that a constraint put there, and one of an
+ * echo, was not chosen: NaN, and no tokens. `out_log_probability` may be NULL, as the arrays where `cap` is 0.
+ * INVALID_ARG for an index that the event does not have; else as llm_generation_top. X. */
+llm_status llm_generation_top_at(struct llm_generation *generation,
+                                 size_t index,
+                                 float *out_log_probability,
+                                 llm_token *ids,
+                                 float *log_probabilities,
+                                 size_t cap,
+                                 size_t *out_needed);
 
 /* Makes an empty batch for sessions of a pool, which it keeps alive. It keeps its buffers from step to step. NULL_ARG,
  * NO_MEMORY, BUDGET. I on the pool. */

@@ -143,6 +143,16 @@ fn adapters_answer_every_use() {
 }
 
 #[test]
+fn tokens_are_told_with_what_they_were_chosen_among() {
+    let library = Library::find();
+    let Some((model, _)) = model(library.dir.path()) else { return };
+    for cc in compilers() {
+        let program = library.compile(&cc, &root().join("tests/c/tokens.c"), "tokens", &["-lm"]);
+        run(Command::new(program).arg(&model));
+    }
+}
+
+#[test]
 fn misuse_is_answered_with_a_status() {
     let library = Library::find();
     let Some((model, _)) = model(library.dir.path()) else { return };
@@ -366,6 +376,7 @@ fn no_misuse_leaks_or_reads_what_it_may_not() {
     run(&mut checked.program("tests/c/pool.c"));
     run(checked.program("tests/c/snapshot.c").arg(checked.library.dir.path().join("snapshot")));
     run(&mut checked.program("tests/c/runtime.c"));
+    run(&mut checked.program("tests/c/tokens.c"));
     run(&mut checked.program("tests/c/batch.c"));
     run(checked.program("tests/c/adapter.c").arg(adapter(checked.library.dir.path())));
     run(checked.program("tests/c/misuse.c").arg("no-fork"));

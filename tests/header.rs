@@ -37,6 +37,7 @@ const SOURCES: &[&str] = &[
     "constraint",
     "speculation",
     "generation",
+    "chosen",
     "batch",
 ];
 

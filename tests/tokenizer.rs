@@ -38,6 +38,61 @@ fn decodes(tokenizer: &Arc<Tokenizer>, ids: &[i32], skip_special: bool, want: &s
     assert_eq!(streamed(tokenizer, ids, skip_special), want, "{what}: streaming {ids:?}");
 }
 
+/// Wherever a text is cut in two, the parts are encoded as the whole; the first list is how its part begins alone.
+#[test]
+fn a_pair_is_encoded_as_the_text_that_it_is() {
+    let Some(dir) = shared("reference/tokenizers") else { return };
+    let (mut pairs, mut inside) = (0, 0);
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let dir = entry.unwrap().path();
+        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
+        let tokenizer = load(&dir);
+        let cases: Value = serde_json::from_slice(&std::fs::read(dir.join("cases.json")).unwrap()).unwrap();
+        let plain = EncodeOptions::default();
+        for case in cases["encode"].as_array().unwrap() {
+            let text = case["text"].as_str().unwrap();
+            let whole = tokenizer.encode(text, plain).unwrap();
+            for (at, _) in text.char_indices().take(40) {
+                let (context, rest) = tokenizer.encode_pair(&text[..at], &text[at..], plain).unwrap();
+                assert_eq!([&context[..], &rest].concat(), whole, "{name}: {text:?} at {at}");
+                let alone = tokenizer.encode(&text[..at], plain).unwrap();
+                assert!(alone.starts_with(&context), "{name}: {text:?} at {at}");
+                inside += usize::from(alone.len() > context.len());
+                pairs += 1;
+            }
+        }
+        // SentencePiece puts a space before a text, and so before one that is encoded alone.
+        let spelled = |context: &str, text: &str| {
+            let (mut all, rest) = tokenizer.encode_pair(context, text, plain).unwrap();
+            all.extend(rest);
+            tokenizer.decode_text(&all, false).unwrap()
+        };
+        for (context, text) in [("Once upon", " a time"), ("Once", "x"), ("Once ", "upon"), ("", "time")] {
+            let both = tokenizer.encode(&[context, text].concat(), plain).unwrap();
+            assert_eq!(spelled(context, text), tokenizer.decode_text(&both, false).unwrap(), "{name}");
+        }
+        let special = |ids: &[i32]| ids.iter().filter(|id| tokenizer.flags(**id).is_special()).count();
+        let all = EncodeOptions { add_special: true, parse_special: true };
+        let bare = special(&tokenizer.encode_pair("a", "b", all).unwrap().0);
+        for text in tokenizer.special_texts().take(20) {
+            let plainly = tokenizer.encode(&format!("a{text}b"), plain).unwrap();
+            if tokenizer.decode_text(&plainly, true).unwrap()
+                != tokenizer.decode_text(&plainly, false).unwrap()
+            {
+                continue; // a vocabulary may have nothing else that spells it
+            }
+            let (context, rest) =
+                tokenizer.encode_pair(&format!("a{text}"), &format!("{text}b"), all).unwrap();
+            assert_eq!((special(&context), special(&rest)), (bare + 1, 0), "{name}: {text}");
+            // Nor does one come of what stands on both sides of the border.
+            let middle = text.char_indices().nth(1).map_or(0, |(at, _)| at);
+            let (context, rest) = tokenizer.encode_pair(&text[..middle], &text[middle..], all).unwrap();
+            assert!(special(&context) <= bare && special(&rest) == 0, "{name}: {text}");
+        }
+    }
+    assert!(pairs > 1000 && inside > 100, "{pairs} pairs, {inside} cut inside of a token");
+}
+
 #[test]
 fn reference_tokenizers_encode_and_decode_every_case() {
     let Some(dir) = shared("reference/tokenizers") else { return };

@@ -298,7 +298,7 @@ fn scores_add_up_and_vectors_tell_texts_apart() {
     let Some(source) = common::stories(scratch.path()) else { return };
     let file = scratch.path().join("stories.llm");
     ok(&["convert", p(&source), "-o", p(&file), "--type", "f32"]);
-    let texts = ["--text", "a time", "--text", "banana zebra"];
+    let texts = ["--text", " a time", "--text", " banana zebra"];
     let score =
         |more: &[&str]| ok(&[&["score", "-m", p(&file), "-p", "Once upon"], &texts[..], more].concat());
     let told = score(&["--json", "--top", "2"]);
@@ -313,7 +313,15 @@ fn scores_add_up_and_vectors_tell_texts_apart() {
         assert_eq!(report["pieces"].as_array().unwrap().len(), each.len());
     }
     assert_eq!(reports[0]["top"][0][0]["id"], reports[0]["ids"][0], "{told}");
-    assert!(score(&[]).lines().next().unwrap().ends_with("\"a time\""));
+    assert!(score(&[]).lines().next().unwrap().ends_with("\" a time\""));
+    // The ids are the last ones of the whole text, and without a space the word before goes on.
+    let whole = run_on("\"Once upon a time\"\n", &["tokenize", "-m", p(&file)]);
+    let whole: Value = serde_json::from_str(&whole.out).unwrap();
+    let (whole, ids) = (whole.as_array().unwrap(), reports[0]["ids"].as_array().unwrap());
+    assert!(whole.ends_with(ids) && ids.len() < whole.len(), "{whole:?} {ids:?}");
+    let within = ok(&["score", "-m", p(&file), "-p", "Once up", "--text", "on a time", "--json"]);
+    let within: Value = serde_json::from_str(&within).unwrap();
+    assert!(total(&within) > -2.0, "{within}");
 
     let lines = "Once upon a time\nThe dog ran.\nOnce upon a time\n";
     let ran = run_on(lines, &["embed", "-m", p(&file), "--file", "-"]);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::callback::{self, Callback, Control};
 use super::cancel::llm_cancel;
+use super::chosen::Chosen;
 use super::error::llm_error;
 use super::guard::{Alive, Host};
 use super::handle::{self, Loan};
@@ -62,8 +63,9 @@ pub(super) struct Running {
     /// Keeps the draft's runtime counted.
     _draft: Option<Alive>,
     text: Text,
-    ids: Vec<llm_token>,
-    top: (Vec<llm_token>, Vec<f32>),
+    pub(super) ids: Vec<llm_token>,
+    /// Of the ids that were chosen, the first one foremost.
+    pub(super) places: Vec<Chosen>,
     last: Option<llm_event>,
 }
 
@@ -326,7 +328,7 @@ pub unsafe extern "C" fn llm_generation_new(
             _draft: spec.and_then(|spec| spec.alive),
             text: Text::new(b""),
             ids: Vec::new(),
-            top: Default::default(),
+            places: Vec::new(),
             last: None,
         })
     })
@@ -346,7 +348,10 @@ impl Running {
         self.text.set(event.text.as_bytes());
         self.ids.clear();
         self.ids.extend_from_slice(&event.ids);
-        self.top = event.top.iter().map(|token| (token.id, token.log_probability)).unzip();
+        self.places.clear();
+        self.places.push(Chosen::new(0, event.log_probability, &event.top));
+        let further = event.further.iter();
+        self.places.extend(further.map(|place| Chosen::new(place.index, place.log_probability, &place.top)));
         let (kind, status) = match event.kind {
             Kind::Text => (LLM_EVENT_TEXT, Status::MORE),
             Kind::Done => (LLM_EVENT_DONE, Status::DONE),
@@ -499,27 +504,6 @@ pub unsafe extern "C" fn llm_generation_ids(
         let out = ptr::out_borrowed(host, out_ids, out_count, "out_ids")?;
         out.put(&handle::lock(host, generation, "generation")?.ids);
         Ok(Status::OK)
-    })
-}
-
-/// The likeliest tokens at the place of the last event's first token, and their log-probabilities under the model
-/// alone, likeliest first: two arrays of `cap` entries, ask or fill. NULL_ARG, BUSY, BUFFER_SMALL. X.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn llm_generation_top(
-    generation: *mut llm_generation,
-    ids: *mut llm_token,
-    log_probabilities: *mut f32,
-    cap: usize,
-    out_needed: *mut usize,
-) -> llm_status {
-    entry!(|host| {
-        let running = handle::lock(host, generation, "generation")?;
-        let (top, values) = &running.top;
-        if cap >= values.len() {
-            ptr::check_fill(values.len(), log_probabilities, "log_probabilities")?;
-        }
-        ptr::fill(host, top, ids, cap, out_needed)?;
-        ptr::fill(host, values, log_probabilities, cap, out_needed)
     })
 }
 

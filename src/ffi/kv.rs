@@ -207,7 +207,7 @@ pub struct llm_kv_stats {
     pub kv_type: i32,
     /// Tokens of a page.
     pub page_tokens: u64,
-    /// Bytes of a page, all layers.
+    /// Bytes of a page.
     pub page_bytes: u64,
     /// All pages.
     pub total: u64,
@@ -233,8 +233,11 @@ pub struct llm_kv_stats {
     pub evictions: u64,
     /// Pages copied because a session wrote into one it shared, since the start.
     pub copies: u64,
+    /// Pages that `page_tokens` tokens of a session take: one for each group of layers that hold the same tokens (those
+    /// without a window, those with each length of one).
+    pub groups: u64,
     /// Zero.
-    pub reserved: [u64; 4],
+    pub reserved: [u64; 3],
 }
 
 // SAFETY: repr(C), struct_size first, numbers without padding (abi/layout.txt is tested).
@@ -261,7 +264,8 @@ fn describe(kv: KvType, stats: &KvStats) -> llm_kv_stats {
         hit_tokens: stats.hit_tokens,
         evictions: stats.evictions,
         copies: stats.copies,
-        reserved: [0; 4],
+        groups: stats.groups,
+        reserved: [0; 3],
     }
 }
 

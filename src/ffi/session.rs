@@ -434,6 +434,18 @@ fn top(logits: &[f32], count: usize) -> Vec<(llm_token, f32)> {
     all
 }
 
+/// Keeps the hidden vectors of the tokens computed from now on, the last 512 of them, for a self-drafting head: called
+/// before the prefill, a generation that guesses with the model's own head (llm_spec_options_set_self) begins with what the
+/// head can know of the prompt; else it knows only the tokens that follow. The results of the session stay the same; each
+/// token takes a vector of the model's width. NULL_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_session_keep_hidden(session: *mut llm_session) -> llm_status {
+    entry!(|host| {
+        handle::lock(host, session, "session")?.session.keep_hidden();
+        Ok(Status::OK)
+    })
+}
+
 /// Frees a session; NULL is allowed. One that a generation has goes when the generation does. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_session_free(session: *mut llm_session) {

@@ -178,9 +178,9 @@ pub unsafe extern "C" fn llm_snapshot_inspect_path(
 /// Makes an empty session, and a sampler unless that is NULL, what a snapshot holds: both go on with the same bits. The
 /// sampler keeps its processors, which must be those of the saved one, and its constraint, which takes the saved tokens
 /// again. Everything is checked before anything changes. BAD_STATE if the session holds tokens; BAD_FORMAT, BAD_VERSION,
-/// CHECKSUM for damaged bytes; MISMATCH for another model, KV type, page size, determinism, rotary length, processors
-/// or constraint; NOT_FOUND where a sampler is given and none was saved; CONTEXT_FULL, KV_FULL, BUDGET, NO_MEMORY: all
-/// is as before then. NULL_ARG, BUSY. X on both.
+/// CHECKSUM for damaged bytes; MISMATCH for another model, KV type, page size, determinism, rotary length, adapters,
+/// processors or constraint; NOT_FOUND where a sampler is given and none was saved; CONTEXT_FULL, KV_FULL, BUDGET,
+/// NO_MEMORY: all is as before then. NULL_ARG, BUSY. X on both.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_session_restore_buffer(
     session: *mut llm_session,

@@ -65,6 +65,14 @@ fn check_flags(flags: u32, known: u32, family: &str) -> Result<()> {
     Ok(())
 }
 
+fn encode_options(flags: u32) -> Result<EncodeOptions> {
+    check_flags(flags, LLM_ENCODE_ADD_SPECIAL | LLM_ENCODE_PARSE_SPECIAL, "LLM_ENCODE")?;
+    Ok(EncodeOptions {
+        add_special: flags & LLM_ENCODE_ADD_SPECIAL != 0,
+        parse_special: flags & LLM_ENCODE_PARSE_SPECIAL != 0,
+    })
+}
+
 /// A model's tokenizer. The host frees it; it keeps what it needs of the model alive. NOT_FOUND if the file has
 /// none, NULL_ARG. S.
 #[unsafe(no_mangle)]
@@ -93,12 +101,38 @@ pub unsafe extern "C" fn llm_tokenizer_encode(
     entry!(|host| {
         let tokenizer = handle::get(host, tokenizer, "tokenizer")?;
         let text = ptr::text(host, text, text_length, "text")?;
-        check_flags(flags, LLM_ENCODE_ADD_SPECIAL | LLM_ENCODE_PARSE_SPECIAL, "LLM_ENCODE")?;
-        let options = EncodeOptions {
-            add_special: flags & LLM_ENCODE_ADD_SPECIAL != 0,
-            parse_special: flags & LLM_ENCODE_PARSE_SPECIAL != 0,
-        };
-        ptr::fill(host, &tokenizer.tokenizer.encode(text, options)?, ids, cap, out_needed)
+        ptr::fill(host, &tokenizer.tokenizer.encode(text, encode_options(flags)?)?, ids, cap, out_needed)
+    })
+}
+
+/// A context and the text behind it, encoded as the one text that they are: ids of both, ask or fill, of which the first
+/// `out_context` belong to the context; all behind those hold something of the text. No special token comes out of the
+/// text, whatever `flags` say, and none that would stand behind it. For llm_session_score of the text after a prefill of
+/// the context. NULL_ARG, BAD_UTF8, INVALID_ARG, BUFFER_SMALL. S.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_tokenizer_encode_pair(
+    tokenizer: *const llm_tokenizer,
+    context: *const c_char,
+    context_length: usize,
+    text: *const c_char,
+    text_length: usize,
+    flags: u32,
+    ids: *mut llm_token,
+    cap: usize,
+    out_needed: *mut usize,
+    out_context: *mut usize,
+) -> llm_status {
+    entry!(|host| {
+        let out = ptr::out(host, out_context, "out_context")?;
+        let tokenizer = handle::get(host, tokenizer, "tokenizer")?;
+        let context = ptr::text(host, context, context_length, "context")?;
+        let text = ptr::text(host, text, text_length, "text")?;
+        let (mut all, rest) = tokenizer.tokenizer.encode_pair(context, text, encode_options(flags)?)?;
+        let of_context = all.len();
+        all.extend(rest);
+        let status = ptr::fill(host, &all, ids, cap, out_needed)?;
+        out.put(of_context);
+        Ok(status)
     })
 }
 

@@ -14,12 +14,12 @@ pub(crate) enum Cut {
     Token(u32),
 }
 
-/// Cuts `text` at the tokens of `list`; without `parse_special` special tokens stay text. No special token is found
-/// across one of the `breaks` (ascending places in `text`), and none of a single character between two of them.
+/// Cuts `text` at the tokens of `list`; behind the first `special` bytes special tokens stay text. No special token is
+/// found across one of the `breaks` (ascending places in `text`), and none of a single character between two of them.
 pub(crate) fn split(
     list: &AddedList,
     text: &str,
-    parse_special: bool,
+    special: usize,
     breaks: &[usize],
     mut give: impl FnMut(Cut),
 ) {
@@ -49,7 +49,7 @@ pub(crate) fn split(
         at = end.max(at + 1);
         // A damaged table may hold a pattern that is not whole characters.
         let (Some(before), Some(after)) = (text.get(..start), text.get(end..)) else { continue };
-        if token.flags & added::PROTECT != 0 || token.flags & added::SPECIAL != 0 && !parse_special {
+        if token.flags & added::PROTECT != 0 || token.flags & added::SPECIAL != 0 && end > special {
             continue;
         }
         if token.flags & added::SINGLE_WORD != 0 {

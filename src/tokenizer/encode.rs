@@ -46,12 +46,51 @@ impl Tokenizer {
         options: EncodeOptions,
         breaks: &[usize],
     ) -> Result<Vec<i32>> {
+        let special = if options.parse_special { usize::MAX } else { 0 };
+        self.encode_parts(text, options.add_special, special, breaks)
+    }
+
+    /// The ids of `context` and of the `text` behind it, encoded as the one text that they are: a SentencePiece
+    /// vocabulary puts no space between them, and merges go on across the border. The first list are the leading ids
+    /// that `context` has by itself; the second are all others, whichever hold something of `text`. (That is how
+    /// lm-evaluation-harness divides the two, but for a token that spans the border: here it belongs to the second list
+    /// whole, so that both lists together always spell what was given.) No special token comes out of `text`, and the
+    /// tokens that a template puts behind a text are left out.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_pair(
+        &self,
+        context: &str,
+        text: &str,
+        options: EncodeOptions,
+    ) -> Result<(Vec<i32>, Vec<i32>)> {
+        let special = if options.parse_special { context.len() } else { 0 };
+        let behind = if options.add_special { self.view().suffix().count() } else { 0 };
+        let both = [context, text].concat();
+        let mut ids = self.encode_parts(&both, options.add_special, special, &[context.len()])?;
+        ids.truncate(ids.len() - behind);
+        let mut alone = self.encode(context, options)?;
+        alone.truncate(alone.len() - behind);
+        let shared = ids.iter().zip(&alone).take_while(|(a, b)| a == b).count();
+        let rest = ids.split_off(shared);
+        Ok((ids, rest))
+    }
+
+    /// Special tokens are recognised in the first `special` bytes.
+    fn encode_parts(
+        &self,
+        text: &str,
+        add_special: bool,
+        special: usize,
+        breaks: &[usize],
+    ) -> Result<Vec<i32>> {
         if text.len() > LONGEST_TEXT {
             let what = format!("a text of {} bytes, at most {LONGEST_TEXT} in one call", text.len());
             return Err(Error::new(Status::INVALID_ARG, what));
         }
         let mut scratch = self.take_scratch();
-        let result = self.encode_with(text, options, breaks, &mut scratch);
+        let result = self.encode_with(text, add_special, special, breaks, &mut scratch);
         let ids = result.and_then(|()| self.check(&scratch.ids));
         self.give_scratch(scratch);
         ids
@@ -60,7 +99,8 @@ impl Tokenizer {
     fn encode_with(
         &self,
         text: &str,
-        options: EncodeOptions,
+        add_special: bool,
+        special: usize,
         breaks: &[usize],
         scratch: &mut Scratch,
     ) -> Result<()> {
@@ -80,23 +120,24 @@ impl Tokenizer {
         };
         let mut ids = std::mem::take(&mut scratch.ids);
         ids.clear();
-        if options.add_special {
+        if add_special {
             ids.extend(view.prefix());
         }
         let mut result = Ok(());
-        added::split(&view.raw, text, options.parse_special, breaks, |cut| match cut {
+        added::split(&view.raw, text, special, breaks, |cut| match cut {
             Cut::Token(id) => ids.push(id),
             Cut::Text(range) if result.is_ok() => {
                 let first = range.start == 0;
                 let of = |place: usize| breaks.partition_point(|&b| b < place);
                 let inside: Vec<usize> =
                     breaks[of(range.start)..of(range.end + 1)].iter().map(|b| b - range.start).collect();
+                let special = special.saturating_sub(range.start);
                 let text = &text[range];
-                result = self.plain(&view, &model, text, first, options, &inside, scratch, &mut ids);
+                result = self.plain(&view, &model, text, first, special, &inside, scratch, &mut ids);
             }
             Cut::Text(_) => {}
         });
-        if options.add_special {
+        if add_special {
             ids.extend(view.suffix());
         }
         scratch.ids = ids;
@@ -111,7 +152,7 @@ impl Tokenizer {
         model: &Model,
         text: &str,
         first: bool,
-        options: EncodeOptions,
+        special: usize,
         breaks: &[usize],
         scratch: &mut Scratch,
         ids: &mut Vec<u32>,
@@ -119,13 +160,21 @@ impl Tokenizer {
         // A place in the normalised text is the length of what normalising everything before it gives. Only a list
         // that has tokens asks for it.
         let mut places = Vec::new();
+        let place = |at: usize| {
+            let before = text.get(..at).unwrap_or(text);
+            Ok::<_, Error>(self.normalizers.run(view, before)?.len())
+        };
         for &b in breaks.iter().filter(|_| !view.normal.is_empty()) {
-            let before = text.get(..b).unwrap_or(text);
-            places.push(self.normalizers.run(view, before)?.len());
+            places.push(place(b)?);
         }
+        let special = match special {
+            0 => 0,
+            within if within < text.len() && !view.normal.is_empty() => place(within)?,
+            _ => usize::MAX,
+        };
         let text = self.normalizers.run(view, text)?;
         let mut result = Ok(());
-        added::split(&view.normal, &text, options.parse_special, &places, |cut| match cut {
+        added::split(&view.normal, &text, special, &places, |cut| match cut {
             Cut::Token(id) => ids.push(id),
             Cut::Text(range) if result.is_ok() => {
                 let first = first && range.start == 0;

@@ -24,6 +24,7 @@ static llm_kv_stats stats(const llm_kv_pool *pool) {
     now.struct_size = sizeof now;
     EXPECT(llm_kv_pool_stats(pool, &now), LLM_OK);
     EXPECT(now.used + now.cached + now.free, now.total);
+    EXPECT(now.groups, 1); /* no layer has a window */
     return now;
 }
 

@@ -9,6 +9,7 @@ use llm::constraint::{Constraint, Limits};
 use llm::model::Model;
 use llm::sampler::Sampler;
 use llm::session::generate::{Generation, GenerationOptions, Kind};
+use llm::session::speculative::Speculation;
 use llm::session::{Overflow, Session};
 use llm::tokenizer::EncodeOptions;
 
@@ -125,6 +126,10 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let constraint = args.constraint.compile(&model)?;
     let cancel = crate::stop::on_ctrl_c();
+    let speculation = args.speculation.start(&model)?;
+    if speculation.as_ref().is_some_and(Speculation::wants_hidden) {
+        session.keep_hidden();
+    }
     let prefill_started = Instant::now();
     session.prefill(&prompt, Some(&cancel), None)?;
     let prefill = prefill_started.elapsed();
@@ -141,7 +146,7 @@ pub fn run(args: &Args) -> Result<()> {
         return several::run(&mut session, &sampler, args.count, &options, args.json, &cancel);
     }
     let mut generation = Generation::new(model.tokenizer().ok().cloned(), options)?;
-    if let Some(speculation) = args.speculation.start(&model)? {
+    if let Some(speculation) = speculation {
         generation.speculate(speculation);
     }
     let (mut ids, mut text, mut first_token) = (Vec::new(), String::new(), None);

@@ -5,7 +5,7 @@ use llm::sampler::Alternative;
 use llm::tokenizer::EncodeOptions;
 use serde_json::{Value, json};
 
-use crate::common::{self, ModelArgs};
+use crate::common::ModelArgs;
 
 /// Tell how likely texts are after a prompt
 #[derive(clap::Args)]
@@ -15,7 +15,8 @@ pub struct Args {
     /// What comes before
     #[arg(short, long, value_name = "TEXT")]
     prompt: String,
-    /// A text to score, in tokens of its own: those of SentencePiece begin with a space (may be given several times)
+    /// A text to score, encoded together with the prompt before it; it begins with a space where a word does (may be
+    /// given several times)
     #[arg(long, value_name = "TEXT", required = true)]
     text: Vec<String>,
     /// Tell the K likeliest tokens at each place (with --json)
@@ -30,25 +31,26 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let model = args.model.open()?;
     let tokenizer = model.tokenizer()?;
-    let prompt = tokenizer.encode(&args.prompt, EncodeOptions { add_special: true, parse_special: true })?;
-    common::not_empty(&prompt)?;
-    let plain = EncodeOptions { add_special: false, parse_special: false };
-    let texts =
-        args.text.iter().map(|text| tokenizer.encode(text, plain)).collect::<llm::Result<Vec<_>>>()?;
-    if texts.iter().any(Vec::is_empty) {
-        bail!("--text: expected at least one token, got an empty text");
+    let options = EncodeOptions { add_special: true, parse_special: true };
+    let pairs = args.text.iter().map(|text| tokenizer.encode_pair(&args.prompt, text, options));
+    let pairs = pairs.collect::<llm::Result<Vec<_>>>()?;
+    for (text, (prompt, ids)) in args.text.iter().zip(&pairs) {
+        if ids.is_empty() {
+            bail!("--text {text:?}: expected at least one token, got none");
+        }
+        if prompt.is_empty() {
+            bail!("--prompt {:?}: expected at least one token before {text:?}, got none", args.prompt);
+        }
     }
-    let longest = texts.iter().map(Vec::len).max().unwrap_or(0);
-    let mut session = args.model.session(&model, prompt.len() + longest)?;
+    let longest = pairs.iter().map(|(prompt, ids)| prompt.len() + ids.len()).max().unwrap_or(0);
+    let mut session = args.model.session(&model, longest)?;
     let cancel = crate::stop::on_ctrl_c();
     let piece = |id: i32| tokenizer.decode_text(&[id], false);
-    session.prefill(&prompt, Some(&cancel), None)?;
-    for (text, ids) in args.text.iter().zip(&texts) {
-        if session.len() > prompt.len() {
-            // Only a token that is computed has logits, so the prompt's last one is computed again.
-            session.truncate(prompt.len() - 1)?;
-            session.decode(prompt[prompt.len() - 1], Some(&cancel))?;
-        }
+    for (text, (prompt, ids)) in args.text.iter().zip(&pairs) {
+        // What the session holds of the prompt stays; only a token that is computed has logits, so the last one runs.
+        let held = session.match_prefix(prompt).min(prompt.len() - 1).min(session.len());
+        session.truncate(held)?;
+        session.prefill(&prompt[held..], Some(&cancel), None)?;
         let scores = session.score(ids, args.top, Some(&cancel), None)?;
         let (nats, count) = scores.nats();
         if !args.json {

@@ -126,8 +126,9 @@ impl Speculation {
         })
     }
 
-    /// Whether [`Place::hidden`] is wanted.
-    pub(super) fn wants_hidden(&self) -> bool {
+    /// Whether [`Place::hidden`] is wanted: with [`crate::session::Session::keep_hidden`] before the prefill the prompt's
+    /// are there.
+    pub fn wants_hidden(&self) -> bool {
         self.proposer.wants_hidden()
     }
 
