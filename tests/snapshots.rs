@@ -1,13 +1,21 @@
 //! Snapshots that are damaged, or of anything else: a status, and session and pool as they were, their numbers and the
 //! logits that come next among them.
 
+#[path = "support/lora.rs"]
+mod lora;
+#[path = "support/stories.rs"]
+mod stories;
 mod support;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use llm::Status;
+use llm::adapter::Adapter;
+use llm::constraint::{Constraint, Limits};
 use llm::kv::{KvOptions, KvPool, KvStats, KvType};
 use llm::model::Model;
+use llm::sampler::{Sampler, SamplingParams, Stage};
 use llm::session::snapshot::SnapshotInfo;
 use llm::session::{Level, Session, SessionOptions};
 use llm_format::quant::Type;
@@ -365,4 +373,168 @@ fn a_pool_without_room_refuses_a_snapshot_and_keeps_what_it_has() {
     scene.session.restore(&whole).unwrap();
     scene.session.prefill(&ids[37..48], None, None).unwrap();
     assert_eq!(bits(scene.session.logits().unwrap()), bits(scene.row(48)));
+}
+
+/// Sessions that differ from the snapshot's in one thing: other adapters, their scales and order, weights, layouts.
+#[test]
+fn adapters_and_models_other_than_the_snapshots_are_refused_and_nothing_changes() {
+    let (Some(reference), Some(other)) = (reference("llama_untied"), reference("llama_tied")) else { return };
+    let runtime = runtime(1, None);
+    let model = support::model(&runtime, &reference.dir, Type::Q4);
+    let ids = reference.ids("long.input_ids");
+    let place = tempfile::tempdir().unwrap();
+    let [one, two] = [1, 2].map(|seed| {
+        let (peft, out) = (place.path().join("peft"), place.path().join(format!("{seed}.llm")));
+        lora::Peft::random(&reference.dir, seed, 3, |module| module.ends_with("q_proj")).write(&peft);
+        let options = llm_convert::adapter::AdapterOptions::default();
+        llm_convert::adapter::convert_adapter(&peft, &reference.dir, &out, &options).unwrap();
+        Adapter::open_path(&model, &out).unwrap()
+    });
+    let sets: [&[(&Adapter, f32)]; 7] = [
+        &[],
+        &[(&one, 1.0)],
+        &[(&one, 1.0 + f32::EPSILON)],
+        &[(&one, -1.0)],
+        &[(&two, 1.0)],
+        &[(&one, 1.0), (&two, 1.0)],
+        &[(&two, 1.0), (&one, 1.0)],
+    ];
+    let session = |pool: &KvPool, set: &[(&Adapter, f32)]| {
+        let mut session = Session::in_pool(pool, SessionOptions::default()).unwrap();
+        let set: Vec<_> = set.iter().map(|&(adapter, scale)| (adapter.clone(), scale)).collect();
+        session.set_adapters(&set).unwrap();
+        session
+    };
+    let kv = || KvOptions { page: 16, ..Default::default() };
+    let snapshots = sets.map(|set| {
+        let mut session = session(&KvPool::new(&model, &kv()).unwrap(), set);
+        session.prefill(&ids[..37], None, None).unwrap();
+        let row = bits(session.logits().unwrap());
+        (session.snapshot(b"").unwrap(), row)
+    });
+    for (i, set) in sets.iter().enumerate() {
+        let pool = KvPool::new(&model, &kv()).unwrap();
+        let mut beside = session(&pool, set);
+        beside.prefill(&ids[..20], None, None).unwrap();
+        let row = bits(beside.logits().unwrap());
+        let mut restored = session(&pool, set);
+        restored.reserve(9).unwrap();
+        let before = pool.stats();
+        for (j, (bytes, _)) in snapshots.iter().enumerate().filter(|(j, _)| *j != i) {
+            let error = restored.restore(bytes).expect_err("other adapters");
+            assert_eq!(error.status(), Status::MISMATCH, "{j} into {i}: {error}");
+            assert!(
+                restored.is_empty() && restored.logits().is_err() && pool.stats() == before,
+                "{j} into {i}"
+            );
+            assert_eq!(restored.adapters().len(), set.len());
+        }
+        assert_eq!(bits(beside.logits().unwrap()), row);
+        restored.restore(&snapshots[i].0).unwrap();
+        assert_eq!(bits(restored.logits().unwrap()), snapshots[i].1, "set {i}");
+    }
+    // The same layout with other weights, the same weights in another type, and others altogether.
+    let path = place.path().join("session.snap");
+    std::fs::write(&path, &snapshots[0].0).unwrap();
+    let merged = tempfile::tempdir().unwrap();
+    let change =
+        lora::Peft::random(&reference.dir, 3, 1, |module| module.ends_with("layers.0.self_attn.q_proj"));
+    lora::merge(&reference.dir, &[(&change, 1.0)], merged.path());
+    for (dir, ty) in [(merged.path(), Type::Q4), (&reference.dir, Type::Q3), (&other.dir, Type::Q4)] {
+        let model = support::model(&runtime, dir, ty);
+        mismatch(&model, kv(), SessionOptions::default(), &path, Status::MISMATCH);
+    }
+}
+
+#[test]
+fn versions_other_than_ours_are_refused_by_number() {
+    let Some(reference) = reference("llama_untied") else { return };
+    let model = model(&runtime(1, None), &reference.dir, Type::Q4);
+    let ids = reference.ids("long.input_ids");
+    let (whole, _) = snapshot(&model, &ids);
+    let mut scene = Scene::new(&model, &ids);
+    for version in [0u32, 2, 3, 0x0100_0000, u32::MAX] {
+        let mut bytes = whole.clone();
+        bytes[8..12].copy_from_slice(&version.to_le_bytes());
+        assert_eq!(scene.refuse(&bytes, &|| format!("version {version}")), Status::BAD_VERSION);
+        refit(&mut bytes);
+        assert_eq!(scene.refuse(&bytes, &|| format!("version {version}, fits")), Status::BAD_VERSION);
+        assert_eq!(SnapshotInfo::read(&bytes).unwrap_err().status(), Status::BAD_VERSION);
+        // A later version may be longer than ours, or shorter.
+        assert_eq!(scene.refuse(&bytes[..12], &|| format!("version {version} alone")), Status::BAD_VERSION);
+    }
+    scene.go_on();
+}
+
+/// What a sampler cannot be loaded into, beside its session's snapshot.
+#[test]
+fn samplers_other_than_the_saved_one_are_refused_and_go_on_as_they_would_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((checkpoint, _)) = stories::checkpoint(dir.path()) else { return };
+    let model = support::model(&runtime(1, None), &checkpoint, Type::Q8);
+    let tokenizer = model.tokenizer().unwrap().clone();
+    let choice = |texts: &[&str]| Constraint::choice(&tokenizer, texts, &Limits::default(), None).unwrap();
+    let (pets, colours) = (choice(&["cat", "dog"]), choice(&["red", "blue"]));
+    let make = |constraint: Option<&Constraint>, stages: &[(Stage, bool)]| {
+        let params = SamplingParams { temperature: 0.7, seed: 3, ..Default::default() };
+        let mut sampler = Sampler::new(&params).unwrap();
+        sampler.set_constraint(constraint);
+        for &(stage, pure) in stages {
+            sampler.add_processor(stage, pure, Arc::new(|_, _| Ok(())));
+        }
+        sampler
+    };
+    let (before, after) = ((Stage::BeforePenalties, true), (Stage::AfterPenalties, true));
+    type Kind<'a> = (Option<&'a Constraint>, &'a [(Stage, bool)]);
+    let kinds: [Kind<'_>; 8] = [
+        (None, &[]),
+        (Some(&pets), &[]),
+        (Some(&colours), &[]),
+        (None, &[before]),
+        (None, &[after]),
+        (None, &[(Stage::AfterPenalties, false)]),
+        (None, &[before, after]),
+        (Some(&pets), &[before]),
+    ];
+    let mut session = Session::new(&model, SessionOptions::default()).unwrap();
+    session.prefill(&[1, 403, 407], None, None).unwrap();
+    let logits = session.logits().unwrap().to_vec();
+    let step = |sampler: &mut Sampler, at: u64| {
+        let id = sampler.sample(&logits, at).unwrap().id;
+        sampler.accept(id).unwrap();
+        id
+    };
+    for (i, &(constraint, stages)) in kinds.iter().enumerate() {
+        let mut saved = make(constraint, stages);
+        step(&mut saved, 0);
+        let snapshot = session.snapshot(&saved.save()).unwrap();
+        let extra = SnapshotInfo::read(&snapshot).unwrap().extra;
+        for (j, &(constraint, stages)) in kinds.iter().enumerate() {
+            let mut other = make(constraint, stages);
+            let mut twin = make(constraint, stages);
+            match other.loaded(&extra) {
+                Ok(mut loaded) => {
+                    assert_eq!(i, j, "the sampler of kind {i} was loaded into one of kind {j}");
+                    if !loaded.is_complete() {
+                        assert_eq!(step(&mut loaded, 1), step(&mut saved, 1));
+                    }
+                }
+                Err(e) => {
+                    assert_eq!(e.status(), Status::MISMATCH, "{i} into {j}: {e}");
+                    assert!(i != j, "{i}: {e}");
+                }
+            }
+            assert_eq!((step(&mut other, 0), other.save()), (step(&mut twin, 0), twin.save()));
+        }
+    }
+    let plain = make(None, &[]);
+    let bytes = plain.save();
+    for (at, value, status) in
+        [(0, b'L', Status::BAD_FORMAT), (8, 0, Status::BAD_VERSION), (8, 2, Status::BAD_VERSION)]
+    {
+        let mut bytes = bytes.clone();
+        bytes[at] = value;
+        assert_eq!(plain.loaded(&bytes).err().unwrap().status(), status);
+    }
+    assert!(!Sampler::is_saved(b"of the host") && Sampler::is_saved(&bytes));
 }

@@ -39,6 +39,20 @@ pub enum Way {
     Swapped,
 }
 
+/// Who guesses while the session under test generates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guesses {
+    Off,
+    /// What followed the last time.
+    Lookup,
+    /// The right tokens, seven of ten times.
+    Replay,
+    /// The same checkpoint in fewer bits.
+    Draft,
+    /// The head in the model's own file.
+    Own,
+}
+
 pub const WAYS: [Way; 7] =
     [Way::Fresh, Way::Forked, Way::PrefixHit, Way::Truncated, Way::Restored, Way::Evicted, Way::Swapped];
 pub const KV: [KvType; 4] = [KvType::I8F16, KvType::F16, KvType::I8, KvType::F32];
@@ -56,13 +70,16 @@ pub struct Case {
     pub kv: usize,
     /// Which of the subject's runs it must equal.
     pub plan: usize,
+    /// Which of the subject's sets of adapters the session has.
+    pub adapters: usize,
     pub way: Way,
+    pub guesses: Guesses,
     /// Tokens held when that happens.
     pub at: usize,
 }
 
 impl Case {
-    pub fn draw(dice: &mut Dice, plans: &[usize]) -> Self {
+    pub fn draw(dice: &mut Dice, plans: &[usize], guesses: &[Guesses]) -> Self {
         let plan = dice.below(plans.len());
         Case {
             threads: dice.of(&[1, 2]),
@@ -71,7 +88,9 @@ impl Case {
             page: dice.of(&[16, 32, 64]),
             kv: dice.below(KV.len()),
             plan,
+            adapters: dice.of(&[0, 0, 1]),
             way: dice.of(&WAYS),
+            guesses: dice.of(guesses),
             at: 1 + dice.below(plans[plan] - 1),
         }
     }

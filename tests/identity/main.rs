@@ -1,12 +1,17 @@
 //! The same tokens and the same bits, however a session comes to them: threads, batches with random neighbours, chunks,
 //! page sizes, KV types, and pages that were computed, forked, found, truncated and run again, restored from a snapshot,
-//! evicted and computed again, or swapped out and in. Random cases on a model of each kind of attention and on a trained
-//! one, each against the plain run: one thread, one session, one prompt, then token by token.
+//! evicted and computed again, or swapped out and in; whoever guesses what follows, and with adapters beside sessions of
+//! others. Random cases on a model of each kind of attention and on a trained one, each against the plain run: one
+//! thread, one session, one prompt, then token by token.
 //!
 //! A failure names its case; `LLM_IDENTITY=gqa:17 cargo test --test identity` runs that one alone. `LLM_LONG=20` runs
 //! twenty times as many.
 
 mod case;
+#[path = "../support/lora.rs"]
+mod lora;
+#[path = "../support/multi_token.rs"]
+mod multi_token;
 mod run;
 mod subject;
 #[path = "../support/mod.rs"]
@@ -26,7 +31,8 @@ fn bits(values: &[f32]) -> impl Iterator<Item = u32> {
     values.iter().map(|v| v.to_bits())
 }
 
-fn check(name: &str, dir: &Path, ty: Type, text: &[i32]) {
+/// `dir` is the checkpoint, `base` the same or the one that it was made of.
+fn check(name: &str, dir: &Path, base: &Path, ty: Type, text: &[i32]) {
     let long = std::env::var("LLM_LONG").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     let one = match std::env::var("LLM_IDENTITY") {
         Err(_) => None,
@@ -36,13 +42,16 @@ fn check(name: &str, dir: &Path, ty: Type, text: &[i32]) {
             None => panic!("LLM_IDENTITY={one}: expected a subject and a number, such as gqa:17"),
         },
     };
-    let subject = Subject::new(name, dir, ty, text);
-    let totals = subject.totals();
+    let subject = Subject::new(name, dir, base, ty, text);
+    let (totals, guesses) = (subject.totals(), subject.guesses());
     let numbers = one.map_or(0..CASES * long, |n| n..n + 1);
     let mut ways = [0; WAYS.len()];
+    let (mut adapted, mut guessed) = (0, vec![0; guesses.len()]);
     for number in numbers {
         let mut dice = Dice::new(number);
-        let case = Case::draw(&mut dice, &totals);
+        let case = Case::draw(&mut dice, &totals, &guesses);
+        adapted += case.adapters;
+        guessed[guesses.iter().position(|kind| *kind == case.guesses).unwrap()] += 1;
         ways[WAYS.iter().position(|way| *way == case.way).unwrap()] += 1;
         let ran = catch_unwind(AssertUnwindSafe(|| run::run(&subject, case, &mut dice)));
         if let Err(panic) = ran {
@@ -50,13 +59,14 @@ fn check(name: &str, dir: &Path, ty: Type, text: &[i32]) {
             resume_unwind(panic);
         }
     }
-    assert!(one.is_some() || ways.iter().all(|n| *n > 10), "{ways:?}");
+    let all = ways.iter().chain(&guessed).chain(&[adapted]).all(|n| *n > 10);
+    assert!(one.is_some() || all, "{ways:?}, {guessed:?} of {guesses:?}, {adapted} with adapters");
 }
 
 /// On a checkpoint of `reference/`.
 fn reference(name: &str, directory: &str, ty: Type) {
     let Some(dir) = llm_testdata::shared(&format!("reference/{directory}")) else { return };
-    check(name, &dir, ty, &[]);
+    check(name, &dir, &dir, ty, &[]);
 }
 
 #[test]
@@ -84,9 +94,16 @@ fn alibi() {
     reference("alibi", "bloom", Type::Q8);
 }
 
+/// With a head that guesses.
 #[test]
 fn latent_attention() {
-    reference("latent", "deepseek_v3", Type::Q8);
+    let Some(base) = llm_testdata::shared("reference/deepseek_v3") else { return };
+    let (tensors, config) = multi_token::checkpoint(&base);
+    let of = |key: &str| config[key].as_u64().unwrap() as usize;
+    let tensors = multi_token::with_head(&tensors, of("num_hidden_layers"), of("hidden_size"));
+    let dir = tempfile::tempdir().unwrap();
+    multi_token::write(dir.path(), &tensors, &config);
+    check("latent", dir.path(), &base, Type::Q8, &[]);
 }
 
 #[test]
@@ -106,5 +123,6 @@ fn trained() {
         serde_json::from_slice(&std::fs::read(place.join("reference.json")).unwrap()).unwrap();
     let ids = text["greedy"]["ids"].as_array().unwrap();
     let ids: Vec<_> = ids.iter().map(|v| v.as_i64().unwrap() as i32).collect();
-    check("trained", &place.join("hf"), Type::Q4, &ids);
+    let dir = place.join("hf");
+    check("trained", &dir, &dir, Type::Q4, &ids);
 }

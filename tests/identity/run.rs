@@ -6,10 +6,11 @@ use std::rc::Rc;
 use llm::kv::{Eviction, KvOptions, KvPool};
 use llm::sampler::Sampler;
 use llm::session::batch::{Batch, Slot, Want};
+use llm::session::generate::{Event, Generation, GenerationOptions, Plan};
 use llm::session::{Session, SessionOptions};
 
 use super::bits;
-use super::case::{Case, Dice, KV, Way};
+use super::case::{Case, Dice, Guesses, KV, Way};
 use super::subject::{CAPACITY, Expected, Subject};
 
 /// A session and the plain run it must equal.
@@ -20,11 +21,23 @@ struct Member {
     sampler: Option<Sampler>,
     /// Where it leaves.
     end: usize,
+    guesses: Guesses,
+    talk: Option<Talk>,
+    /// Whether its generation has told all.
+    spent: bool,
+}
+
+/// A generation that guesses.
+struct Talk {
+    generation: Generation,
+    sampler: Sampler,
+    /// Tokens of the sequence that are told.
+    told: usize,
 }
 
 impl Member {
     fn new(session: Session, expected: Rc<Expected>, end: usize) -> Self {
-        Self { session, expected, sampler: None, end }
+        Self { session, expected, sampler: None, end, guesses: Guesses::Off, talk: None, spent: false }
     }
 
     fn done(&self) -> bool {
@@ -51,7 +64,60 @@ impl Member {
 
     fn back(&mut self, held: usize) {
         self.session.truncate(held).unwrap();
+        self.forget();
+    }
+
+    /// The tokens are no longer those that sampler and generation know.
+    fn forget(&mut self) {
+        (self.sampler, self.talk, self.spent) = (None, None, false);
+    }
+
+    /// Begins to guess, where it can.
+    fn begin(&mut self, place: &Place<'_>, dice: &mut Dice) {
+        let held = self.session.len();
+        let ready = held >= self.expected.prompt && held < self.end && self.session.logits().is_ok();
+        if !ready || self.talk.is_some() || self.spent {
+            return;
+        }
+        let most = 1 + dice.below(6);
+        let Some(speculation) = place.subject.speculation(self.guesses, most, &self.expected) else { return };
+        let options = GenerationOptions { max_tokens: self.end - held, ..Default::default() };
+        let mut generation = Generation::new(None, &options).unwrap();
+        generation.speculate(speculation);
+        self.talk = Some(Talk { generation, sampler: self.expected.sampler(held), told: held });
         self.sampler = None;
+    }
+
+    /// Compares an event. The last one ends the talk; what it told and the session does not hold runs plainly.
+    fn told(&mut self, event: Event) {
+        let Some(talk) = &mut self.talk else { return };
+        let to = talk.told + event.ids.len();
+        assert_eq!(event.ids, self.expected.tokens[talk.told..to], "told from {}", talk.told);
+        talk.told = to;
+        if event.reason.is_some() {
+            self.forget();
+            self.spent = true;
+        }
+    }
+
+    /// What a step runs of it, the same as [`Member::next`] where nothing is guessed.
+    fn plan(&mut self, chunk: usize, wants: &[Want], dice: &mut Dice) -> (Vec<i32>, Want) {
+        while let Some(talk) = &mut self.talk {
+            let event = match talk.generation.plan(&self.session, &talk.sampler, None).unwrap() {
+                Plan::Tell(event) => event,
+                Plan::Run { rows } if !talk.generation.planned().is_empty() => {
+                    let want = if rows == 1 { Want::Last } else { Want::Verify(rows) };
+                    return (talk.generation.planned().to_vec(), want);
+                }
+                Plan::Run { .. } => {
+                    talk.generation.take(&mut self.session, &mut talk.sampler, Ok(()), None, None).unwrap()
+                }
+            };
+            self.told(event);
+        }
+        let ids = self.next(chunk);
+        let last = self.session.len() + ids.len() >= self.expected.prompt;
+        (ids, if last { dice.of(&wants[1..]) } else { dice.of(wants) })
     }
 
     fn check(&self) {
@@ -82,15 +148,19 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn session(&self) -> Session {
-        Session::in_pool(&self.pool, self.options.clone()).unwrap()
+    /// With a set of adapters.
+    fn session(&self, adapters: usize) -> Session {
+        let mut session = Session::in_pool(&self.pool, self.options.clone()).unwrap();
+        session.set_adapters(self.subject.adapters(self.case.threads, adapters)).unwrap();
+        session
     }
 
     fn member(&self, dice: &mut Dice) -> Member {
         let plan = dice.below(self.subject.totals().len());
-        let expected = self.subject.expected(plan, self.case.kv);
+        let expected = self.subject.expected(plan, self.case.kv, dice.below(2));
         let end = 1 + dice.below(expected.tokens.len());
-        Member::new(self.session(), expected, end)
+        let guesses = dice.of(&self.subject.guesses());
+        Member { guesses, ..Member::new(self.session(expected.adapters), expected, end) }
     }
 
     /// Appends tokens that the plain run does not have.
@@ -116,9 +186,13 @@ pub fn run(subject: &Subject, case: Case, dice: &mut Dice) {
     pool.resize(pool.stats().page_bytes * pool.stats().groups * pages as u64).unwrap();
     let options = SessionOptions { max_tokens: CAPACITY, chunk: case.chunk, ..Default::default() };
     let place = Place { subject, case, options, pool };
-    let expected = subject.expected(case.plan, case.kv);
+    let expected = subject.expected(case.plan, case.kv, case.adapters);
     let end = expected.tokens.len();
-    let mut target = Member::new(place.session(), expected, end);
+    let mut target = Member::new(place.session(case.adapters), expected, end);
+    target.guesses = case.guesses;
+    if dice.below(2) == 0 {
+        target.session.keep_hidden(); // else a head knows nothing of the prompt
+    }
     if case.way == Way::PrefixHit {
         begin_with_what_is_there(&place, &mut target, dice);
     }
@@ -132,7 +206,17 @@ pub fn run(subject: &Subject, case: Case, dice: &mut Dice) {
             happen(&place, &mut target, &mut kept, dice);
             target.check();
         }
-        if batch == 1 && dice.below(3) > 0 {
+        target.begin(&place, dice);
+        for neighbour in &mut neighbours {
+            if dice.below(4) == 0 {
+                neighbour.begin(&place, dice);
+            }
+        }
+        if let Some(talk) = target.talk.as_mut().filter(|_| batch == 1 && case.at.is_multiple_of(2)) {
+            let event = talk.generation.next(&mut target.session, &mut talk.sampler, None).unwrap();
+            target.told(event);
+            target.check();
+        } else if target.talk.is_none() && batch == 1 && dice.below(3) > 0 {
             let ids = target.next(case.chunk);
             target.session.prefill(&ids, None, None).unwrap();
             target.check();
@@ -168,11 +252,8 @@ fn together(step: &mut Batch, target: &mut Member, neighbours: &mut [Member], ch
     let plans: Vec<_> = members
         .iter_mut()
         .map(|(member, chunk)| {
-            let ids = member.next(*chunk);
-            let last = member.session.len() + ids.len() >= member.expected.prompt;
-            let wants =
-                if last { [Want::Last, Want::Last, Want::All] } else { [Want::None, Want::Last, Want::All] };
-            (ids, dice.of(&wants), member.session.len())
+            let (ids, want) = member.plan(*chunk, &[Want::None, Want::Last, Want::All], dice);
+            (ids, want, member.session.len())
         })
         .collect();
     let mut slots: Vec<_> = members
@@ -181,8 +262,16 @@ fn together(step: &mut Batch, target: &mut Member, neighbours: &mut [Member], ch
         .map(|((member, _), (ids, want, _))| Slot { session: &mut member.session, ids, want: *want })
         .collect();
     step.run(&mut slots, None).unwrap();
-    for (i, ((member, _), (ids, want, before))) in members.iter().zip(&plans).enumerate() {
+    for (i, ((member, _), (ids, want, before))) in members.iter_mut().zip(&plans).enumerate() {
         step.status(i).unwrap();
+        if let Some(talk) = &mut member.talk {
+            let rows = step.logits(i).ok().filter(|_| matches!(want, Want::Verify(_)));
+            let event =
+                talk.generation.take(&mut member.session, &mut talk.sampler, Ok(()), rows, None).unwrap();
+            member.told(event);
+            member.check();
+            continue;
+        }
         assert_eq!(member.session.len(), before + ids.len());
         assert_eq!(member.session.logits().is_ok(), *want != Want::None);
         member.check();
@@ -200,7 +289,7 @@ fn together(step: &mut Batch, target: &mut Member, neighbours: &mut [Member], ch
 /// Another session runs the beginning and goes; what it leaves is found.
 fn begin_with_what_is_there(place: &Place<'_>, target: &mut Member, dice: &mut Dice) {
     let (at, page, prompt) = (place.case.at, place.case.page, target.expected.prompt);
-    let mut before = Member::new(place.session(), target.expected.clone(), at);
+    let mut before = Member::new(place.session(place.case.adapters), target.expected.clone(), at);
     before.run_to(at, place.case.chunk);
     drop(before);
     let whole = at / page * page;
@@ -251,7 +340,9 @@ fn happen(place: &Place<'_>, target: &mut Member, kept: &mut Vec<Session>, dice:
                         ..place.options.clone()
                     };
                     let model = place.subject.model(3 - place.case.threads);
-                    let session = Session::new(model, options).unwrap();
+                    let mut session = Session::new(model, options).unwrap();
+                    let adapters = place.subject.adapters(3 - place.case.threads, place.case.adapters);
+                    session.set_adapters(adapters).unwrap();
                     let mut member = Member::new(session, target.expected.clone(), held);
                     member.run_to(held, 512);
                     Some(member.session)
@@ -263,13 +354,13 @@ fn happen(place: &Place<'_>, target: &mut Member, kept: &mut Vec<Session>, dice:
                 place.pool.clear_cache();
             }
             if dice.below(2) == 0 {
-                target.session = place.session();
+                target.session = place.session(place.case.adapters);
             }
             assert_eq!(target.session.restore(&snapshot).unwrap(), b"beside");
             assert_eq!(target.session.len(), held);
         }
         Way::Evicted => {
-            target.session = place.session();
+            target.session = place.session(place.case.adapters);
             let stats = place.pool.stats();
             match dice.below(3) {
                 0 => place.pool.clear_cache(),
@@ -278,7 +369,7 @@ fn happen(place: &Place<'_>, target: &mut Member, kept: &mut Vec<Session>, dice:
             }
             let again = place.case.at.min(target.expected.tokens.len()).min(held);
             target.session.prefill(&target.expected.tokens[..again], None, None).unwrap();
-            target.sampler = None;
+            target.forget();
         }
         Way::Swapped => {
             target.session.swap_out().unwrap();
@@ -287,7 +378,7 @@ fn happen(place: &Place<'_>, target: &mut Member, kept: &mut Vec<Session>, dice:
                 0 => place.pool.clear_cache(),
                 1 => drop(place.pool.defragment()),
                 _ => {
-                    let mut other = place.session();
+                    let mut other = place.session(dice.below(2));
                     place.stray(&mut other, dice);
                     kept.push(other);
                 }

@@ -4,14 +4,19 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
+use llm::adapter::Adapter;
 use llm::model::Model;
 use llm::sampler::{Sampler, SamplingParams};
+use llm::session::speculative::{Lengths, NgramOptions, Replay, Source, SpecOptions, Speculation};
 use llm::session::{Session, SessionOptions};
+use llm_convert::adapter::{AdapterOptions, convert_adapter};
 use llm_format::quant::Type;
 
 use super::bits;
-use super::case::{Dice, KV};
+use super::case::{Dice, Guesses, KV};
+use super::lora::Peft;
 use super::support::{converted, open, runtime};
 
 /// Tokens a session may hold, and the length that rotary scaling is told.
@@ -28,6 +33,8 @@ struct Plan {
 pub struct Expected {
     pub tokens: Vec<i32>,
     pub prompt: usize,
+    /// Which set of adapters it was run with.
+    pub adapters: usize,
     rows: Vec<u32>,
     sampling: SamplingParams,
 }
@@ -51,15 +58,35 @@ impl Expected {
 pub struct Subject {
     /// The same file with one thread and with two.
     models: [Model; 2],
+    /// The adapters of the second set, for each of the models; the first set has none.
+    adapters: [Vec<(Adapter, f32)>; 2],
+    /// In few bits.
+    draft: Model,
     plans: Vec<Plan>,
-    expected: RefCell<HashMap<(usize, usize), Rc<Expected>>>,
+    expected: RefCell<HashMap<(usize, usize, usize), Rc<Expected>>>,
 }
 
 impl Subject {
-    /// The checkpoint in `dir` as a file of `ty`. `text`, if there is any, begins every second prompt.
-    pub fn new(name: &str, dir: &Path, ty: Type, text: &[i32]) -> Self {
+    /// The checkpoint in `dir` as a file of `ty`. Adapters change matrices that the checkpoint in `base` has. `text`, if
+    /// there is any, begins every second prompt.
+    pub fn new(name: &str, dir: &Path, base: &Path, ty: Type, text: &[i32]) -> Self {
         let (_place, path) = converted(dir, ty);
         let models = [1, 2].map(|threads| open(&runtime(threads, None), &path));
+        let changed = ["q_proj", "o_proj", "query_key_value", "q_b_proj"];
+        let files = [(1, 3), (2, 5)].map(|(seed, rank)| {
+            let place = tempfile::tempdir().unwrap();
+            let takes = |module: &str| changed.iter().any(|end| module.ends_with(end));
+            Peft::random(base, seed, rank, takes).write(&place.path().join("peft"));
+            let out = place.path().join("adapter.llm");
+            convert_adapter(&place.path().join("peft"), dir, &out, &AdapterOptions::default()).unwrap();
+            (place, out)
+        });
+        let adapters = models.each_ref().map(|model| {
+            let open = |(_, file): &(_, std::path::PathBuf)| Adapter::open_path(model, file).unwrap();
+            files.iter().map(open).zip([0.5, -0.75]).collect()
+        });
+        let (_place, path) = converted(dir, Type::Q3);
+        let draft = open(models[0].runtime(), &path);
         let vocab = models[0].spec().vocab as usize;
         let mut dice = Dice::new(name.len() as u64);
         // Two prompts share 70 tokens; others are short, end with a page, or begin a new one.
@@ -90,7 +117,7 @@ impl Subject {
         };
         let shapes = [(81, 7), (75, 9), (5, 20), (48, 6), (64, 9), (33, 24), (17, 9)];
         let plans = shapes.iter().enumerate().map(|(i, &(n, g))| plan(&mut dice, i, n, g)).collect();
-        Self { models, plans, expected: RefCell::default() }
+        Self { models, adapters, draft, plans, expected: RefCell::default() }
     }
 
     pub fn model(&self, threads: usize) -> &Model {
@@ -106,15 +133,46 @@ impl Subject {
         self.models[0].spec().vocab as usize
     }
 
-    /// The plain run of a plan with a KV type.
-    pub fn expected(&self, plan: usize, kv: usize) -> Rc<Expected> {
-        let mut all = self.expected.borrow_mut();
-        all.entry((plan, kv)).or_insert_with(|| Rc::new(self.plain(&self.plans[plan], kv))).clone()
+    /// The adapters of a set, for the model of so many threads.
+    pub fn adapters(&self, threads: usize, set: usize) -> &[(Adapter, f32)] {
+        if set == 0 { &[] } else { &self.adapters[threads - 1] }
     }
 
-    fn plain(&self, plan: &Plan, kv: usize) -> Expected {
+    /// Who can guess for the model.
+    pub fn guesses(&self) -> Vec<Guesses> {
+        let mut all = vec![Guesses::Off, Guesses::Lookup, Guesses::Replay, Guesses::Draft];
+        all.extend(self.models[0].draft().unwrap().map(|_| Guesses::Own));
+        all
+    }
+
+    /// One who guesses at most `most` tokens of what follows in `expected`.
+    pub fn speculation(&self, guesses: Guesses, most: usize, expected: &Expected) -> Option<Speculation> {
+        // Of a length that does not follow the clock.
+        let lengths = Lengths { most, adaptive: false, ..Default::default() };
+        let source = match guesses {
+            Guesses::Off => return None,
+            Guesses::Lookup => Source::Ngram(NgramOptions { least_match: 1, ..Default::default() }),
+            Guesses::Draft => SpecOptions::draft(&self.draft).source,
+            Guesses::Own => Source::Own,
+            Guesses::Replay => {
+                let replay = Replay::new(0, expected.tokens.clone(), 0.7, Duration::ZERO, 1);
+                return Some(Speculation::new(Box::new(replay), &lengths).unwrap());
+            }
+        };
+        Some(SpecOptions { source, lengths }.start(&self.models[0]).unwrap())
+    }
+
+    /// The plain run of a plan with a KV type and a set of adapters.
+    pub fn expected(&self, plan: usize, kv: usize, adapters: usize) -> Rc<Expected> {
+        let mut all = self.expected.borrow_mut();
+        let plain = || Rc::new(self.plain(&self.plans[plan], kv, adapters));
+        all.entry((plan, kv, adapters)).or_insert_with(plain).clone()
+    }
+
+    fn plain(&self, plan: &Plan, kv: usize, adapters: usize) -> Expected {
         let options = SessionOptions { max_tokens: CAPACITY, kv: KV[kv], ..Default::default() };
         let mut session = Session::new(&self.models[0], options).unwrap();
+        session.set_adapters(self.adapters(1, adapters)).unwrap();
         let mut rows = Vec::new();
         let each = &mut |_: usize, row: &[f32]| {
             rows.extend(bits(row));
@@ -130,6 +188,6 @@ impl Subject {
             rows.extend(bits(session.logits().unwrap()));
         }
         let tokens = session.tokens().to_vec();
-        Expected { tokens, prompt: plan.prompt.len(), rows, sampling: plan.sampling.clone() }
+        Expected { tokens, prompt: plan.prompt.len(), adapters, rows, sampling: plan.sampling.clone() }
     }
 }
