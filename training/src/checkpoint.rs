@@ -114,13 +114,37 @@ impl View for Flat<'_> {
     }
 }
 
-/// Writes the checkpoint `dir`. An older one of that name is replaced.
+/// Writes the checkpoint `dir`. An older one of that name is replaced. Where something fails, as on a full disk, what was
+/// written of it is removed.
 pub(crate) fn save(dir: &Path, c: &Contents) -> Result<()> {
     let part = hidden(dir, "part")?;
-    if part.exists() {
-        fs::remove_dir_all(&part)?;
+    let written = write_parts(&part, c);
+    if written.is_err() {
+        // the first error is the one to tell
+        let _ = fs::remove_dir_all(&part);
+        return written;
     }
-    fs::create_dir_all(&part)?;
+    if dir.exists() {
+        // Between the two renames the old one is found under its hidden name.
+        let old = hidden(dir, "old")?;
+        if old.exists() {
+            fs::remove_dir_all(&old)?;
+        }
+        fs::rename(dir, &old)?;
+        fs::rename(&part, dir)?;
+        fs::remove_dir_all(&old)?;
+    } else {
+        fs::rename(&part, dir)?;
+    }
+    sync_parent(dir)
+}
+
+/// Writes all files of a checkpoint to `part` and flushes them to the disk.
+fn write_parts(part: &Path, c: &Contents) -> Result<()> {
+    if part.exists() {
+        fs::remove_dir_all(part)?;
+    }
+    fs::create_dir_all(part).map_err(|e| Error::from(e).context(part.display()))?;
     let pretty = |v: &Value| format!("{v:#}\n");
     let state = serde_json::to_value(c.state).map_err(|e| Error::new(Status::INTERNAL, e.to_string()))?;
     sync_file(&part.join("training.json"), pretty(&state).as_bytes())?;
@@ -135,7 +159,7 @@ pub(crate) fn save(dir: &Path, c: &Contents) -> Result<()> {
         settle(&path, written, &mode)?;
         &lora.params
     } else {
-        write_config(&part, c.blueprint)?;
+        write_config(part, c.blueprint)?;
         let own = json!({"eos_token_id": 0, "do_sample": true, "temperature": 0.7});
         let generation = match fs::read(from.join("generation_config.json")) {
             Ok(theirs) if !from.as_os_str().is_empty() => theirs,
@@ -161,20 +185,7 @@ pub(crate) fn save(dir: &Path, c: &Contents) -> Result<()> {
             sync_file(&part.join(name), bytes)?;
         }
     }
-    File::open(&part)?.sync_all()?;
-    if dir.exists() {
-        // Between the two renames the old one is found under its hidden name.
-        let old = hidden(dir, "old")?;
-        if old.exists() {
-            fs::remove_dir_all(&old)?;
-        }
-        fs::rename(dir, &old)?;
-        fs::rename(&part, dir)?;
-        fs::remove_dir_all(&old)?;
-    } else {
-        fs::rename(&part, dir)?;
-    }
-    sync_parent(dir)
+    Ok(File::open(part)?.sync_all()?)
 }
 
 /// `config.json` of a model whose values are stored as f32, whatever the run began from.
@@ -372,7 +383,10 @@ fn sync_parent(path: &Path) -> Result<()> {
 /// Writes a file under a temporary name, flushes it and renames it.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let part = hidden(path, "part")?;
-    sync_file(&part, bytes)?;
+    if let Err(e) = sync_file(&part, bytes) {
+        let _ = fs::remove_file(&part);
+        return Err(e);
+    }
     fs::rename(&part, path).map_err(|e| Error::from(e).context(path.display()))?;
     sync_parent(path)
 }

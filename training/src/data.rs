@@ -87,7 +87,8 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
     }
     let tokenizer = crate::bpe::load(&options.tokenizer)?;
     let file = std::fs::read(&options.tokenizer)?;
-    std::fs::create_dir_all(&options.output)?;
+    let here = |e: std::io::Error| Error::from(e).context(options.output.display());
+    std::fs::create_dir_all(&options.output).map_err(here)?;
     let vocab = tokenizer.get_vocab_size(true);
     let end = tokenizer.token_to_id(&options.end);
     let hash = vocabulary_hash(&file);
@@ -157,9 +158,12 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
         }
     }
     let prepared = Prepared { train_tokens: train.tokens, held_out_tokens: held_out.tokens, vocab };
+    // All are whole on the disk before any takes the place of an older one.
     held_out.finish()?;
-    crate::checkpoint::write_file(&options.output.join("tokenizer.json"), &file)?;
     train.finish()?;
+    crate::checkpoint::write_file(&options.output.join("tokenizer.json"), &file)?;
+    held_out.settle()?;
+    train.settle()?;
     Ok(prepared)
 }
 
@@ -168,7 +172,7 @@ pub(crate) fn vocabulary_hash(tokenizer_json: &[u8]) -> u64 {
     checksum(CrcAlgorithm::Crc64Nvme, tokenizer_json)
 }
 
-/// Writes a token file under a temporary name; `finish` gives it its own.
+/// Writes a token file under a temporary name; `finish` ends it, `settle` gives it its own.
 struct TokenWriter {
     path: PathBuf,
     part: PathBuf,
@@ -189,7 +193,7 @@ impl TokenWriter {
         let part = path.with_extension("tokens.part");
         let mut file =
             BufWriter::new(File::create(&part).map_err(|e| Error::from(e).context(part.display()))?);
-        file.write_all(&[0; HEAD])?;
+        file.write_all(&[0; HEAD]).map_err(|e| Error::from(e).context(part.display()))?;
         Ok(TokenWriter {
             path: path.into(),
             part,
@@ -208,7 +212,11 @@ impl TokenWriter {
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.crc.update(bytes);
-        Ok(self.file.write_all(bytes)?)
+        self.file.write_all(bytes).map_err(|e| self.here(e))
+    }
+
+    fn here(&self, e: std::io::Error) -> Error {
+        Error::from(e).context(self.part.display())
     }
 
     fn push(&mut self, ids: &[u32], text_bytes: usize) -> Result<()> {
@@ -241,7 +249,7 @@ impl TokenWriter {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<()> {
+    fn finish(&mut self) -> Result<()> {
         let width = if self.wide { 4 } else { 2 };
         let padding = (self.tokens * width).next_multiple_of(8) - self.tokens * width;
         self.write(&[0; 8][..padding as usize])?;
@@ -262,11 +270,14 @@ impl TokenWriter {
         put(64, &self.learned.to_le_bytes());
         let crc = checksum(CrcAlgorithm::Crc32Iscsi, &head[..HEAD - 4]) as u32;
         head[HEAD - 4..].copy_from_slice(&crc.to_le_bytes());
-        self.file.seek(SeekFrom::Start(0))?;
-        self.file.write_all(&head)?;
-        self.file.flush()?;
-        self.file.get_ref().sync_all()?;
-        Ok(std::fs::rename(&self.part, &self.path)?)
+        let file = &mut self.file;
+        let written =
+            file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&head)).and_then(|()| file.flush());
+        written.and_then(|()| self.file.get_ref().sync_all()).map_err(|e| self.here(e))
+    }
+
+    fn settle(self) -> Result<()> {
+        std::fs::rename(&self.part, &self.path).map_err(|e| Error::from(e).context(self.path.display()))
     }
 }
 

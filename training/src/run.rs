@@ -99,7 +99,8 @@ pub fn train(config: &Config, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) 
         }
         if save {
             summary.checkpoint = out.join(checkpoint::name(step));
-            trainer.save(&summary.checkpoint)?;
+            let lost = "the checkpoint was not written; the run goes on from the one before it with the same command";
+            trainer.save(&summary.checkpoint).map_err(|e| e.context(lost))?;
             checkpoint::prune(out, config.keep)?;
             metrics.report(config)?;
             stop |= watch(&Event::Saved(summary.checkpoint.clone())).is_break();

@@ -21,6 +21,11 @@ pub fn setup(dir: &Path) -> Config {
     };
     train_tokenizer(&options).unwrap();
     prepare(&PrepareOptions { inputs, tokenizer, output: dir.join("data"), ..Default::default() }).unwrap();
+    settings(dir)
+}
+
+/// The configuration of [`setup`] alone.
+pub fn settings(dir: &Path) -> Config {
     let mut config = Config {
         model: ModelConfig { context: 16, ..ModelConfig::tiny() },
         data: dir.join("data"),
