@@ -4,6 +4,9 @@
 //! And keeps it clean: the grammar engine has a C interface of its own, whose names (abi/hidden.txt) rustc would
 //! export with ours. A second version script makes them local. Not every linker takes two; where a small library
 //! shows that this one does not, the names stay visible, and nothing else differs.
+//!
+//! And keeps it small: addresses that the loader has to fill in are listed packed (`DT_RELR`, a twentieth of the
+//! bytes) where this machine's own loader, and so that of the systems its libraries run on, reads such lists.
 
 use std::path::Path;
 use std::process::Command;
@@ -19,12 +22,24 @@ fn main() {
             if std::env::var_os("CARGO_FEATURE_CONSTRAINTS").is_some() {
                 hide(Path::new(&var("OUT_DIR")), &var("TARGET"));
             }
+            if var("TARGET") == var("HOST") && var("CARGO_CFG_TARGET_ENV") == "gnu" && loader_reads_packed() {
+                // a linker that does not know it says so and goes on
+                println!("cargo:rustc-cdylib-link-arg=-Wl,-z,pack-relative-relocs");
+            }
         }
         "macos" | "ios" => {
             println!("cargo:rustc-cdylib-link-arg=-Wl,-install_name,@rpath/libllm.{major}.{minor}.dylib");
         }
         _ => {}
     }
+}
+
+/// Whether this machine's C library is glibc 2.36 or later.
+fn loader_reads_packed() -> bool {
+    let Ok(asked) = Command::new("getconf").arg("GNU_LIBC_VERSION").output() else { return false };
+    let text = String::from_utf8_lossy(&asked.stdout);
+    let mut numbers = text.trim().trim_start_matches("glibc ").split('.').map(|n| n.parse().unwrap_or(0u32));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (2, 36)
 }
 
 /// Makes the listed names local, if the linker can.

@@ -1,6 +1,7 @@
 //! The table of kernels of an instruction set: what `cpu/` calls.
 //!
-//! [`table!`] fills one by inlining the algorithms of `generic/` into functions with the instruction set's features.
+//! [`table!`] fills one by inlining the algorithms of `generic/` into functions with the instruction set's features;
+//! one that differs from a lower one only in how it multiplies bytes takes the rest from there ([`products!`]).
 //! An entry that an instruction set wants to do its own way is written after it (`Ops { q4: .., ..TABLE }`).
 
 use crate::cpu::{Activation, Map, Pairs};
@@ -73,30 +74,50 @@ macro_rules! entry {
 }
 pub(crate) use entry;
 
+/// The products of an instruction set with integer matrices, and its attention: what gains from its way to multiply
+/// bytes. Arguments: the type that implements `Simd`, its features.
+macro_rules! products {
+    ($s:ty $(, $feature:literal)?) => {
+        mod products {
+            use super::*;
+            use crate::generic::{attention, codes, panel, rows};
+            use crate::ops::entry;
+            use crate::simd::Simd;
+
+            entry!([$($feature)?] q8(a: &rows::IntBlock) = rows::product::<$s, { codes::Q8 }>(a, tiles));
+            entry!([$($feature)?] q6(a: &rows::IntBlock) = rows::product::<$s, { codes::Q6 }>(a, tiles));
+            entry!([$($feature)?] q5(a: &rows::IntBlock) = rows::product::<$s, { codes::Q5 }>(a, tiles));
+            entry!([$($feature)?] q4(a: &rows::IntBlock) = rows::product::<$s, { codes::Q4 }>(a, tiles));
+            entry!([$($feature)?] q3(a: &rows::IntBlock) = rows::product::<$s, { codes::Q3 }>(a, tiles));
+            entry!([$($feature)?] q2(a: &rows::IntBlock) = rows::product::<$s, { codes::Q2 }>(a, tiles));
+            entry!([$($feature)?] pack(a: &panel::Packing) = panel::pack::<$s>(a));
+            entry!([$($feature)?] attend(a: &attention::Tile<'_>) = attention::attend::<$s>(a));
+            // one for all types: a call a record costs nothing, a copy in each kernel of a type would be long
+            entry!([$($feature)?] tiles(a: &panel::Tiles<'_>) = <$s>::tiles(a));
+        }
+    };
+}
+pub(crate) use products;
+
 /// Defines `OPS` for an instruction set. Arguments: the type that implements `Simd`, its features.
 macro_rules! table {
     ($s:ty $(, $feature:literal)?) => {
+        crate::ops::products!($s $(, $feature)?);
+
         mod kernels {
             use super::*;
             use crate::cpu::{Activation, Map, Pairs};
-            use crate::generic::{attention, codes, elementwise, float, norm, panel, quantize, rows};
+            use crate::generic::{attention, elementwise, float, norm, quantize};
             use crate::simd::Simd;
             use crate::kv::KeyType;
 
             use crate::ops::entry;
 
-            entry!([$($feature)?] q8(a: &rows::IntBlock) = rows::product::<$s, { codes::Q8 }>(a));
-            entry!([$($feature)?] q6(a: &rows::IntBlock) = rows::product::<$s, { codes::Q6 }>(a));
-            entry!([$($feature)?] q5(a: &rows::IntBlock) = rows::product::<$s, { codes::Q5 }>(a));
-            entry!([$($feature)?] q4(a: &rows::IntBlock) = rows::product::<$s, { codes::Q4 }>(a));
-            entry!([$($feature)?] q3(a: &rows::IntBlock) = rows::product::<$s, { codes::Q3 }>(a));
-            entry!([$($feature)?] q2(a: &rows::IntBlock) = rows::product::<$s, { codes::Q2 }>(a));
             entry!([$($feature)?] float(a: &float::FloatBlock) = <$s>::float_tiles(a));
             entry!([$($feature)?] quantize(x: *const f32, n: usize, out: *mut i8, scale: *mut f32, sum: *mut i32)
                 = (*scale, *sum) = quantize::quantize::<$s, true>(x, n, out));
             entry!([$($feature)?] quantize_two(x: *const f32, n: usize, out: *mut i8, scale: *mut f32, sum: *mut i32)
                 = quantize::quantize_two::<$s>(x, n, out, scale, sum));
-            entry!([$($feature)?] pack(a: &panel::Packing) = panel::pack::<$s>(a));
             entry!([$($feature)?] rms(a: &norm::Norm) = norm::rms::<$s>(a));
             entry!([$($feature)?] layer(a: &norm::Norm) = norm::layer::<$s>(a));
             entry!([$($feature)?] softmax(x: *mut f32, n: usize) = norm::softmax::<$s>(x, n));
@@ -107,7 +128,6 @@ macro_rules! table {
                 = elementwise::add::<$s>(a, b, f, n));
             entry!([$($feature)?] rope(x: *mut f32, half: usize, pairs: Pairs, cos: *const f32, sin: *const f32)
                 = elementwise::rope::<$s>(x, half, pairs, cos, sin));
-            entry!([$($feature)?] attend(a: &attention::Tile<'_>) = attention::attend::<$s>(a));
             entry!([$($feature)?] join(a: &attention::Join) = attention::join::<$s>(a));
             entry!([$($feature)?] store(kind: KeyType, x: *const f32, dim: usize, to: *mut u8, scale: *mut u16)
                 = attention::store::<$s>(kind, x, dim, to, scale));
@@ -115,16 +135,16 @@ macro_rules! table {
 
         /// The algorithms of `generic/`, for this instruction set.
         pub static OPS: crate::ops::Ops = crate::ops::Ops {
-            q8: kernels::q8,
-            q6: kernels::q6,
-            q5: kernels::q5,
-            q4: kernels::q4,
-            q3: kernels::q3,
-            q2: kernels::q2,
+            q8: products::q8,
+            q6: products::q6,
+            q5: products::q5,
+            q4: products::q4,
+            q3: products::q3,
+            q2: products::q2,
             float: kernels::float,
             quantize: kernels::quantize,
             quantize_two: kernels::quantize_two,
-            pack: if <$s as crate::simd::Simd>::PACKS { Some(kernels::pack) } else { None },
+            pack: if <$s as crate::simd::Simd>::PACKS { Some(products::pack) } else { None },
             rms: kernels::rms,
             layer: kernels::layer,
             softmax: kernels::softmax,
@@ -132,7 +152,7 @@ macro_rules! table {
             gated: kernels::gated,
             add: kernels::add,
             rope: kernels::rope,
-            attend: kernels::attend,
+            attend: products::attend,
             join: kernels::join,
             store: kernels::store,
             tiles: None,

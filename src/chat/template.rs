@@ -111,7 +111,6 @@ impl Template {
     /// As [`Template::compile`].
     pub fn compile_with(source: &str, tokens: &[(&str, &str)], limits: Limits, clock: Clock) -> Result<Self> {
         let mut environment = Environment::new();
-        environment.set_debug(false);
         environment.set_syntax(
             SyntaxConfig::builder()
                 .trim_blocks(true)

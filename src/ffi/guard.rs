@@ -69,8 +69,19 @@ pub(super) fn run<'c>(
     kind: Kind,
     body: impl FnOnce(Host<'c>) -> Result<Status>,
 ) -> llm_status {
+    let mut body = Some(body);
+    run_once(host, out_err, kind, &mut |host| body.take().map_or(Ok(Status::OK), |body| body(host)))
+}
+
+/// [`run`] for whichever body, so that what stands around it is in the library once. It calls `body` at most once.
+fn run_once<'c>(
+    host: Host<'c>,
+    out_err: *mut *mut llm_error,
+    kind: Kind,
+    body: &mut dyn FnMut(Host<'c>) -> Result<Status>,
+) -> llm_status {
     error::clear(host, out_err);
-    let result = fence(|| {
+    let result = fence(&mut || {
         check_fork()?;
         if kind != Kind::CallbackSafe {
             check_sink()?;
@@ -90,11 +101,17 @@ pub(super) fn run<'c>(
 
 /// Runs the body of a function that returns a plain value.
 pub(super) fn value<'c, T>(host: Host<'c>, fallback: T, body: impl FnOnce(Host<'c>) -> Result<T>) -> T {
-    fence(|| body(host)).unwrap_or(fallback)
+    let (mut body, mut value) = (Some(body), None);
+    // an error leaves the fallback
+    let _ = fence(&mut || {
+        value = body.take().map(|body| body(host)).transpose()?;
+        Ok(Status::OK)
+    });
+    value.unwrap_or(fallback)
 }
 
 /// Runs `body`; a panic becomes `INTERNAL`. The handles it held poison themselves while unwinding.
-fn fence<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+fn fence(body: &mut dyn FnMut() -> Result<Status>) -> Result<Status> {
     static HOOK: Once = Once::new();
     HOOK.call_once(keep_panics_quiet);
     let depth = INSIDE.get();

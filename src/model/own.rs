@@ -1,6 +1,7 @@
 //! Designs that no published layout equals: `config.json` holds the [`Spec`] itself, under the key `spec`, and tensors
 //! have Llama's names where Llama has the part, names in its style where it has not.
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::arch::{Arch, LayerSlot as L, Slot, Want};
@@ -16,7 +17,7 @@ pub(crate) const OWN: Arch =
 fn read(config: &Value) -> Result<Spec> {
     let wrong = |what: String| Error::new(Status::BAD_FORMAT, format!("config.json: `spec` {what}"));
     let spec = config.get("spec").ok_or_else(|| wrong("is missing".into()))?;
-    let spec: Spec = serde_json::from_value(spec.clone()).map_err(|e| wrong(format!("is malformed: {e}")))?;
+    let spec = Spec::deserialize(spec).map_err(|e| wrong(format!("is malformed: {e}")))?;
     if spec.architecture != "libllm" {
         return Err(wrong(format!("has the architecture `{}`, expected `libllm`", spec.architecture)));
     }

@@ -46,7 +46,7 @@ unsafe impl Sync for Part<'_> {}
 impl Part<'_> {
     /// Whether blocks are walked side by side to read well.
     fn streamed(&self) -> bool {
-        self.matrix.ty().is_integer() && self.vectors() <= STREAMED
+        self.vectors() <= STREAMED
     }
 
     /// Int8 vectors, or tokens of a float type.
@@ -299,24 +299,25 @@ impl Cpu {
                 return unsafe { product(&a) };
             }
         };
-        for b in 0..count {
-            let a = FloatBlock {
-                kind,
-                block: data[b * block_bytes..].as_ptr(),
-                cols: x.width,
-                x: x.x.as_ptr(),
-                tiles: if tiles.is_some() { x.bf16.as_ptr().cast() } else { std::ptr::null() },
-                tokens: x.m(),
-                from,
-                to,
-                rows: (rows - b * 32).min(32),
-                bias: if bias.is_null() { bias } else { bias.wrapping_add(b * 32) },
-                out: out.wrapping_add(b * 32),
-                stride: w.rows(),
-            };
-            // SAFETY: as above, one block at a time
-            unsafe { tiles.map_or(self.ops.float, |t| t.float)(&a) };
-        }
+        let a = FloatBlock {
+            kind,
+            block: data.as_ptr(),
+            count,
+            run: count.div_ceil(STREAMS),
+            block_bytes,
+            cols: x.width,
+            x: x.x.as_ptr(),
+            tiles: if tiles.is_some() { x.bf16.as_ptr().cast() } else { std::ptr::null() },
+            tokens: x.m(),
+            from,
+            to,
+            rows,
+            bias,
+            out,
+            stride: w.rows(),
+        };
+        // SAFETY: as above
+        unsafe { tiles.map_or(self.ops.float, |t| t.float)(&a) };
     }
 
     /// Rows `ids` of `w`, decoded, times `scale`: the embedding of tokens, `[ids, cols]`.

@@ -135,9 +135,9 @@ pub struct Tiles<'a> {
     pub hints: &'a Hints,
 }
 
-/// Block `first` of every stream.
+/// Block `first` of every stream. `tiles` as in [`super::rows::product`].
 #[inline(always)]
-pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock, first: usize) {
+pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock, first: usize, tiles: unsafe fn(&Tiles)) {
     // SAFETY: `a` describes whole blocks; panel and sums are written before they are read
     unsafe {
         let mut panel = Aligned(MaybeUninit::<[u8; 32 * DEPTH]>::uninit());
@@ -169,7 +169,7 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock, first: usize) {
                         S::store(rows.0.as_mut_ptr().add(tile * 16), S::mul(scales, e));
                     }
                     let pack = r * p.packs + before;
-                    S::tiles(&Tiles {
+                    tiles(&Tiles {
                         panel,
                         depth: halves * 128,
                         x: p.x.add(r * p.record + before * LANES * DEPTH),

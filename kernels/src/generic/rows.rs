@@ -74,9 +74,10 @@ pub unsafe fn exponent(head: *const u8) -> f32 {
     if e >= -126 { f32::from_bits(((e + 127) as u32) << 23) } else { f32::from_bits(1 << (e + 149)) }
 }
 
-/// The product, by the form that suits the number of vectors. Same bits either way.
+/// The product, by the form that suits the number of vectors. Same bits either way. `tiles` is [`Simd::tiles`] in a
+/// function with the instruction set's features.
 #[inline(always)]
-pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock) {
+pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock, tiles: unsafe fn(&panel::Tiles)) {
     // SAFETY: passed on
     unsafe {
         let vectors = a.to - a.from;
@@ -87,7 +88,7 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock) {
             match vectors {
                 2 => few::<S, BITS, 2>(a, first, a.from),
                 1 if terms(BITS) == 1 => few::<S, BITS, 1>(a, first, a.from),
-                _ if S::PACKS => panel::product::<S, BITS>(a, first),
+                _ if S::PACKS => panel::product::<S, BITS>(a, first, tiles),
                 _ => {
                     // without packs, twos and fours of up to six
                     let mut t = a.from;

@@ -25,9 +25,18 @@ const SUMS: usize = 64;
 #[repr(C, align(64))]
 struct Aligned<T>(T);
 
-/// One block of 32 rows against tokens `a.from..a.to`, packed in `a.tiles`.
+/// Blocks against tokens `a.from..a.to`, packed in `a.tiles`.
 #[inline(always)]
 pub unsafe fn product(a: &FloatBlock) {
+    for b in 0..a.count {
+        // SAFETY: passed on
+        unsafe { block(&a.only(b)) };
+    }
+}
+
+/// One block of 32 rows.
+#[inline(always)]
+unsafe fn block(a: &FloatBlock) {
     // SAFETY: `a` describes a whole block and packed activations; every buffer is written before it is read
     unsafe {
         let mut weights = Aligned(MaybeUninit::<[u8; STEPS * 2 * TILE]>::uninit());

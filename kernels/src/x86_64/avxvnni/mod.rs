@@ -1,8 +1,9 @@
 //! AVX-VNNI: AVX2 with `vpdpbusd` in registers of 32 bytes, for machines without AVX-512.
 //!
-//! Weights are biased by 128 to be unsigned, as in `avx512`; all else is `avx2`'s.
+//! Weights are biased by 128 to be unsigned, as in `avx512`; all else is `avx2`'s, down to the functions.
 
 use super::avx2::{Multiply, Wide};
+use crate::ops::Ops;
 use core::arch::x86_64::*;
 
 /// Multiplies with the VEX form of `vpdpbusd`.
@@ -29,7 +30,20 @@ unsafe impl Multiply for Vex {
     }
 }
 
-crate::ops::table!(Wide<Vex>, "avxvnni,avx2,fma,f16c");
+crate::ops::products!(Wide<Vex>, "avxvnni,avx2,fma,f16c");
+
+/// AVX2's, with products of its own.
+pub static OPS: Ops = Ops {
+    q8: products::q8,
+    q6: products::q6,
+    q5: products::q5,
+    q4: products::q4,
+    q3: products::q3,
+    q2: products::q2,
+    pack: Some(products::pack),
+    attend: products::attend,
+    ..super::avx2::OPS
+};
 
 #[cfg(test)]
 mod tests {
