@@ -136,14 +136,10 @@ impl Backend for CpuBackend {
         rank: usize,
         out: &mut Tensor,
     ) {
-        let (b, low) = (b.values(), low.host(rows.end * rank));
+        let (b, low) = (b.values(), &low.host(rows.end * rank)[rows.start * rank..]);
         let width = b.len() / rank;
         let out = &mut out.host_mut(rows.end * width)[rows.start * width..];
-        for (out, low) in out.chunks_exact_mut(width).zip(low[rows.start * rank..].chunks_exact(rank)) {
-            for (b, low) in b.chunks_exact(width).zip(low) {
-                self.cpu.add_scaled(out, b, scale * low);
-            }
-        }
+        self.cpu.add_low_rank(scale, low, b, rank, out);
     }
 
     fn rope(&self, x: &mut Tensor, m: usize, r: Rotation, angles: &Angles) {

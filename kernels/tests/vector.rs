@@ -124,6 +124,27 @@ fn sums_of_vectors_are_one_operation_each() {
     same(&a.iter().zip(&b).map(|(x, y)| y.mul_add(0.3, *x) * 1.7).collect::<Vec<_>>(), &scaled, "add_scaled");
 }
 
+#[test]
+fn what_adapters_add_is_a_chain_of_fmas_however_it_is_shared() {
+    let mut r = Random(4);
+    for (m, rank, width) in [(1, 16, 2048), (3, 5, 1001), (8, 33, 40)] {
+        let (low, b, out) = (r.values(m * rank), r.values(rank * width), r.values(m * width));
+        let added = everywhere("add_low_rank", |cpu| {
+            let mut out = out.clone();
+            cpu.add_low_rank(0.7, &low, &b, rank, &mut out);
+            out
+        });
+        let mut expected = out;
+        for (i, v) in expected.iter_mut().enumerate() {
+            let (row, column) = (i / width, i % width);
+            for j in 0..rank {
+                *v = b[j * width + column].mul_add(0.7 * low[row * rank + j], *v);
+            }
+        }
+        same(&expected, &added, "add_low_rank");
+    }
+}
+
 fn norm_twins(x: &[f32], w: &[f32], b: Option<&[f32]>, eps: f32) -> (Vec<f32>, Vec<f32>) {
     let n = x.len();
     let (mut squares, mut sums) = ([0f32; 16], [0f32; 16]);

@@ -197,6 +197,31 @@ impl Cpu {
         self.add_with(a, b, Some(factor));
     }
 
+    /// `out[i] += Σ_j (scale · low[i][j]) · b[j]`, j ascending, each term by one fma: what an adapter adds to products.
+    /// `low` is `[m, rank]`, `b` `[rank, width]`, `out` `[m, width]`. Threads share the width, so that each reads its
+    /// part of `b` once for all rows.
+    ///
+    /// # Panics
+    /// If lengths do not fit.
+    pub fn add_low_rank(&self, scale: f32, low: &[f32], b: &[f32], rank: usize, out: &mut [f32]) {
+        assert!(rank > 0 && b.len().is_multiple_of(rank), "{} values of rank {rank}", b.len());
+        let (m, width) = (low.len() / rank, b.len() / rank);
+        assert!(low.len() == m * rank && out.len() == m * width, "outputs [{m}, {width}], low {}", low.len());
+        let out = Shared::of(out);
+        self.split(width.div_ceil(16), m * b.len(), |range| {
+            let (from, to) = (range.start * 16, (range.end * 16).min(width));
+            for (i, low) in low.chunks_exact(rank).enumerate() {
+                // SAFETY: these columns of the rows are this thread's alone
+                let out = unsafe { out.slice(i * width + from, to - from) }.as_mut_ptr();
+                for (j, low) in low.iter().enumerate() {
+                    let b = &b[j * width + from..j * width + to];
+                    // SAFETY: `out` and `b` hold as many values; the machine has the table's instruction set
+                    unsafe { (self.ops.add)(out, b.as_ptr(), Some(scale * low), b.len()) };
+                }
+            }
+        });
+    }
+
     fn add_with(&self, a: &mut [f32], b: &[f32], factor: Option<f32>) {
         let n = a.len();
         assert_eq!(b.len(), n, "terms of a sum");
