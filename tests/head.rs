@@ -8,9 +8,11 @@ mod support;
 use std::path::Path;
 
 use llm::Status;
+use llm::kv::{KvOptions, KvPool};
 use llm::model::Model;
 use llm::sampler::{Sampler, SamplingParams};
-use llm::session::generate::{Generation, GenerationOptions, Kind};
+use llm::session::batch::{Batch, Slot, Want};
+use llm::session::generate::{Generation, GenerationOptions, Kind, Plan};
 use llm::session::speculative::{DraftHead, Lengths, Place, Proposer, SpecOptions};
 use llm::session::{Session, SessionOptions};
 use llm_format::quant::Type;
@@ -175,5 +177,91 @@ fn the_head_travels_in_the_file_and_changes_no_token() {
         let stats = stats.unwrap();
         assert!(stats.drafted > 20 && stats.failed == 0, "{stats:?}");
         assert_eq!(stats.drafted, stats.accepted + stats.rejected);
+        // Guesses that are taken back take none of the vectors with them that the next ones are made of.
+        assert!(stats.rejected > 0 && stats.plain_steps <= 1, "{stats:?}");
+    }
+}
+
+/// A generation with the file's own head, three guesses at every step.
+fn guessing(model: &Model, tokens: usize) -> Generation {
+    let options = GenerationOptions { max_tokens: tokens, ..Default::default() };
+    let mut generation = Generation::new(None, options).unwrap();
+    let lengths = Lengths { most: 3, adaptive: false, ..Default::default() };
+    generation.speculate(SpecOptions { lengths, ..SpecOptions::own() }.start(model).unwrap());
+    generation
+}
+
+#[test]
+fn in_a_batch_the_head_guesses_what_it_guesses_for_a_session_alone() {
+    let Some((model, _, _, reference, _dir)) = setup() else { return };
+    let ids = reference.ids("short.input_ids");
+    let sampler = |seed: usize| {
+        let params = SamplingParams { temperature: 0.9, seed: seed as u64, ..Default::default() };
+        Sampler::new(&params).unwrap()
+    };
+    let (prompts, tokens): (Vec<_>, _) = ((0..4).map(|i| &ids[..ids.len() - i]).collect(), 24);
+    let alone: Vec<_> = prompts
+        .iter()
+        .enumerate()
+        .map(|(i, prompt)| {
+            let mut session = Session::new(&model, SessionOptions::default()).unwrap();
+            session.keep_hidden();
+            session.prefill(prompt, None, None).unwrap();
+            let (mut sampler, mut generation) = (sampler(i), guessing(&model, tokens));
+            while generation.next(&mut session, &mut sampler, None).unwrap().kind != Kind::Done {}
+            let hidden = session.kept_hidden().unwrap().1.to_vec();
+            (session.tokens().to_vec(), hidden, generation.spec_stats().unwrap())
+        })
+        .collect();
+
+    let pool = KvPool::new(&model, &KvOptions { prefix_cache: false, ..Default::default() }).unwrap();
+    pool.resize(16 * pool.stats().page_bytes * pool.stats().groups).unwrap();
+    let mut batch = Batch::new(&pool).unwrap();
+    let mut sessions: Vec<_> = prompts
+        .iter()
+        .map(|_| {
+            let mut session = Session::in_pool(&pool, SessionOptions::default()).unwrap();
+            session.keep_hidden();
+            session
+        })
+        .collect();
+    // The prompts in two parts, so that the second goes on from the first's vectors.
+    for half in [0..5, 5..ids.len()] {
+        let part = |prompt: &&'_ [i32]| prompt.len().min(half.start)..prompt.len().min(half.end);
+        let slots = sessions.iter_mut().zip(&prompts);
+        let mut slots: Vec<_> = slots
+            .map(|(session, prompt)| Slot { session, ids: &prompt[part(prompt)], want: Want::Last })
+            .collect();
+        batch.run(&mut slots, None).unwrap();
+    }
+    let mut runs: Vec<_> = (0..prompts.len()).map(|i| (sampler(i), guessing(&model, tokens))).collect();
+    while runs.iter().any(|(_, generation)| generation.reason().is_none()) {
+        let (mut slots, mut running) = (Vec::new(), Vec::new());
+        for (session, run) in sessions.iter_mut().zip(&mut runs) {
+            match run.1.plan(session, &run.0, None).unwrap() {
+                Plan::Run { .. } if run.1.planned().is_empty() => {
+                    run.1.take(session, &mut run.0, Ok(()), None, None).unwrap();
+                }
+                Plan::Run { rows } => running.push((session, run, rows)),
+                Plan::Tell(_) => {}
+            }
+        }
+        for (session, run, rows) in &mut running {
+            let want = if *rows > 1 { Want::Verify(*rows) } else { Want::Last };
+            slots.push(Slot { session, ids: run.1.planned(), want });
+        }
+        batch.run(&mut slots, None).unwrap();
+        for (slot, (session, (sampler, generation), rows)) in running.into_iter().enumerate() {
+            let logits = (rows > 1).then(|| batch.logits(slot).unwrap());
+            generation.take(session, sampler, batch.status(slot), logits, None).unwrap();
+        }
+    }
+    for (i, (session, (_, generation))) in sessions.iter().zip(&runs).enumerate() {
+        let (held, hidden, stats) = &alone[i];
+        assert_eq!(session.tokens(), held, "session {i}");
+        assert_eq!(session.kept_hidden().unwrap().1, hidden, "session {i}");
+        let own = generation.spec_stats().unwrap();
+        assert_eq!((own.drafted_at, own.accepted_at), (stats.drafted_at, stats.accepted_at), "session {i}");
+        assert!(own.drafted > 20 && own.plain_steps <= 2, "{own:?}");
     }
 }

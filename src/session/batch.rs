@@ -217,12 +217,13 @@ impl Batch {
     }
 
     /// Runs the slots that take part through the model.
-    fn compute(&mut self, pages: &mut Pages, slots: &[Slot<'_>], cancel: Option<&Cancel>) -> Result<()> {
+    fn compute(&mut self, pages: &mut Pages, slots: &mut [Slot<'_>], cancel: Option<&Cancel>) -> Result<()> {
         self.ids.clear();
         self.wanted.clear();
         let mut members: Vec<(TableId, Range<u32>, &Session)> = Vec::with_capacity(slots.len());
         let (mut logits, mut level, mut rank) = (0, None, 0);
-        for (slot, outcome) in slots.iter().zip(&mut self.outcomes) {
+        let mut hidden: Vec<(usize, Range<usize>)> = Vec::new();
+        for (i, (slot, outcome)) in slots.iter().zip(&mut self.outcomes).enumerate() {
             let (session, ids) = (&*slot.session, &slot.ids[outcome.from - outcome.before..]);
             if outcome.status.is_err() || ids.is_empty() {
                 continue;
@@ -239,6 +240,9 @@ impl Batch {
                 self.wanted.push(self.ids.len() - rows..self.ids.len());
             }
             logits += rows;
+            if session.keeps_hidden() {
+                hidden.push((i, self.ids.len() - ids.len()..self.ids.len()));
+            }
             let from = outcome.from as u32;
             members.push((session.table, from..from + ids.len() as u32, session));
             rank = rank.max(session.rank());
@@ -266,6 +270,15 @@ impl Batch {
         let (ids, rows) = (&self.ids[..], &rows[..]);
         let batch = forward::Batch { ids, rows, ropes: &ropes, adapters: &adapters, level };
         model.forward().layers(&batch, store, &mut self.scratch, cancel)?;
+        // Before the logits, which use the same buffer.
+        for (slot, rows) in hidden {
+            let n = rows.len();
+            self.scratch.room_for_hidden(model.spec(), n, &mut self.charge)?;
+            model.forward().hidden(&[rows], &mut self.scratch);
+            let rows = self.scratch.last.host(n * model.spec().width as usize);
+            // Without memory for them there are none, and nothing is guessed from them.
+            slots[slot].session.add_hidden(rows).ok();
+        }
         if logits > 0 {
             model.forward().logits(&self.wanted, &mut self.scratch);
         }

@@ -20,6 +20,27 @@ pub(super) struct Hidden {
     rows: Vec<f32>,
 }
 
+impl Hidden {
+    /// Takes those of the tokens behind the first `held`.
+    fn add(&mut self, held: usize, width: usize, rows: &[f32]) -> Result<()> {
+        if self.from + self.rows.len() / width != held {
+            (self.from, self.rows) = (held, Vec::new());
+        }
+        let m = rows.len() / width;
+        let skip = m.saturating_sub(MOST_KEPT);
+        let old = (self.rows.len() / width + m - skip).saturating_sub(MOST_KEPT);
+        self.rows.drain(..old * width);
+        self.from += old;
+        if skip > 0 {
+            self.from = held + skip;
+        }
+        let refused = |_| Error::new(Status::NO_MEMORY, "no memory for hidden vectors");
+        self.rows.try_reserve((m - skip) * width).map_err(refused)?;
+        self.rows.extend_from_slice(&rows[skip * width..]);
+        Ok(())
+    }
+}
+
 impl Session {
     /// Keeps the hidden vectors (after the final norm) of the tokens computed from now on, the last 512 of them. A
     /// generation with a self-drafting head asks for it by itself; asked for before the prefill, the head also knows
@@ -31,7 +52,7 @@ impl Session {
     }
 
     /// Position of the first token whose hidden vector is kept, and the vectors from there to the last token,
-    /// `[tokens, width]`; `None` where none are kept. Tokens computed in a batch or taken over from the pool have none.
+    /// `[tokens, width]`; `None` where none are kept. Tokens taken over from the pool have none.
     pub fn kept_hidden(&self) -> Option<(usize, &[f32])> {
         let width = self.model.spec().width as usize;
         let hidden = self.hidden.as_ref().filter(|hidden| !hidden.rows.is_empty())?;
@@ -39,28 +60,24 @@ impl Session {
         whole.then_some((hidden.from, &hidden.rows[..]))
     }
 
+    /// Whether the vectors of tokens are to be kept.
+    pub(super) fn keeps_hidden(&self) -> bool {
+        self.hidden.is_some()
+    }
+
     /// Takes the vectors of the chunk of `m` tokens that was just computed and is not counted yet.
     pub(super) fn collect_hidden(&mut self, m: usize) -> Result<()> {
-        let Some(mut hidden) = self.hidden.take() else { return Ok(()) };
-        let (spec, held) = (self.model.spec(), self.tokens.len());
-        let width = spec.width as usize;
-        self.scratch.room_for_hidden(spec, m, &mut self.charge)?;
+        let Some(hidden) = &mut self.hidden else { return Ok(()) };
+        let width = self.model.spec().width as usize;
+        self.scratch.room_for_hidden(self.model.spec(), m, &mut self.charge)?;
         self.model.forward().hidden(std::slice::from_ref(&(0..m)), &mut self.scratch);
-        if hidden.from + hidden.rows.len() / width != held {
-            hidden = Hidden { from: held, rows: Vec::new() };
-        }
-        let skip = m.saturating_sub(MOST_KEPT);
-        let old = (hidden.rows.len() / width + m - skip).saturating_sub(MOST_KEPT);
-        hidden.rows.drain(..old * width);
-        hidden.from += old;
-        if skip > 0 {
-            hidden.from = held + skip;
-        }
-        let refused = |_| Error::new(Status::NO_MEMORY, "no memory for hidden vectors");
-        hidden.rows.try_reserve((m - skip) * width).map_err(refused)?;
-        hidden.rows.extend_from_slice(&self.scratch.last.host(m * width)[skip * width..]);
-        self.hidden = Some(hidden);
-        Ok(())
+        hidden.add(self.tokens.len(), width, self.scratch.last.host(m * width))
+    }
+
+    /// Takes the vectors, `[tokens, width]`, of tokens that a batch computed and that are not counted yet.
+    pub(super) fn add_hidden(&mut self, rows: &[f32]) -> Result<()> {
+        let width = self.model.spec().width as usize;
+        self.hidden.as_mut().map_or(Ok(()), |hidden| hidden.add(self.tokens.len(), width, rows))
     }
 
     /// Forgets the vectors of tokens that are not held any more.

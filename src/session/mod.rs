@@ -324,11 +324,11 @@ impl Session {
     fn keep_tokens(&mut self, tokens: usize) {
         self.tokens.truncate(tokens);
         self.moved_from = self.moved_from.filter(|&from| from < tokens);
+        self.truncate_hidden();
     }
 
     fn forget_in(&mut self, pages: &mut Pages, tokens: usize) {
         self.keep_tokens(tokens);
-        self.truncate_hidden();
         pages.truncate(self.table, tokens, self.reserved);
     }
 }

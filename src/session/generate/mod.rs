@@ -309,6 +309,12 @@ impl Generation {
         self.speculation = Some(speculation);
     }
 
+    /// Whether guesses go on from hidden vectors. Where the session keeps them from the beginning
+    /// ([`crate::session::Session::keep_hidden`]) the prompt's are known as well.
+    pub fn wants_hidden(&self) -> bool {
+        self.speculation.as_ref().is_some_and(Speculation::wants_hidden)
+    }
+
     /// What speculation did so far; `None` without.
     pub fn spec_stats(&self) -> Option<SpecStats> {
         self.speculation.as_ref().map(Speculation::stats)

@@ -15,7 +15,7 @@ use super::{Evaluate, Event, Generation, Kind, Place, Reason};
 use crate::cancel::Cancel;
 use crate::error::{Result, Status};
 use crate::sampler::{self, Sampler};
-use crate::session::speculative::{self, Speculation};
+use crate::session::speculative;
 
 /// What a pull has to do.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,7 +100,7 @@ impl Generation {
         cancel: Option<&Cancel>,
     ) -> Result<Event> {
         let ran = run.is_ok();
-        if self.speculation.as_ref().is_some_and(Speculation::wants_hidden) {
+        if self.wants_hidden() {
             session.keep_hidden();
         }
         if let Some(reason) = self.settle(session, run, cancel)? {

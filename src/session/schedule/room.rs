@@ -51,6 +51,9 @@ impl Scheduler {
             Some(session) => session,
             none => none.insert(Session::in_pool(&self.pool, item.options.clone())?),
         };
+        if item.generation.wants_hidden() {
+            session.keep_hidden(); // of the prompt as well
+        }
         let alone = self.running.is_empty();
         let out = session.is_swapped_out();
         if !out {
