@@ -32,6 +32,7 @@ mod read;
 mod scalar;
 mod simd;
 pub mod threads;
+mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -43,3 +44,4 @@ pub use llm_format::quant::Type;
 pub use matrix::{Experts, Matrix};
 pub use read::read_streams;
 pub use threads::{FloatControl, Pool};
+pub use wide::wide;

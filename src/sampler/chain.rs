@@ -65,6 +65,8 @@ pub(super) use value;
 
 /// How a filter learns from accepted tokens.
 pub struct Learn {
+    /// Whether there is anything to learn; else it remembers what it started from.
+    pub on: fn(&SamplingParams) -> bool,
     /// What it starts from.
     pub start: fn(&SamplingParams) -> f32,
     /// What it remembers after `id` was accepted, which was chosen among what the filter left.
@@ -106,7 +108,7 @@ impl Step {
     pub(super) fn apply(&mut self, state: &State, key: Key, candidates: &mut Candidates) {
         let context = Context { params: &self.params, state, key, memory: self.memory };
         (self.filter.apply)(&context, candidates);
-        if self.filter.learn.is_some() {
+        if self.filter.learn.as_ref().is_some_and(|learn| (learn.on)(&self.params)) {
             self.seen.clear();
             self.seen.extend_from_slice(candidates.as_slice());
         }

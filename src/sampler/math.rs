@@ -1,11 +1,15 @@
 //! exp and ln by own polynomials: the same bits on every machine, which a system's libm does not promise.
 //!
 //! Only additions, multiplications and divisions in one fixed sequence, each rounded by IEEE rules. No fused
-//! operations: where the baseline instruction set lacks them they would be slow calls.
+//! operations: where the baseline instruction set lacks them they would be slow calls. Whole rows go through
+//! [`llm_kernels::wide`]: a vocabulary is a long way for a token.
+
+use llm_kernels::wide;
 
 /// e^x for x ≤ 0 (0 below −87), relative error at most 2·10⁻⁷. Branch-free, so that loops over rows become SIMD.
 ///
 /// x = n·ln 2 + r with |r| ≤ ln 2 / 2; the polynomial for e^r is that of Cephes' expf (Moshier, 1989).
+#[inline(always)] // into loops that are compiled for wide vectors
 pub fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23: adding it leaves the nearest whole number in the low bits
     const LN2_HIGH: f32 = 355.0 / 512.0; // nine bits, so that n · LN2_HIGH is exact
@@ -55,18 +59,51 @@ pub fn ln(x: f64) -> f64 {
 /// ln Σ exp(x) of a row without NaN or +∞; −∞ when every entry is. Sixteen partial sums by index mod 16, then the
 /// tree +8, +4, +2, +1.
 pub fn log_sum_exp(row: &[f32]) -> f64 {
-    let max = row.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+    let max = max(row);
     if max == f32::NEG_INFINITY {
         return f64::NEG_INFINITY;
     }
+    f64::from(max) + ln(wide(sum_exp, (row, max)))
+}
+
+/// The largest of a row; −∞ without any number.
+pub fn max(row: &[f32]) -> f32 {
+    wide(largest, row)
+}
+
+/// Whether no entry of a row is NaN or +∞.
+pub fn bounded(row: &[f32]) -> bool {
+    wide(all_below_infinity, row)
+}
+
+#[inline(always)]
+fn largest(row: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = row.as_chunks::<32>();
+    let mut lanes = [f32::NEG_INFINITY; 32];
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, x);
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| larger(max, x))
+}
+
+#[inline(always)]
+fn all_below_infinity(row: &[f32]) -> bool {
+    row.iter().fold(true, |all, &x| all & (x < f32::INFINITY))
+}
+
+#[inline(always)]
+fn sum_exp((row, max): (&[f32], f32)) -> f64 {
+    let (chunks, rest) = row.as_chunks::<16>();
     let mut lanes = [0f64; 16];
-    let mut chunks = row.chunks_exact(16);
-    for chunk in &mut chunks {
+    for chunk in chunks {
         for (lane, &x) in lanes.iter_mut().zip(chunk) {
             *lane += f64::from(exp(x - max));
         }
     }
-    for (lane, &x) in lanes.iter_mut().zip(chunks.remainder()) {
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
         *lane += f64::from(exp(x - max));
     }
     for width in [8, 4, 2, 1] {
@@ -74,7 +111,7 @@ pub fn log_sum_exp(row: &[f32]) -> f64 {
             lanes[i] += lanes[i + width];
         }
     }
-    f64::from(max) + ln(lanes[0])
+    lanes[0]
 }
 
 #[cfg(test)]
@@ -108,6 +145,23 @@ mod tests {
         }
         assert_eq!(ln(1.0), 0.0);
         assert_eq!(ln(0.0), f64::NEG_INFINITY);
+    }
+
+    #[test]
+    fn what_a_whole_row_is_asked_is_what_its_entries_say() {
+        for n in [0, 1, 31, 32, 33, 100, 1003] {
+            let mut row: Vec<f32> = (0..n).map(|i| ((i * 37 % 211) as f32) * 0.1 - 30.0).collect();
+            let plain = row.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+            assert_eq!((max(&row), bounded(&row)), (plain, true), "{n}");
+            for at in 0..n {
+                let old = std::mem::replace(&mut row[at], f32::NAN);
+                assert!(!bounded(&row), "NaN at {at} of {n}");
+                row[at] = f32::INFINITY;
+                assert!(!bounded(&row) && max(&row) == f32::INFINITY, "infinity at {at} of {n}");
+                row[at] = old;
+            }
+        }
+        assert!(bounded(&[f32::NEG_INFINITY; 40]));
     }
 
     #[test]

@@ -11,7 +11,7 @@ pub(super) const FILTER: Filter = Filter {
     values: &[value!(mirostat_tau), value!(mirostat_eta)],
     check,
     apply,
-    learn: Some(Learn { start: |p| 2.0 * p.mirostat_tau, accept }),
+    learn: Some(Learn { on: |p| p.mirostat_tau > 0.0, start: |p| 2.0 * p.mirostat_tau, accept }),
 };
 
 fn check(p: &SamplingParams) -> Result<()> {
@@ -32,8 +32,11 @@ fn surprise(logit: f32, log_sum: f64) -> f64 {
 }
 
 fn apply(context: &Context, candidates: &mut Candidates) {
+    if context.params.mirostat_tau == 0.0 {
+        return;
+    }
     let max = candidates.max();
-    if context.params.mirostat_tau == 0.0 || max == f32::NEG_INFINITY {
+    if max == f32::NEG_INFINITY {
         return;
     }
     let sum = log_sum(candidates.as_slice());
@@ -43,7 +46,7 @@ fn apply(context: &Context, candidates: &mut Candidates) {
 }
 
 fn accept(p: &SamplingParams, limit: f32, seen: &[Candidate], id: u32) -> f32 {
-    let Some(c) = seen.iter().find(|c| c.id == id).filter(|_| p.mirostat_tau > 0.0) else { return limit };
+    let Some(c) = seen.iter().find(|c| c.id == id) else { return limit };
     let error = surprise(c.logit, log_sum(seen)) - f64::from(p.mirostat_tau);
     let next = (f64::from(limit) - f64::from(p.mirostat_eta) * error) as f32;
     if next.is_finite() { next } else { limit }

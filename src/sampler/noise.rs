@@ -9,6 +9,8 @@
 //! argmax(logit + g) is a draw from softmax(logit). Philox is the counter-based generator of Salmon et al.,
 //! "Parallel random numbers: as easy as 1, 2, 3" (2011); its published test vectors are a test here.
 
+use llm_kernels::wide;
+
 use super::{Candidate, math};
 
 /// What the noise of one choice depends on, besides the token.
@@ -22,15 +24,19 @@ pub struct Key {
     pub position: u32,
 }
 
+/// Philox's multipliers, and what its key grows by.
+const FACTORS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
+const STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+
 /// Ten rounds of Philox4x32.
 pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for round in 0..10 {
         if round > 0 {
-            key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+            key = [key[0].wrapping_add(STEPS[0]), key[1].wrapping_add(STEPS[1])];
         }
         let [a, b, c, d] = counter;
-        let low = u64::from(a) * 0xD251_1F53;
-        let high = u64::from(c) * 0xCD9E_8D57;
+        let low = u64::from(a) * FACTORS[0];
+        let high = u64::from(c) * FACTORS[1];
         counter =
             [(high >> 32) as u32 ^ b ^ key[0], high as u32, (low >> 32) as u32 ^ d ^ key[1], low as u32];
     }
@@ -82,8 +88,13 @@ pub fn child_stream(parent: u64, n: u64) -> u64 {
 /// Most tokens cannot win and cost no logarithm: with j leading ones in r, u < 1 − 2⁻ʲ⁻¹ and g < (j + 1)·ln 2, so a
 /// token whose logit plus that bound does not reach the best so far is skipped. This never changes the result.
 pub(super) fn choose(candidates: &[Candidate], key: Key) -> Option<Candidate> {
+    wide(likeliest, (candidates, key))
+}
+
+#[inline(always)]
+fn likeliest((candidates, key): (&[Candidate], Key)) -> Option<Candidate> {
     let mut best: Option<(Candidate, f64)> = None;
-    let mut quad = (u32::MAX, [0u32; 4]);
+    let mut block = (u32::MAX, [[0u32; QUADS]; 4]);
     for &c in candidates {
         if c.logit == f32::NEG_INFINITY {
             continue;
@@ -93,10 +104,10 @@ pub(super) fn choose(candidates: &[Candidate], key: Key) -> Option<Candidate> {
         if logit + 16.7 < floor {
             continue;
         }
-        if quad.0 != c.id / 4 {
-            quad = (c.id / 4, words(key, c.id / 4));
+        if block.0 != c.id / BLOCK {
+            block = (c.id / BLOCK, blocks(key, c.id / BLOCK));
         }
-        let r = quad.1[(c.id % 4) as usize] >> 9;
+        let r = block.1[(c.id % 4) as usize][(c.id % BLOCK / 4) as usize] >> 9;
         let leading_ones = (!(r << 9)).leading_zeros();
         if logit + 0.694 * f64::from(leading_ones + 1) < floor {
             continue;
@@ -107,4 +118,46 @@ pub(super) fn choose(candidates: &[Candidate], key: Key) -> Option<Candidate> {
         }
     }
     best.map(|(c, _)| c)
+}
+
+/// Quads whose words are made side by side, and their ids.
+const QUADS: usize = 8;
+const BLOCK: u32 = 4 * QUADS as u32;
+
+/// [`words`] of quads `block` · 8 .. + 7: word i of quad j is `[i][j]`.
+#[inline(always)]
+fn blocks(key: Key, block: u32) -> [[u32; QUADS]; 4] {
+    let (mut k0, mut k1) = (key.seed as u32, (key.seed >> 32) as u32);
+    let mut a: [u32; QUADS] = std::array::from_fn(|j| block * QUADS as u32 + j as u32);
+    let (mut b, mut c) = ([key.position; QUADS], [key.stream as u32; QUADS]);
+    let mut d = [(key.stream >> 32) as u32; QUADS];
+    for round in 0..10 {
+        if round > 0 {
+            (k0, k1) = (k0.wrapping_add(STEPS[0]), k1.wrapping_add(STEPS[1]));
+        }
+        for j in 0..QUADS {
+            let low = u64::from(a[j]) * FACTORS[0];
+            let high = u64::from(c[j]) * FACTORS[1];
+            (a[j], b[j]) = ((high >> 32) as u32 ^ b[j] ^ k0, high as u32);
+            (c[j], d[j]) = ((low >> 32) as u32 ^ d[j] ^ k1, low as u32);
+        }
+    }
+    [a, b, c, d]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_side_by_side_are_the_words() {
+        let key = Key { seed: 0x0123_4567_89ab_cdef, stream: u64::MAX - 77, position: 4_000_000_000 };
+        for block in [0, 1, 4007, u32::MAX / BLOCK] {
+            let all = blocks(key, block);
+            for j in 0..QUADS {
+                let quad = block * QUADS as u32 + j as u32;
+                assert_eq!(std::array::from_fn(|i| all[i][j]), words(key, quad), "quad {quad}");
+            }
+        }
+    }
 }

@@ -14,8 +14,11 @@ pub(super) const FILTER: Filter = Filter {
 
 fn apply(context: &Context, candidates: &mut Candidates) {
     let t = context.params.temperature;
+    if t == 0.0 || t == 1.0 {
+        return;
+    }
     let max = candidates.max();
-    if t == 0.0 || t == 1.0 || max == f32::NEG_INFINITY {
+    if max == f32::NEG_INFINITY {
         return;
     }
     // Against the maximum, so that a tiny temperature drives the others to −∞ and nothing to +∞.

@@ -22,8 +22,11 @@ fn check(p: &SamplingParams) -> Result<()> {
 
 fn apply(context: &Context, candidates: &mut Candidates) {
     let p = context.params;
+    if p.xtc_probability <= 0.0 {
+        return;
+    }
     let max = candidates.max();
-    if p.xtc_probability <= 0.0 || max == f32::NEG_INFINITY {
+    if max == f32::NEG_INFINITY {
         return;
     }
     // u = (r + ½)·2⁻²³ of the filter's own noise.

@@ -364,7 +364,9 @@ fn check_vocab(vocab: u32, ids: &[i32]) -> Result<()> {
 
 /// Refuses rows of logits or hidden states that are not finite. `position` tells that of a row.
 fn check_finite(values: &[f32], width: usize, position: impl Fn(usize) -> usize) -> Result<()> {
-    match values.chunks_exact(width).position(|row| !row.iter().all(|v| v.is_finite())) {
+    // Without an early end, which would keep it from being done several values at a time.
+    let finite = |row: &[f32]| row.iter().fold(true, |all, v| all & v.is_finite());
+    match values.chunks_exact(width).position(|row| !finite(row)) {
         None => Ok(()),
         Some(row) => {
             let position = position(row);
