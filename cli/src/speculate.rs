@@ -1,11 +1,13 @@
 //! Speculation on the command line: the flags of `generate`, and what `bench --speculate` measures.
 //!
-//! The bench compares generations without and with guesses, turn by turn, on the same tokens. Random weights say nothing
-//! that could be guessed, so guesses are replayed from the plain run: a share of them is left true, and each takes a
-//! given part of a plain step. Text that repeats its prompt comes from a processor that leaves no other token.
+//! The bench compares generations without and with guesses on the same tokens, step by step in turn, so that both meet
+//! the same machine wherever its speed drifts. Random weights say nothing that could be guessed, so guesses are replayed
+//! from a plain run: a share of them is left true, and each takes a given part of a plain step. Text that repeats its
+//! prompt comes from a processor that leaves no other token.
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -13,7 +15,9 @@ use llm::model::{Model, OpenOptions};
 use llm::sampler::processor::Input;
 use llm::sampler::{Sampler, SamplingParams, Stage};
 use llm::session::generate::{Generation, GenerationOptions};
-use llm::session::speculative::{Lengths, MOST_DRAFT, Replay, SpecOptions, SpecStats, Speculation};
+use llm::session::speculative::{
+    Lengths, MOST_DRAFT, Place, Proposer, Replay, SpecOptions, SpecStats, Speculation,
+};
 use llm::session::{Session, SessionOptions};
 use serde_json::{Value, json};
 
@@ -80,14 +84,41 @@ struct Case<'a> {
     temperature: f32,
     /// The text repeats itself.
     repeats: bool,
-    guess: &'a dyn Fn(&Run) -> Result<Speculation>,
+    /// Who guesses, told the tokens that plain decoding chooses.
+    guess: &'a dyn Fn(&[i32]) -> Result<Speculation>,
 }
 
-/// A generation that was timed.
-struct Run {
+/// A replay whose guesses take their part of what a plain step takes now.
+struct Costly {
+    replay: Replay,
+    /// A plain step, in nanoseconds.
+    step: Arc<AtomicU64>,
+}
+
+impl Proposer for Costly {
+    fn name(&self) -> &'static str {
+        self.replay.name()
+    }
+
+    fn propose(&mut self, at: &Place<'_>, most: usize, out: &mut Vec<i32>) -> llm::Result<()> {
+        let (clock, before) = (Instant::now(), out.len());
+        self.replay.propose(at, most, out)?;
+        let step = Duration::from_nanos(self.step.load(Ordering::Relaxed));
+        let cost = step.mul_f64(REPLAY.1 * (out.len() - before) as f64);
+        while clock.elapsed() < cost {
+            std::hint::spin_loop();
+        }
+        Ok(())
+    }
+}
+
+/// A generation that is timed, pull by pull.
+struct Run<'a> {
+    session: &'a mut Session,
+    sampler: Sampler,
+    generation: Generation,
     ids: Vec<i32>,
     time: Duration,
-    stats: SpecStats,
 }
 
 /// Compares generations of `tokens` tokens behind `prompt`, `repetitions` times each; one object a case.
@@ -101,14 +132,16 @@ pub fn bench(
     if tokens < 2 || prompt.is_empty() {
         bail!("--speculate needs a prefill of 1 token or more and -n 2 or more");
     }
+    let step = Arc::new(AtomicU64::new(0));
     let replay = |share: f64| {
-        move |plain: &Run| {
-            let cost = plain.time.mul_f64(REPLAY.1 / plain.ids.len().max(1) as f64);
-            let replay = Replay::new(prompt.len(), plain.ids.clone(), share, cost, 5);
+        let step = Arc::clone(&step);
+        move |plain: &[i32]| {
+            let replay = Replay::new(prompt.len(), plain.to_vec(), share, Duration::ZERO, 5);
+            let replay = Costly { replay, step: Arc::clone(&step) };
             Ok(Speculation::new(Box::new(replay), &Lengths::default())?)
         }
     };
-    let ngram = |_: &Run| {
+    let ngram = |_: &[i32]| {
         let mut options = SpecOptions::ngram();
         options.lengths.most = MOST_DRAFT.min(16);
         Ok(options.start(model)?)
@@ -122,31 +155,50 @@ pub fn bench(
         Case { name: "lookup, other text", temperature: 0.0, repeats: false, guess: &ngram },
         Case { name: "lookup, other text", temperature: 0.8, repeats: false, guess: &ngram },
     ];
-    let mut session = Session::new(model, options)?;
-    session.prefill(prompt, None, None)?;
-    cases.iter().map(|case| compare(case, &mut session, prompt, tokens, repetitions)).collect()
+    let mut sessions = [Session::new(model, options.clone())?, Session::new(model, options)?];
+    for session in &mut sessions {
+        session.prefill(prompt, None, None)?;
+    }
+    let compare = |case| compare(case, &mut sessions, prompt, tokens, repetitions, &step);
+    cases.iter().map(compare).collect()
 }
 
 fn compare(
     case: &Case<'_>,
-    session: &mut Session,
+    [one, two]: &mut [Session; 2],
     prompt: &[i32],
     tokens: usize,
     repetitions: usize,
+    step: &AtomicU64,
 ) -> Result<Value> {
-    generate(case, session, prompt, tokens, None)?; // warms up
+    // Says what will be chosen, and warms up.
+    let mut first = Run::new(case, one, prompt, tokens, None)?;
+    while first.ids.len() < tokens {
+        first.pull()?;
+    }
+    let known = std::mem::take(&mut first.ids);
     let (mut ratios, mut last) = (Vec::new(), None);
     let (mut without, mut with) = (Vec::new(), Vec::new());
     for _ in 0..repetitions {
-        let plain = generate(case, session, prompt, tokens, None)?;
-        let guessed = generate(case, session, prompt, tokens, Some((case.guess)(&plain)?))?;
-        if guessed.ids != plain.ids {
+        let mut plain = Run::new(case, one, prompt, tokens, None)?;
+        let mut guessed = Run::new(case, two, prompt, tokens, Some((case.guess)(&known)?))?;
+        while plain.ids.len() < tokens || guessed.ids.len() < tokens {
+            if plain.ids.len() <= guessed.ids.len() {
+                let took = u64::try_from(plain.pull()?.as_nanos()).unwrap_or(u64::MAX);
+                // The mean of the last few; the first token's logits were there.
+                let mean = if plain.ids.len() > 2 { step.load(Ordering::Relaxed) } else { took };
+                step.store(mean - mean / 4 + took / 4, Ordering::Relaxed);
+            } else {
+                guessed.pull()?;
+            }
+        }
+        if guessed.ids != plain.ids || plain.ids != known {
             bail!("{}: the tokens are not those of plain decoding", case.name);
         }
         ratios.push(plain.time.as_secs_f64() / guessed.time.as_secs_f64());
         without.push(tokens as f64 / plain.time.as_secs_f64());
         with.push(tokens as f64 / guessed.time.as_secs_f64());
-        last = Some(guessed.stats);
+        last = guessed.generation.spec_stats();
     }
     let median = |values: &mut Vec<f64>| {
         values.sort_by(f64::total_cmp);
@@ -164,39 +216,48 @@ fn compare(
     }))
 }
 
-fn generate(
-    case: &Case<'_>,
-    session: &mut Session,
-    prompt: &[i32],
-    tokens: usize,
-    speculation: Option<Speculation>,
-) -> Result<Run> {
-    // The last token again, for its logits.
-    session.truncate(prompt.len() - 1)?;
-    session.decode(prompt[prompt.len() - 1], None)?;
-    let params = SamplingParams { temperature: case.temperature, seed: 1, ..SamplingParams::default() };
-    let mut sampler = Sampler::new(&params)?;
-    if case.repeats {
-        let script: Vec<i32> = prompt.iter().copied().cycle().take(prompt.len().min(PERIOD)).collect();
-        let only = move |input: &Input<'_>, logits: &mut [f32]| {
-            let id = script[input.position as usize % script.len()];
-            if let Some(logit) = logits.get_mut(id as usize) {
-                *logit = 1e9;
-            }
-            Ok(())
-        };
-        sampler.add_processor(Stage::BeforePenalties, true, Arc::new(only));
+impl<'a> Run<'a> {
+    fn new(
+        case: &Case<'_>,
+        session: &'a mut Session,
+        prompt: &[i32],
+        tokens: usize,
+        speculation: Option<Speculation>,
+    ) -> Result<Self> {
+        // The last token again, for its logits.
+        session.truncate(prompt.len() - 1)?;
+        session.decode(prompt[prompt.len() - 1], None)?;
+        let params = SamplingParams { temperature: case.temperature, seed: 1, ..SamplingParams::default() };
+        let mut sampler = Sampler::new(&params)?;
+        if case.repeats {
+            let script: Vec<i32> = prompt.iter().copied().cycle().take(prompt.len().min(PERIOD)).collect();
+            let only = move |input: &Input<'_>, logits: &mut [f32]| {
+                let id = script[input.position as usize % script.len()];
+                if let Some(logit) = logits.get_mut(id as usize) {
+                    *logit = 1e9;
+                }
+                Ok(())
+            };
+            sampler.add_processor(Stage::BeforePenalties, true, Arc::new(only));
+        }
+        let options =
+            GenerationOptions { max_tokens: tokens, ignore_end: true, ..GenerationOptions::default() };
+        let mut generation = Generation::new(None, options)?;
+        if let Some(speculation) = speculation {
+            generation.speculate(speculation);
+        }
+        Ok(Self { session, sampler, generation, ids: Vec::new(), time: Duration::ZERO })
     }
-    let options = GenerationOptions { max_tokens: tokens, ignore_end: true, ..GenerationOptions::default() };
-    let mut generation = Generation::new(None, options)?;
-    if let Some(speculation) = speculation {
-        generation.speculate(speculation);
+
+    /// The next event; what it took.
+    fn pull(&mut self) -> Result<Duration> {
+        let clock = Instant::now();
+        let event = self.generation.next(self.session, &mut self.sampler, None)?;
+        let took = clock.elapsed();
+        self.time += took;
+        self.ids.extend(event.ids);
+        Ok(took)
     }
-    let (mut ids, started) = (Vec::new(), Instant::now());
-    while ids.len() < tokens {
-        ids.extend(generation.next(session, &mut sampler, None)?.ids);
-    }
-    Ok(Run { ids, time: started.elapsed(), stats: generation.spec_stats().unwrap_or_default() })
 }
 
 /// The bench's cases for people.
