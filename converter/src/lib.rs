@@ -33,7 +33,7 @@ mod values;
 
 use checkpoint::Checkpoint;
 use encode::Item;
-pub use random::{SHAPES, random};
+pub use random::{RandomOptions, SCALINGS, SHAPES, random, random_with};
 use values::{Origin, Values};
 
 /// What to convert to.

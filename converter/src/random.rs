@@ -67,17 +67,77 @@ fn moe() -> Value {
     })
 }
 
+/// Kinds of rotary scaling for [`RandomOptions::scaling`].
+pub const SCALINGS: &[&str] = &["linear", "dynamic", "llama3", "yarn", "longrope"];
+/// Tokens that a shape with rotary scaling says it was trained on, and how many times as many it is scaled to.
+const ORIGINAL: u32 = 2048;
+const FACTOR: u32 = 16;
+
+/// What shall be other than the shape says.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RandomOptions<'a> {
+    /// Rotary scaling from 2,048 to 32,768 tokens, one of [`SCALINGS`].
+    pub scaling: Option<&'a str>,
+    /// Layers.
+    pub layers: Option<u32>,
+    /// Tokens of the vocabulary.
+    pub vocab: Option<u32>,
+}
+
+impl RandomOptions<'_> {
+    fn change(&self, config: &mut Value) -> Result<()> {
+        let counts = [("num_hidden_layers", self.layers), ("vocab_size", self.vocab)];
+        for (key, count) in counts.into_iter().filter_map(|(key, count)| Some((key, count?))) {
+            config[key] = count.into();
+        }
+        let Some(kind) = self.scaling else { return Ok(()) };
+        if !SCALINGS.contains(&kind) {
+            let what = format!("no rotary scaling `{kind}`; there are {}", SCALINGS.join(", "));
+            return Err(Error::new(Status::NOT_FOUND, what));
+        }
+        let of = |key: &str| config[key].as_f64();
+        let dim = of("head_dim").or_else(|| Some(of("hidden_size")? / of("num_attention_heads")?));
+        let pairs = dim.unwrap_or(0.0) as u32 / 2;
+        let stretched = |by: f64| -> Vec<f64> { (0..pairs).map(|i| 1.0 + by * f64::from(i)).collect() };
+        config["max_position_embeddings"] = ORIGINAL.into();
+        // Each kind reads what it knows.
+        config["rope_scaling"] = json!({ "rope_type": kind, "factor": FACTOR,
+            "original_max_position_embeddings": ORIGINAL, "low_freq_factor": 1, "high_freq_factor": 4 });
+        if kind == "longrope" {
+            config["rope_scaling"]["short_factor"] = stretched(1.0 / 64.0).into();
+            config["rope_scaling"]["long_factor"] = stretched(1.0).into();
+        }
+        Ok(())
+    }
+}
+
 /// Writes a model of shape `name` with random weights of type `ty` to `out`. It has no tokenizer.
 ///
 /// # Errors
 /// `NOT_FOUND` for a name that is not in [`SHAPES`], and what writing fails with.
 pub fn random(name: &str, ty: Type, out: &Path, progress: &dyn Progress) -> Result<Summary> {
+    random_with(name, &RandomOptions::default(), ty, out, progress)
+}
+
+/// As [`random`], of a shape that is changed.
+///
+/// # Errors
+/// As [`random`], and `NOT_FOUND` for a scaling that is not in [`SCALINGS`].
+pub fn random_with(
+    name: &str,
+    options: &RandomOptions<'_>,
+    ty: Type,
+    out: &Path,
+    progress: &dyn Progress,
+) -> Result<Summary> {
     let shape = SHAPES.iter().find(|s| s.name == name).ok_or_else(|| {
         let known: Vec<&str> = SHAPES.iter().map(|s| s.name).collect();
         let what = format!("no random model of the shape `{name}`; there are {}", known.join(", "));
         Error::new(Status::NOT_FOUND, what)
     })?;
-    let (arch, spec) = arch::read_config(&(shape.config)())?;
+    let mut config = (shape.config)();
+    options.change(&mut config)?;
+    let (arch, spec) = arch::read_config(&config)?;
     let items = encode::items((arch.tensors)(&spec), ty, None)?;
     let mut metadata = Map::new();
     metadata.insert("name".into(), format!("random-{name}").into());

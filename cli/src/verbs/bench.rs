@@ -17,6 +17,7 @@ use llm::kv::{KvOptions, KvPool};
 use llm::model::Model;
 use llm::session::Session;
 use llm::session::batch::{Batch, Slot, Want};
+use llm_convert::RandomOptions;
 use llm_format::quant::Type;
 use serde_json::{Value, json};
 
@@ -35,6 +36,9 @@ pub struct Args {
     /// Type of the random weights
     #[arg(long = "type", default_value = "q4", value_parser = common::types())]
     ty: String,
+    /// Let the random model's rotary angles be scaled from 2,048 to 32,768 tokens: linear, dynamic, llama3, yarn, longrope
+    #[arg(long, value_name = "KIND", requires = "random", value_parser = llm_convert::SCALINGS.to_vec())]
+    rope_scaling: Option<String>,
     /// Tokens of the prefill
     #[arg(short, long, default_value_t = 512)]
     prefill: usize,
@@ -69,7 +73,7 @@ pub fn run(args: &Args) -> Result<()> {
     let path = match (&args.random, &args.model) {
         (Some(shape), out) => {
             let path = out.clone().unwrap_or_else(|| scratch.path().join("random.llm"));
-            make_random(shape, &args.ty, &path)?;
+            make_random(shape, args, &path)?;
             path
         }
         (None, Some(path)) => path.clone(),
@@ -102,10 +106,11 @@ fn compare(args: &Args, path: &Path) -> Result<()> {
     }
 }
 
-fn make_random(shape: &str, ty: &str, path: &Path) -> Result<()> {
-    let ty = Type::parse(ty).with_context(|| format!("--type {ty}: unknown"))?;
+fn make_random(shape: &str, args: &Args, path: &Path) -> Result<()> {
+    let ty = Type::parse(&args.ty).with_context(|| format!("--type {}: unknown", args.ty))?;
+    let options = RandomOptions { scaling: args.rope_scaling.as_deref(), ..Default::default() };
     let watch = super::convert::Watch::new("random weights");
-    let made = llm_convert::random(shape, ty, path, &watch);
+    let made = llm_convert::random_with(shape, &options, ty, path, &watch);
     watch.progress.end();
     made?;
     Ok(())
