@@ -59,6 +59,11 @@ fn check(name: &str, dir: &Path, base: &Path, ty: Type, text: &[i32]) {
             resume_unwind(panic);
         }
     }
+    let (drafted, came_true) = run::GUESSED.get();
+    assert!(
+        one.is_some() || came_true > 100 && drafted > came_true + 100,
+        "{came_true} of {drafted} guesses true"
+    );
     let all = ways.iter().chain(&guessed).chain(&[adapted]).all(|n| *n > 10);
     assert!(one.is_some() || all, "{ways:?}, {guessed:?} of {guesses:?}, {adapted} with adapters");
 }

@@ -1,6 +1,7 @@
 //! Runs one case: the session under test goes its way through its prompt and its generation, alone or in steps with
 //! neighbours that come, run a while and go. Whatever has logits is compared with the plain run.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use llm::kv::{Eviction, KvOptions, KvPool};
@@ -12,6 +13,11 @@ use llm::session::{Session, SessionOptions};
 use super::bits;
 use super::case::{Case, Dice, Guesses, KV, Way};
 use super::subject::{CAPACITY, Expected, Subject};
+
+thread_local! {
+    /// Tokens that were guessed and those of them that came true, in all cases of this thread.
+    pub static GUESSED: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+}
 
 /// A session and the plain run it must equal.
 struct Member {
@@ -95,6 +101,8 @@ impl Member {
         assert_eq!(event.ids, self.expected.tokens[talk.told..to], "told from {}", talk.told);
         talk.told = to;
         if event.reason.is_some() {
+            let stats = talk.generation.spec_stats().unwrap();
+            GUESSED.set((GUESSED.get().0 + stats.drafted, GUESSED.get().1 + stats.accepted));
             self.forget();
             self.spent = true;
         }
