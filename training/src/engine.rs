@@ -6,7 +6,7 @@ mod moe;
 
 use llm::model::rope::Frequencies;
 use llm::model::spec::Spec;
-use llm_kernels::dense::{Dense, Heads};
+use llm_kernels::dense::{Dense, Heads, zeros};
 
 use crate::lora::Lora;
 use crate::params::Params;
@@ -102,7 +102,8 @@ impl Engine {
             input.ids.len()
         );
         if self.arena.len() < tape.arena {
-            self.arena.resize(tape.arena, 0.0);
+            self.arena = Vec::new(); // before the new one, not beside it
+            self.arena = zeros(tape.arena);
         }
         self.dropping = matches!(want, Want::Gradient { .. });
         let mut loss = 0.0;

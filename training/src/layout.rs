@@ -167,7 +167,7 @@ impl Files {
             let bad = |e| Error::new(Status::BAD_FORMAT, format!("{}: {e}", path.display()));
             parsed.push((path, file.map_err(bad)?));
         }
-        let mut values = vec![0.0; params.total];
+        let mut values = llm_kernels::dense::zeros(params.total);
         for want in &params.wants {
             let out = &mut values[params.place(want.slot)];
             for (number, source) in want.sources.iter().enumerate() {

@@ -201,7 +201,7 @@ impl Params {
 
     /// Initial values from `seed`: matrices normal, norm weights one, biases zero.
     pub fn init(&self, seed: u64, layers: usize) -> Vec<f32> {
-        let mut values = vec![0.0; self.total];
+        let mut values = llm_kernels::dense::zeros(self.total);
         for (index, p) in self.list.iter().enumerate() {
             let std = deviation(p.slot(), layers);
             for (i, v) in values[p.range()].iter_mut().enumerate() {

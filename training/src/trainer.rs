@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use llm::error::{Error, Result, Status};
+use llm_kernels::dense::zeros;
 
 use crate::batches::{Batch, Sampler};
 use crate::blueprint::Blueprint;
@@ -173,7 +174,7 @@ impl Trainer {
         let packed = data.iter().any(|d| d.train.masked());
         let losses = RouterLosses { balance: m.experts.balance, z: m.experts.z_loss };
         let (train_tape, eval_tape) = (tape(true), tape(false));
-        let (grads, optimizer) = (vec![0.0; trained.total], Optimizer::new(&config.optim, trained));
+        let (grads, optimizer) = (zeros(trained.total), Optimizer::new(&config.optim, trained));
         let mut engine = Engine::new(spec, &params, config.threads, losses);
         engine.adapter = adapter;
         Ok(Trainer {
@@ -283,7 +284,7 @@ impl Trainer {
         self.config.adapter.clear();
         self.params = self.blueprint.params();
         self.engine.set_params(&self.params);
-        self.grads = vec![0.0; self.params.total];
+        self.grads = zeros(self.params.total);
         self.optimizer = Optimizer::new(&self.config.optim, &self.params);
     }
 

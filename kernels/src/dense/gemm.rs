@@ -1,40 +1,49 @@
 //! The matrix product `C = A·B` or `C += A·B` over strided f32 operands.
 //!
 //! ```text
-//!   B is packed once into panels of NR columns, [panel][k][NR]; A is read where it lies if its rows are contiguous
-//!   (a micro kernel broadcasts single elements of A, so rows need no repacking), and packed per tile if not.
-//!
-//!   tile = 192×192 of C, one piece of work          KC = 256 of the inner index at a time:
-//!   for each KC block · for each panel of B (32 KiB, stays in L1) · for each MR rows of A (stay in L2) → micro kernel
+//!   piece of work = part of C, planned so that all threads end together; for each KC = 256 of the inner index
+//!     B's block [KC, up to 768] → panels [panel][k][NR] in the second cache        (pack.rs)
+//!     for each 192 rows of A (another 192 KiB there) · for each panel (32 KiB, first cache) · for each MR rows → micro kernel
 //! ```
+//! A is read where it lies if its rows are contiguous (a micro kernel broadcasts single elements of A, so rows need no
+//! repacking), else it is packed, 192 rows at a time.
 //!
 //! The order of a sum: inner index ascending by fused multiply-add from zero inside a block of [`KC`]; the blocks' sums
-//! are added to C in ascending order. It is the same for every instruction set, tile and thread count.
+//! are added to C in ascending order. It is the same for every instruction set, plan and thread count.
 
+use super::pack::{aligned, pack};
 use super::{Dense, Isa, Shared};
 use std::cell::RefCell;
 
 /// Inner indices per block, part of the order of the sums.
 pub const KC: usize = 256;
-/// Rows and columns of C in one piece of work: multiples of every micro kernel's shape.
-const TILE: usize = 192;
+/// Rows of A that are multiplied with all panels of a block of B before the next: a multiple of every micro kernel's.
+const ROWS: usize = 192;
+/// Columns of B in a block, at most.
+const COLS: usize = 768;
 /// The largest micro kernel's rows and columns.
 const MAX_MR: usize = 12;
 const MAX_NR: usize = 32;
 
+/// A thread's own panels.
+#[derive(Default)]
+struct Own {
+    left: Vec<f32>,
+    right: Vec<f32>,
+}
+
 thread_local! {
-    /// A thread's own panels of A for the current tile.
-    static PANELS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static OWN: RefCell<Own> = RefCell::default();
 }
 
 /// A matrix where it lies: element (i, j) at `data[i·row + j·col]`.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    row: usize,
-    col: usize,
+    pub(super) data: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row: usize,
+    pub(super) col: usize,
 }
 
 impl<'a> View<'a> {
@@ -73,11 +82,16 @@ struct Shape<'a> {
     mr: usize,
     nr: usize,
     k: usize,
-    /// Inner indices of the packed panels, at least `k`.
-    deep: usize,
     /// Elements from one row of C to the next.
     stride: usize,
     start: Start<'a>,
+}
+
+/// The right operand: where it lies, or all of it in panels as deep as its matrix.
+#[derive(Clone, Copy)]
+enum Right<'a> {
+    View(View<'a>),
+    Packed(&'a [f32], usize),
 }
 
 fn micro_shape(isa: Isa) -> (usize, usize) {
@@ -93,47 +107,56 @@ impl Dense {
         self.product_from(a, b, c, stride, if add { Start::Own } else { Start::Zero });
     }
 
-    /// As [`Dense::product`]; the threads write what the sums begin with tile by tile, just before they add to it.
+    /// As [`Dense::product`]; the threads write what the sums begin with just before they add to it.
     pub(super) fn product_from(&mut self, a: View, b: View, c: &mut [f32], stride: usize, start: Start) {
         let shape = check(self.isa, a, b, c, stride, start);
         if a.rows == 0 || b.cols == 0 {
             return;
         }
         assert!(a.cols > 0, "a product over nothing");
-        let panels = b.cols.div_ceil(shape.nr);
-        let mut packed = std::mem::take(&mut self.packed);
-        let panel_len = shape.k * shape.nr;
-        packed.resize(packed.len().max(panels * panel_len), 0.0);
-        let space = Shared::new(&mut packed[..panels * panel_len]);
-        self.pool.run(panels, |p| {
-            // SAFETY: panel p is touched by piece p alone.
-            let out = unsafe { space.part(p * panel_len..(p + 1) * panel_len) };
-            pack(b.t(), p * shape.nr, shape.nr, 0..shape.k, out);
-        });
+        let (rows, cols) = plan(shape, a.rows, b.cols, self.threads());
         let c = Shared::new(c);
-        let (down, across) = (a.rows.div_ceil(TILE), b.cols.div_ceil(TILE));
+        let (down, across) = (a.rows.div_ceil(rows), b.cols.div_ceil(cols));
         let isa = self.isa;
         self.pool.run(down * across, |t| {
-            let (i0, j0) = (t / across * TILE, t % across * TILE);
-            let (rows, cols) = (TILE.min(a.rows - i0), TILE.min(b.cols - j0));
-            PANELS.with_borrow_mut(|own| {
-                // SAFETY: tile t's rows and columns of C belong to no other piece; `packed` is complete and long
-                // enough for every panel; `check` proved the extents of A and C.
-                unsafe { tile(isa, shape, a, i0, rows, &packed, j0, cols, c.pointer(0), own) };
+            let (i0, j0) = (t / across * rows, t % across * cols);
+            let (rows, cols) = (rows.min(a.rows - i0), cols.min(b.cols - j0));
+            OWN.with_borrow_mut(|own| {
+                // SAFETY: the rows and columns of C of piece t belong to no other; `check` proved the extents of A,
+                // B and C.
+                unsafe { tile(isa, shape, a, (i0, rows), Right::View(b), (j0, cols), c.pointer(0), own) };
             });
         });
-        self.packed = packed;
     }
+}
+
+/// Rows and columns of a piece of work: what lets `threads` threads end soonest, counting what is packed again for
+/// every piece and preferring several pieces to a thread, since others may take its core.
+fn plan(shape: Shape, m: usize, n: usize, threads: usize) -> (usize, usize) {
+    /// Elements of C that take as long as packing an element of B, and as bringing one of A.
+    const PACK: (usize, usize) = (24, 8);
+    let (groups, panels) = (m.div_ceil(shape.mr), n.div_ceil(shape.nr));
+    let mut best = (usize::MAX, (m, n));
+    let fewest = n.div_ceil(COLS);
+    for across in fewest..=panels.min(fewest + 2 * threads) {
+        for down in 1..=groups.min(4 * threads) {
+            let (rows, cols) = (groups.div_ceil(down) * shape.mr, panels.div_ceil(across) * shape.nr);
+            let rounds = (m.div_ceil(rows) * n.div_ceil(cols)).div_ceil(threads);
+            let work = rounds * (rows * cols + PACK.0 * cols + PACK.1 * rows);
+            let cost = work + work / (16 * rounds);
+            if cost < best.0 && cols <= COLS {
+                best = (cost, (rows, cols));
+            }
+        }
+    }
+    best.1
 }
 
 /// Packs all of `b` into panels for [`serial`].
 pub(super) fn panels(isa: Isa, b: View, out: &mut Vec<f32>) {
     let (_, nr) = micro_shape(isa);
-    let len = b.rows * nr;
-    out.resize(b.cols.div_ceil(nr) * len, 0.0);
-    for (p, panel) in out.chunks_exact_mut(len.max(1)).enumerate() {
-        pack(b.t(), p * nr, nr, 0..b.rows, panel);
-    }
+    out.resize(b.cols.div_ceil(nr) * b.rows * nr, 0.0);
+    pack(isa, b.t(), 0..b.cols, nr, 0..b.rows, out);
 }
 
 /// `C = A·B` (or `+=`) by the calling thread alone, for pieces of work that are products themselves (attention).
@@ -154,13 +177,11 @@ pub(super) fn serial(
     assert!(cols <= stride && c.len() >= need, "product [{}, {cols}] into {}", a.rows, c.len());
     assert!(a.cols <= deep && packed.len() >= cols.div_ceil(nr) * nr * deep, "panels of another matrix");
     let start = if add { Start::Own } else { Start::Zero };
-    let shape = Shape { mr, nr, k: a.cols, deep, stride, start };
-    PANELS.with_borrow_mut(|own| {
-        for i0 in (0..a.rows).step_by(TILE) {
-            let rows = TILE.min(a.rows - i0);
-            // SAFETY: `c` is borrowed mutably and holds the tile, `packed` holds the panels (both checked above).
-            unsafe { tile(isa, shape, a, i0, rows, packed, 0, cols, c.as_mut_ptr(), own) };
-        }
+    let shape = Shape { mr, nr, k: a.cols, stride, start };
+    OWN.with_borrow_mut(|own| {
+        let right = Right::Packed(packed, deep);
+        // SAFETY: `c` is borrowed mutably and holds the product, `packed` holds the panels (both checked above).
+        unsafe { tile(isa, shape, a, (0, a.rows), right, (0, cols), c.as_mut_ptr(), own) };
     });
 }
 
@@ -176,127 +197,91 @@ fn check<'a>(isa: Isa, a: View, b: View, c: &[f32], stride: usize, start: Start<
     };
     assert!(fits, "bias or residual of a product [{}, {}]", a.rows, b.cols);
     let (mr, nr) = micro_shape(isa);
-    Shape { mr, nr, k: a.cols, deep: a.cols, stride, start }
+    Shape { mr, nr, k: a.cols, stride, start }
 }
 
-/// Packs `width` rows of `m` from row `first`, columns `ks`, as `[k][width]`; rows beyond the end are zeros.
-fn pack(m: View, first: usize, width: usize, ks: std::ops::Range<usize>, out: &mut [f32]) {
-    let rows = width.min(m.rows - first);
-    if m.row == 1 && rows == width {
-        // A width that the compiler knows is a few moves, any other a call per line.
-        return match width {
-            32 => pack_lines::<32>(m, first, ks, out),
-            16 => pack_lines::<16>(m, first, ks, out),
-            12 => pack_lines::<12>(m, first, ks, out),
-            _ => pack_lines::<6>(m, first, ks, out),
-        };
-    }
-    if m.row == 1 {
-        for (k, out) in ks.zip(out.chunks_exact_mut(width)) {
-            let at = k * m.col + first;
-            out[..rows].copy_from_slice(&m.data[at..at + rows]);
-            out[rows..].fill(0.0);
-        }
-        return;
-    }
-    if rows < width {
-        out.fill(0.0);
-    }
-    let n = ks.len();
-    for i in 0..rows {
-        let line = &m.data[(first + i) * m.row + ks.start * m.col..];
-        for k in 0..n {
-            out[k * width + i] = line[k * m.col];
-        }
-    }
-}
-
-/// [`pack`] for `W` whole lines that lie side by side.
-fn pack_lines<const W: usize>(m: View, first: usize, ks: std::ops::Range<usize>, out: &mut [f32]) {
-    for (k, out) in ks.zip(out.as_chunks_mut::<W>().0) {
-        out.copy_from_slice(&m.data[k * m.col + first..][..W]);
-    }
-}
-
-/// One tile of C: rows `i0..i0+rows` of A times columns `j0..j0+cols` of the packed B.
+/// One piece of C: rows `i0..i0+rows` of A times columns `j0..j0+cols` of B.
 ///
 /// # Safety
-/// - `c` points to row 0 of a matrix of rows `shape.stride` apart that holds this tile, and nothing else reads or
-///   writes the tile meanwhile.
-/// - `packed` holds all panels of B; `a` has rows `i0..i0+rows` and `shape.k` columns.
+/// - `c` points to row 0 of a matrix of rows `shape.stride` apart that holds this piece, and nothing else reads or
+///   writes the piece meanwhile.
+/// - `a` has rows `i0..i0+rows` and `shape.k` columns; B has `shape.k` rows and columns `j0..j0+cols`, packed ones as
+///   deep as they say, from column 0.
 /// - `isa` is available.
 #[allow(clippy::too_many_arguments)] // one product's coordinates; grouping them would only rename them
 unsafe fn tile(
     isa: Isa,
     shape: Shape,
     a: View,
-    i0: usize,
-    rows: usize,
-    packed: &[f32],
-    j0: usize,
-    cols: usize,
+    (i0, rows): (usize, usize),
+    b: Right,
+    (j0, cols): (usize, usize),
     c: *mut f32,
-    own: &mut Vec<f32>,
+    own: &mut Own,
 ) {
-    let Shape { mr, nr, k, deep, stride, start } = shape;
-    if !matches!(start, Start::Zero | Start::Own) {
-        for y in 0..rows {
-            let at = (i0 + y) * stride + j0;
-            // SAFETY: row y, columns j0..j0+cols of C belong to this tile.
-            let out = unsafe { std::slice::from_raw_parts_mut(c.wrapping_add(at), cols) };
-            begin(start, at, j0, out);
-        }
-    }
-    // Rows a multiple of 4 KiB apart would all fall into one set of the first-isa cache.
-    let pack_all = a.col != 1 || a.row.is_multiple_of(1024);
-    let groups = rows.div_ceil(mr);
-    let ragged = !rows.is_multiple_of(mr);
-    if pack_all {
-        own.resize(own.len().max(groups * mr * KC), 0.0);
-    } else if ragged {
-        own.resize(own.len().max(mr * KC), 0.0);
-    }
+    let Shape { mr, nr, k, stride, start } = shape;
+    let packing = a.col != 1;
+    let left = aligned(&mut own.left, (ROWS.min(rows).next_multiple_of(mr)) * KC.min(k));
+    let right = match b {
+        Right::View(_) => aligned(&mut own.right, cols.next_multiple_of(nr) * KC.min(k)),
+        Right::Packed(..) => &mut [],
+    };
     let mut scratch = [0.0f32; MAX_MR * MAX_NR];
     for k0 in (0..k).step_by(KC) {
         let kc = KC.min(k - k0);
-        let add = k0 > 0 || !matches!(start, Start::Zero);
-        if pack_all {
-            for g in 0..groups {
-                pack(a, i0 + g * mr, mr, k0..k0 + kc, &mut own[g * mr * KC..][..kc * mr]);
-            }
-        } else if ragged {
-            pack(a, i0 + rows / mr * mr, mr, k0..k0 + kc, &mut own[..kc * mr]);
+        let start = if k0 == 0 { start } else { Start::Own };
+        if let Right::View(b) = b {
+            pack(isa, b.t(), j0..j0 + cols, nr, k0..k0 + kc, right);
         }
-        for j in (0..cols).step_by(nr) {
-            let panel = (j0 + j) / nr;
-            let b = &packed[(panel * deep + k0) * nr..][..kc * nr];
-            for g in 0..groups {
-                let i = g * mr;
-                let (left, row_step, k_step) = if pack_all {
-                    (own[i * KC..].as_ptr(), 1, mr)
-                } else if i + mr > rows {
-                    (own.as_ptr(), 1, mr)
-                } else {
-                    (a.data[(i0 + i) * a.row + k0 * a.col..].as_ptr(), a.row, 1)
+        for r0 in (0..rows).step_by(ROWS) {
+            let (first, n) = (i0 + r0, ROWS.min(rows - r0));
+            // the last rows, too few for a micro kernel, are packed with zeros
+            let whole = n / mr * mr;
+            if packing {
+                pack(isa, a, first..first + n, mr, k0..k0 + kc, left);
+            } else if whole < n {
+                pack(isa, a, first + whole..first + n, mr, k0..k0 + kc, left);
+            }
+            for j in (0..cols).step_by(nr) {
+                let panel = match b {
+                    Right::View(_) => &right[j * kc..][..kc * nr],
+                    Right::Packed(packed, deep) => &packed[(j0 + j) * deep + k0 * nr..][..kc * nr],
                 };
-                let whole = i + mr <= rows && j + nr <= cols;
-                let place = c.wrapping_add((i0 + i) * stride + j0 + j);
-                if whole {
-                    // SAFETY: the mr×nr tile at `place` is ours and inside C; `left` has mr rows of kc elements
-                    // (inside A, or packed and padded); b has kc·nr elements; the isa is available.
-                    unsafe { micro(isa, kc, left, row_step, k_step, b.as_ptr(), place, stride, add) };
-                    continue;
-                }
-                let (h, w) = (mr.min(rows - i), nr.min(cols - j));
-                // SAFETY: as above, with the scratch tile in place of C.
-                unsafe {
-                    micro(isa, kc, left, row_step, k_step, b.as_ptr(), scratch.as_mut_ptr(), nr, false)
-                };
-                for (y, line) in scratch.chunks_exact(nr).take(h).enumerate() {
-                    // SAFETY: row i+y, columns j..j+w of this tile lie inside C and are ours.
-                    let out = unsafe { std::slice::from_raw_parts_mut(place.wrapping_add(y * stride), w) };
-                    for (o, v) in out.iter_mut().zip(line) {
-                        *o = if add { *o + *v } else { *v };
+                for i in (0..n).step_by(mr) {
+                    let (from, row_step, k_step) = if packing {
+                        (left[i * kc..].as_ptr(), 1, mr)
+                    } else if i == whole {
+                        (left.as_ptr(), 1, mr)
+                    } else {
+                        (a.data[(first + i) * a.row + k0..].as_ptr(), a.row, 1)
+                    };
+                    let place = c.wrapping_add((first + i) * stride + j0 + j);
+                    let left = Left { at: from, row_step, k_step };
+                    let at = (first + i) * stride + j0 + j;
+                    if i < whole && j + nr <= cols {
+                        let base = match start {
+                            Start::Zero => Base::ZERO,
+                            Start::Own => Base { at: place, step: stride, bias: std::ptr::null() },
+                            Start::Bias(bias) => Base { at: bias[j0 + j..].as_ptr(), ..Base::ZERO },
+                            Start::Residual(from, bias) => {
+                                let bias = bias.map_or(std::ptr::null(), |b| b[j0 + j..].as_ptr());
+                                Base { at: from[at..].as_ptr(), step: stride, bias }
+                            }
+                        };
+                        // SAFETY: the mr×nr part of C at `place` is ours; `from` has mr rows of kc elements (inside
+                        // A, or packed and padded); the panel has kc·nr elements; `check` proved the extents of bias
+                        // and residual; the isa is available.
+                        unsafe { micro(isa, kc, left, panel.as_ptr(), place, stride, base) };
+                        continue;
+                    }
+                    let (h, w) = (mr.min(n - i), nr.min(cols - j));
+                    // SAFETY: as above, with the scratch tile in place of C.
+                    unsafe { micro(isa, kc, left, panel.as_ptr(), scratch.as_mut_ptr(), nr, Base::ZERO) };
+                    for (y, line) in scratch.chunks_exact(nr).take(h).enumerate() {
+                        // SAFETY: row i+y, columns j..j+w of this piece lie inside C and are ours.
+                        let out =
+                            unsafe { std::slice::from_raw_parts_mut(place.wrapping_add(y * stride), w) };
+                        finish(start, at + y * stride, j0 + j, line, out);
                     }
                 }
             }
@@ -304,64 +289,81 @@ unsafe fn tile(
     }
 }
 
-/// Writes what the sums of `out` begin with: part of a row, from element `at` of C and column `j0` on.
-fn begin(start: Start, at: usize, j0: usize, out: &mut [f32]) {
-    let n = out.len();
-    match start {
-        Start::Zero | Start::Own => {}
-        Start::Bias(bias) => out.copy_from_slice(&bias[j0..j0 + n]),
-        Start::Residual(residual, None) => out.copy_from_slice(&residual[at..at + n]),
-        Start::Residual(residual, Some(bias)) => {
-            for ((o, r), b) in out.iter_mut().zip(&residual[at..at + n]).zip(&bias[j0..j0 + n]) {
-                *o = r + b;
-            }
-        }
+/// `out` = what its sums begin with, plus `sums`: part of a row, from element `at` of C and column `j0` on.
+fn finish(start: Start, at: usize, j0: usize, sums: &[f32], out: &mut [f32]) {
+    for (i, (o, sum)) in out.iter_mut().zip(sums).enumerate() {
+        *o = match start {
+            Start::Zero => *sum,
+            Start::Own => *o + sum,
+            Start::Bias(bias) => bias[j0 + i] + sum,
+            Start::Residual(from, None) => from[at + i] + sum,
+            Start::Residual(from, Some(bias)) => (from[at + i] + bias[j0 + i]) + sum,
+        };
     }
 }
 
-/// `C[mr, nr] = A·B` (or `+=`) over `kc` inner indices; `mr`, `nr` as [`micro_shape`] says.
+/// The left operand of a micro kernel: element (i, k) at `at[i·row_step + k·k_step]`.
+#[derive(Clone, Copy)]
+pub(super) struct Left {
+    pub at: *const f32,
+    pub row_step: usize,
+    pub k_step: usize,
+}
+
+/// What a micro kernel's sums are added to: elements at `at`, rows `step` apart (0: one row for all), plus one row
+/// `bias`; null: nothing.
+#[derive(Clone, Copy)]
+pub(super) struct Base {
+    pub at: *const f32,
+    pub step: usize,
+    pub bias: *const f32,
+}
+
+impl Base {
+    /// Nothing.
+    pub const ZERO: Base = Base { at: std::ptr::null(), step: 0, bias: std::ptr::null() };
+}
+
+/// `C[mr, nr] = base + A·B` over `kc` inner indices; `mr`, `nr` as [`micro_shape`] says.
 ///
 /// # Safety
-/// - `a` reads `a[i·row_step + k·k_step]` for i < mr, k < kc; `b` reads `kc·nr` elements; `c` has mr rows of nr elements
-///   `stride` apart that no one else touches.
+/// - `a` reads rows below mr and k below kc; `b` reads `kc·nr` elements; `base`, where it is not null, has mr rows and nr
+///   columns; `c` has mr rows of nr elements `stride` apart that no one else touches. `base` may be `c` itself.
 /// - `isa` is available.
-#[allow(clippy::too_many_arguments)] // see `tile`
 #[inline]
-unsafe fn micro(
-    isa: Isa,
-    kc: usize,
-    a: *const f32,
-    row_step: usize,
-    k_step: usize,
-    b: *const f32,
-    c: *mut f32,
-    stride: usize,
-    add: bool,
-) {
+unsafe fn micro(isa: Isa, kc: usize, a: Left, b: *const f32, c: *mut f32, stride: usize, base: Base) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller's promises are those of the kernel.
-        Isa::Avx512 | Isa::Amx => unsafe { super::micro::avx512(kc, a, row_step, k_step, b, c, stride, add) },
+        Isa::Avx512 | Isa::Amx => unsafe { super::micro::avx512(kc, a, b, c, stride, base) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller's promises are those of the kernel.
-        Isa::Avx2 => unsafe { super::micro::avx2(kc, a, row_step, k_step, b, c, stride, add) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { super::micro::avx2(kc, a, b, c, stride, base) },
         _ => {
             let mut acc = [[0.0f32; 16]; 6];
             for k in 0..kc {
                 for (i, row) in acc.iter_mut().enumerate() {
                     for (j, sum) in row.iter_mut().enumerate() {
                         // SAFETY: i < 6, j < 16, k < kc: inside what the caller promised.
-                        *sum =
-                            unsafe { (*a.add(i * row_step + k * k_step)).mul_add(*b.add(k * 16 + j), *sum) };
+                        let (x, y) =
+                            unsafe { (*a.at.add(i * a.row_step + k * a.k_step), *b.add(k * 16 + j)) };
+                        *sum = x.mul_add(y, *sum);
                     }
                 }
             }
             for (i, row) in acc.iter().enumerate() {
                 for (j, sum) in row.iter().enumerate() {
-                    // SAFETY: i < 6, j < 16: inside the caller's tile.
+                    // SAFETY: i < 6, j < 16: inside the caller's tile and what it is added to.
                     unsafe {
-                        let out = c.add(i * stride + j);
-                        *out = if add { *out + sum } else { *sum };
+                        let mut sum = *sum;
+                        if !base.at.is_null() {
+                            let mut start = *base.at.add(i * base.step + j);
+                            if !base.bias.is_null() {
+                                start += *base.bias.add(j);
+                            }
+                            sum += start;
+                        }
+                        *c.add(i * stride + j) = sum;
                     }
                 }
             }

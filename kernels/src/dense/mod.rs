@@ -4,7 +4,7 @@
 //! ```text
 //!  y = x·wᵀ + b      linear          dx = dy·w       linear_dx       dw += dyᵀ·x     linear_dw
 //!  ───────────────────────────────── one product: gemm.rs ─────────────────────────────────
-//!      operands as strided views → panels → 12×32 (AVX-512) or 6×16 (AVX2, scalar) micro kernel
+//!      operands as strided views → panels (pack.rs) → 12×32 (AVX-512) or 6×16 (AVX2, scalar) micro kernel
 //! ```
 //!
 //! Every output element is a sum in ascending order of the inner index, in blocks of [`gemm::KC`]; every other
@@ -18,10 +18,12 @@ mod attention;
 pub mod gemm;
 mod loss;
 mod math;
+mod memory;
 #[cfg(target_arch = "x86_64")]
 mod micro;
 mod norm;
 mod optim;
+mod pack;
 mod rows;
 mod shared;
 
@@ -30,6 +32,7 @@ mod tests;
 
 pub use activate::Curve;
 pub use attention::Heads;
+pub use memory::zeros;
 pub use norm::Slice;
 pub use optim::{AdamW, Lion, Moments8};
 pub use rows::Rotated;
@@ -42,8 +45,6 @@ use shared::Shared;
 pub struct Dense {
     isa: Isa,
     pool: Pool,
-    /// The right operand of the current product, in panels.
-    packed: Vec<f32>,
     /// Partial sums of reductions over rows.
     partial: Vec<f32>,
 }
@@ -51,7 +52,7 @@ pub struct Dense {
 impl Dense {
     /// Kernels on `threads` threads (0: as many as the process may use) with the instruction set that [`detect`] picks.
     pub fn new(threads: usize) -> Dense {
-        Dense { isa: detect(), pool: Pool::new(threads), packed: Vec::new(), partial: Vec::new() }
+        Dense { isa: detect(), pool: Pool::new(threads), partial: Vec::new() }
     }
 
     /// As [`Dense::new`] with a chosen instruction set; `None` where the processor lacks it.

@@ -51,6 +51,18 @@ proptest! {
             dense.linear_dx(&dy, &w, &mut dx2, (m, n, k), false);
             dense.linear_dw(&dy, &x, &mut dw2, (m, n, k));
             prop_assert!(y == y2 && dx == dx2 && dw == dw2, "{isa:?}");
+            let (bias, residual) = (values(n, 5), values(m * n, 6));
+            for (bias, residual) in [(Some(&bias), None), (None, Some(&residual)), (Some(&bias), Some(&residual))] {
+                let start = |i: usize| match (residual, bias) {
+                    (Some(r), Some(b)) => r[i] + b[i % n],
+                    (Some(r), None) => r[i],
+                    (None, b) => b.map_or(0.0, |b| b[i % n]),
+                };
+                let mut expected: Vec<f32> = (0..m * n).map(start).collect();
+                twin(|i, q| x[i * k + q], |q, j| w[j * k + q], &mut expected, [m, n, k], true);
+                dense.linear(&x, &w, bias.map(|b| &b[..]), residual.map(|r| &r[..]), &mut y2, (m, n, k));
+                prop_assert!(expected == y2, "{isa:?}, begun with something");
+            }
         }
     }
 }

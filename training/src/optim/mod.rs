@@ -15,7 +15,7 @@ mod muon;
 mod schedule;
 
 use llm::error::{Error, Result, Status};
-use llm_kernels::dense::{AdamW, Dense, Lion, Moments8};
+use llm_kernels::dense::{AdamW, Dense, Lion, Moments8, zeros};
 use safetensors::tensor::{Dtype, SafeTensors};
 
 use crate::config::{OptimConfig, OptimizerKind};
@@ -198,7 +198,7 @@ fn state(o: &OptimConfig, p: &Param) -> State {
     if !p.trained {
         return State::Fixed;
     }
-    let zeros = || vec![0.0; p.len()];
+    let zeros = || zeros(p.len());
     match o.kind {
         OptimizerKind::Muon if p.is_hidden_matrix() => State::Muon { momentum: zeros() },
         OptimizerKind::AdamW | OptimizerKind::AdamW8 if o.galore_rank > 0 && p.is_hidden_matrix() => {

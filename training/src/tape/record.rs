@@ -20,6 +20,9 @@ pub(super) fn model(
     (r.ops, r.sizes, head_rows)
 }
 
+/// Logits that exist at a time, about.
+const LOGITS: usize = 1 << 24;
+
 struct Recorder<'a> {
     spec: &'a Spec,
     params: &'a Params,
@@ -87,10 +90,10 @@ impl Recorder<'_> {
         }
         let h = self.pair(width);
         self.norm_into((x, stream), h, spec.final_norm, Slot::FinalNorm, Slot::FinalNormBias, false);
-        // About a million logits at a time, in rows of 16.
+        // As few parts as hold LOGITS each: every part reads the whole matrix, and its gradient.
         let (vocab, rows) = (spec.vocab as usize, self.rows);
-        let head_rows =
-            ((1usize << 20) / vocab).next_multiple_of(16).clamp(16, rows.next_multiple_of(16)).min(rows);
+        let parts = (rows * vocab).div_ceil(LOGITS);
+        let head_rows = rows.div_ceil(parts).next_multiple_of(16).min(rows);
         self.sizes.push(head_rows * vocab);
         let logits = self.sizes.len() - 1;
         let w = self.id(if spec.tied { Slot::Embedding } else { Slot::Head });
