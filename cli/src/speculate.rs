@@ -121,13 +121,15 @@ struct Run<'a> {
     time: Duration,
 }
 
-/// Compares generations of `tokens` tokens behind `prompt`, `repetitions` times each; one object a case.
+/// Compares generations of `tokens` tokens behind `prompt`, `repetitions` times each; one object a case. `named`: only
+/// cases with this in their name.
 pub fn bench(
     model: &Model,
     options: SessionOptions,
     prompt: &[i32],
     tokens: usize,
     repetitions: usize,
+    named: &str,
 ) -> Result<Vec<Value>> {
     if tokens < 2 || prompt.is_empty() {
         bail!("--speculate needs a prefill of 1 token or more and -n 2 or more");
@@ -160,7 +162,7 @@ pub fn bench(
         session.prefill(prompt, None, None)?;
     }
     let compare = |case| compare(case, &mut sessions, prompt, tokens, repetitions, &step);
-    cases.iter().map(compare).collect()
+    cases.iter().filter(|case| case.name.contains(named)).map(compare).collect()
 }
 
 fn compare(

@@ -74,8 +74,8 @@ impl Candidates {
         let (chunks, rest) = self.items.as_chunks::<8>();
         let mut lanes = [f32::NEG_INFINITY; 8];
         for chunk in chunks {
-            for (lane, c) in lanes.iter_mut().zip(chunk) {
-                *lane = larger(*lane, c.logit);
+            for (i, c) in chunk.iter().enumerate() {
+                lanes[i] = larger(lanes[i], c.logit);
             }
         }
         let lanes = lanes.into_iter().fold(f32::NEG_INFINITY, larger);

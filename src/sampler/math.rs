@@ -82,8 +82,8 @@ fn largest(row: &[f32]) -> f32 {
     let (chunks, rest) = row.as_chunks::<32>();
     let mut lanes = [f32::NEG_INFINITY; 32];
     for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = larger(*lane, x);
+        for (i, &x) in chunk.iter().enumerate() {
+            lanes[i] = larger(lanes[i], x);
         }
     }
     lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| larger(max, x))
@@ -99,8 +99,8 @@ fn sum_exp((row, max): (&[f32], f32)) -> f64 {
     let (chunks, rest) = row.as_chunks::<16>();
     let mut lanes = [0f64; 16];
     for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane += f64::from(exp(x - max));
+        for (i, &x) in chunk.iter().enumerate() {
+            lanes[i] += f64::from(exp(x - max));
         }
     }
     for (lane, &x) in lanes.iter_mut().zip(rest) {

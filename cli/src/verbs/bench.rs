@@ -51,9 +51,11 @@ pub struct Args {
     /// Sequences that decode together, each after a prefill of its own; speeds are of all of them together
     #[arg(short, long, default_value_t = 1)]
     batch: usize,
-    /// Compare generations of -n tokens with and without guessed tokens instead
-    #[arg(long, conflicts_with = "batch")]
-    speculate: bool,
+    /// Compare generations of -n tokens with and without guessed tokens instead; with a text, the cases that have it in
+    /// their name
+    #[arg(long, value_name = "CASES", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    #[arg(conflicts_with = "batch")]
+    speculate: Option<String>,
     /// Repetitions
     #[arg(short, long, default_value_t = 5, value_parser = common::positive)]
     repetitions: usize,
@@ -79,8 +81,8 @@ pub fn run(args: &Args) -> Result<()> {
         (None, Some(path)) => path.clone(),
         (None, None) => bail!("give -m FILE or --random SHAPE"),
     };
-    if args.speculate {
-        return compare(args, &path);
+    if let Some(cases) = &args.speculate {
+        return compare(args, &path, cases);
     }
     let report = measure(args, &path, scratch.path())?;
     if args.json {
@@ -92,12 +94,12 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Speculation beside plain decoding.
-fn compare(args: &Args, path: &Path) -> Result<()> {
+fn compare(args: &Args, path: &Path, cases: &str) -> Result<()> {
     let model = args.run.open(path)?;
     let vocab = i64::from(model.spec().vocab);
     let prompt: Vec<i32> = (0..args.prefill).map(|i| ((i as i64 * 7919 + 13) % vocab) as i32).collect();
     let options = args.run.session_options(args.prefill + args.decode + 1)?;
-    let cases = speculate::bench(&model, options, &prompt, args.decode, args.repetitions)?;
+    let cases = speculate::bench(&model, options, &prompt, args.decode, args.repetitions, cases)?;
     if args.json {
         let (isa, threads) = (model.runtime().isa(), model.runtime().threads());
         say!("{}", json!({ "isa": isa, "threads": threads, "tokens": args.decode, "speculation": cases }))
