@@ -7,6 +7,7 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
+use llm_format::quant::Type;
 use llm_kernels::{Input, KvLayout, Level, RouteSpec, Row};
 
 use crate::model::spec::{Activation, NormKind, Pairs};
@@ -110,6 +111,8 @@ pub(crate) trait Backend: Send + Sync + Debug {
     fn norm(&self, norm: &Norm, rows: usize, x: &Tensor, out: &mut Tensor);
     /// The same in place.
     fn norm_in_place(&self, norm: &Norm, rows: usize, x: &mut Tensor);
+    /// Makes the norm of `m` rows the input of products, first with a matrix of type `next`.
+    fn norm_input(&self, norm: &Norm, m: usize, x: &Tensor, input: &mut Input, next: Type);
     /// Makes `x`, `[m, width]`, the input of products.
     fn load(&self, input: &mut Input, x: &Tensor, m: usize, width: usize);
     /// Makes rows `ids` of `x`, `[_, width]`, the input of products.
@@ -140,8 +143,16 @@ pub(crate) trait Backend: Send + Sync + Debug {
     fn rope(&self, x: &mut Tensor, m: usize, rotation: Rotation, angles: &Angles);
     /// x = act(x), the first `n` values.
     fn activate(&self, kind: Activation, n: usize, x: &mut Tensor);
-    /// out = act(gate) · up
-    fn gated(&self, kind: Activation, n: usize, gate: &Tensor, up: &Tensor, out: &mut Tensor);
+    /// Makes act(gate) · up, `shape` = `[m, width]`, the input of products, first with a matrix of type `next`.
+    fn gated_input(
+        &self,
+        kind: Activation,
+        shape: [usize; 2],
+        gate: &Tensor,
+        up: &Tensor,
+        input: &mut Input,
+        next: Type,
+    );
     /// x = x · factor
     fn scale(&self, factor: f32, n: usize, x: &mut Tensor);
     /// x = cap · tanh(x / cap)

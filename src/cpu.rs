@@ -3,7 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
-use llm_kernels::{self as kernels, Cpu, Input, Job, RouteSpec};
+use llm_format::quant::Type;
+use llm_kernels::{self as kernels, Cpu, Input, Job, RouteSpec, RowNorm};
 
 use crate::backend::{Angles, Backend, Norm, Pages, Product, Rotation, Runs, Scores};
 use crate::importance::Importance;
@@ -84,6 +85,16 @@ impl Backend for CpuBackend {
         }
     }
 
+    fn norm_input(&self, norm: &Norm, m: usize, x: &Tensor, input: &mut Input, next: Type) {
+        let rows = RowNorm {
+            layer: norm.kind == NormKind::Layer,
+            eps: norm.eps,
+            weight: norm.weight.values(),
+            bias: norm.bias.as_ref().map(Vector::values),
+        };
+        self.cpu.norm_input(&rows, x.host(m * rows.weight.len()), m, input, next);
+    }
+
     fn load(&self, input: &mut Input, x: &Tensor, m: usize, width: usize) {
         input.load(&self.cpu, x.host(m * width), m, width);
     }
@@ -156,8 +167,17 @@ impl Backend for CpuBackend {
         self.cpu.activate(activation(kind), x.host_mut(n));
     }
 
-    fn gated(&self, kind: Activation, n: usize, gate: &Tensor, up: &Tensor, out: &mut Tensor) {
-        self.cpu.gated(activation(kind), gate.host(n), up.host(n), out.host_mut(n));
+    fn gated_input(
+        &self,
+        kind: Activation,
+        [m, width]: [usize; 2],
+        gate: &Tensor,
+        up: &Tensor,
+        input: &mut Input,
+        next: Type,
+    ) {
+        let (gate, up) = (gate.host(m * width), up.host(m * width));
+        self.cpu.gated_input(activation(kind), gate, up, m, width, input, next);
     }
 
     fn scale(&self, factor: f32, n: usize, x: &mut Tensor) {

@@ -9,10 +9,11 @@
 //! that a q8 product is as exact as its weights. To the kernels the terms are rows like any others; only the end
 //! of a product adds a token's two sums.
 
-use crate::cpu::{Cpu, Shared};
+use crate::cpu::{Cpu, Shared, terms};
 use crate::generic::panel::{LANES, Packing, Packs, lanes};
 use crate::generic::rows::{DEPTH, FEW};
 use crate::ops::TileOps;
+use llm_format::quant::Type;
 use std::ops::Range;
 
 /// Activations `[m, k]` for any number of products. Reuse one: its memory grows to the largest use and stays.
@@ -84,6 +85,58 @@ struct Slot {
     pack: usize,
 }
 
+/// How the writing of an input is divided.
+#[derive(Clone, Copy)]
+pub(crate) enum Cut {
+    /// By rows, where a row's values depend on each other.
+    Rows,
+    /// By the 256 inputs of a record as well, so that one long row keeps several threads busy.
+    Records,
+}
+
+/// Writes columns of a row to their place.
+type Write<'a> = &'a (dyn Fn(usize, Range<usize>, &mut [f32]) + Sync);
+
+/// An int8 form that is being made, by several threads.
+struct Form<'a> {
+    q: Shared<'a, i8>,
+    scale: Shared<'a, f32>,
+    sum: Shared<'a, i32>,
+    terms: usize,
+    /// Of all tokens.
+    rows: usize,
+    quantize: unsafe fn(*const f32, usize, *mut i8, *mut f32, *mut i32),
+}
+
+impl Int8 {
+    /// Makes room for the form of `[m, width]` activations, whose records are to be made all.
+    fn form(&mut self, cpu: &Cpu, terms: usize, m: usize, width: usize) -> Form<'_> {
+        let (records, rows) = (width.div_ceil(DEPTH), m * terms);
+        (self.made, self.packed) = (true, false);
+        room(&mut self.q, records * rows * DEPTH);
+        room(&mut self.scale, records * rows);
+        room(&mut self.sum, records * rows);
+        let quantize = if terms == 2 { cpu.ops.quantize_two } else { cpu.ops.quantize };
+        let (q, scale, sum) =
+            (Shared::of(&mut self.q[..]), Shared::of(&mut self.scale[..]), Shared::of(&mut self.sum[..]));
+        Form { q, scale, sum, terms, rows, quantize }
+    }
+}
+
+impl Form<'_> {
+    /// Makes record `r` of token `i` out of its values. Each is made by one thread.
+    fn record(&self, i: usize, r: usize, x: &[f32]) {
+        let at = r * self.rows + i * self.terms;
+        // SAFETY: the record's places are written by the thread that has it, alone; at most 256 values lie at the
+        // source and room for the terms at the targets, and the machine has the table's instruction set
+        unsafe {
+            let q = self.q.slice(at * DEPTH, self.terms * DEPTH);
+            let (scale, sum) = (self.scale.slice(at, self.terms), self.sum.slice(at, self.terms));
+            (self.quantize)(x.as_ptr(), x.len(), q.as_mut_ptr(), scale.as_mut_ptr(), sum.as_mut_ptr());
+        }
+    }
+}
+
 /// Grows, never shrinks, so that a smaller call after a larger one allocates nothing.
 fn room<T: Copy + Default>(v: &mut Vec<T>, n: usize) {
     if v.len() < n {
@@ -144,6 +197,20 @@ impl Input {
     }
 
     fn load_rows<'x>(&mut self, cpu: &Cpu, m: usize, k: usize, row: impl Fn(usize) -> &'x [f32] + Sync) {
+        self.fill(cpu, m, k, Cut::Rows, None, &|i, _, to| to.copy_from_slice(row(i)));
+    }
+
+    /// Takes in what `write(row, columns, place)` writes, and makes the int8 form for products with `next` while a
+    /// piece is in the nearest cache. Pieces are written by different threads.
+    pub(crate) fn fill(
+        &mut self,
+        cpu: &Cpu,
+        m: usize,
+        k: usize,
+        cut: Cut,
+        next: Option<Type>,
+        write: Write<'_>,
+    ) {
         assert!(k > 0, "activations without width");
         let width = k.next_multiple_of(128);
         (self.m, self.k, self.width) = (m, k, width);
@@ -153,13 +220,27 @@ impl Input {
         }
         self.bf16_made = false;
         room(&mut self.x, m * width);
-        let to = Shared::of(&mut self.x[..m * width]);
-        cpu.split(m, m * width, |rows| {
-            for i in rows {
-                // SAFETY: row i of `x` is written by the thread that has i, alone
-                let to = unsafe { to.slice(i * width, width) };
-                to[..k].copy_from_slice(row(i));
-                to[k..].fill(0.0);
+        let (one, two) = (&mut self.one, &mut self.two);
+        let form = next.filter(|ty| ty.is_integer()).map(terms);
+        let form = form.map(|terms| if terms == 2 { two } else { one }.form(cpu, terms, m, width));
+        let (pieces, depth) = match cut {
+            Cut::Rows => (1, width),
+            Cut::Records => (width.div_ceil(DEPTH), DEPTH),
+        };
+        let x = Shared::of(&mut self.x[..m * width]);
+        cpu.split(m * pieces, m * width, |range| {
+            for piece in range {
+                let (i, start) = (piece / pieces, piece % pieces * depth);
+                let (end, valid) = ((start + depth).min(width), (start + depth).min(k).max(start));
+                // SAFETY: the piece of row i is written by the thread that has it, alone
+                let to = unsafe { x.slice(i * width + start, end - start) };
+                write(i, start..valid, &mut to[..valid - start]);
+                to[valid - start..].fill(0.0);
+                if let Some(form) = &form {
+                    for (r, x) in to.chunks(DEPTH).enumerate() {
+                        form.record(i, start / DEPTH + r, x);
+                    }
+                }
             }
         });
     }
@@ -167,32 +248,16 @@ impl Input {
     /// Makes the int8 form of `terms` terms of what was loaded, unless it is there.
     pub(crate) fn quantize(&mut self, cpu: &Cpu, terms: usize) {
         let (m, width, x) = (self.m, self.width, &self.x);
-        let to = if terms == 2 { &mut self.two } else { &mut self.one };
-        if core::mem::replace(&mut to.made, true) {
+        let int8 = if terms == 2 { &mut self.two } else { &mut self.one };
+        if int8.made {
             return;
         }
-        to.packed = false;
-        let (records, rows) = (width.div_ceil(DEPTH), m * terms);
-        room(&mut to.q, records * rows * DEPTH);
-        room(&mut to.scale, records * rows);
-        room(&mut to.sum, records * rows);
-        let (q, scale, sum) =
-            (Shared::of(&mut to.q[..]), Shared::of(&mut to.scale[..]), Shared::of(&mut to.sum[..]));
-        let quantize = if terms == 2 { cpu.ops.quantize_two } else { cpu.ops.quantize };
-        cpu.split(m, m * width, |tokens| {
-            for i in tokens {
-                for r in 0..records {
-                    let n = (width - r * DEPTH).min(DEPTH);
-                    let at = r * rows + i * terms;
-                    // SAFETY: token i's places are written by the thread that has i, alone; `n` values lie at the
-                    // source and room for the terms at the targets, and the machine has the table's instruction set
-                    unsafe {
-                        let q = q.slice(at * DEPTH, terms * DEPTH);
-                        let (scale, sum) = (scale.slice(at, terms), sum.slice(at, terms));
-                        let x = &x[i * width + r * DEPTH..][..n];
-                        quantize(x.as_ptr(), n, q.as_mut_ptr(), scale.as_mut_ptr(), sum.as_mut_ptr());
-                    }
-                }
+        let form = int8.form(cpu, terms, m, width);
+        let records = width.div_ceil(DEPTH);
+        cpu.split(m * records, m * width, |range| {
+            for piece in range {
+                let (i, r) = (piece / records, piece % records);
+                form.record(i, r, &x[i * width + r * DEPTH..i * width + (r * DEPTH + DEPTH).min(width)]);
             }
         });
     }

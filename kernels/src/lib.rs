@@ -36,7 +36,9 @@ mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-pub use cpu::{Activation, Attention, Cpu, GroupRank, Job, Level, Map, Pairs, RouteSpec, Row, Scoring};
+pub use cpu::{
+    Activation, Attention, Cpu, GroupRank, Job, Level, Map, Pairs, RouteSpec, Row, RowNorm, Scoring,
+};
 pub use detect::{Isa, available, detect};
 pub use input::Input;
 pub use kv::{KeyType, KvLayout, ValueType};

@@ -3,7 +3,9 @@
 mod common;
 
 use common::{Random, cpus, same, scalar, tree};
-use llm_kernels::{Activation, Cpu, GroupRank, Pairs, RouteSpec, Scoring, math};
+use llm_kernels::{
+    Activation, Cpu, GroupRank, Input, Matrix, Pairs, RouteSpec, RowNorm, Scoring, Type, math,
+};
 use proptest::prelude::*;
 
 /// Runs `f` on every CPU and holds its result to the scalar one's.
@@ -332,4 +334,53 @@ fn groups_and_biases_steer_the_choice_but_not_the_weights() {
     let (ids, w) = route(&biased, &logits);
     assert_eq!(ids, [0, 1]);
     near(&w, &[0.9, 0.1]);
+}
+
+/// Every product of `input` that reads another form of it: one term, two terms, floats.
+fn products(cpu: &Cpu, input: &mut Input, data: &[(Type, Vec<u8>)], rows: usize, cols: usize) -> Vec<f32> {
+    let mut all = Vec::new();
+    for (ty, data) in data {
+        let mut out = vec![0.0; input.m() * rows];
+        cpu.matmul(Matrix::new(*ty, rows, cols, data).expect("whole"), input, None, &mut out);
+        all.extend(out);
+    }
+    all
+}
+
+#[test]
+fn passes_that_write_an_input_equal_those_passes_and_its_loading() {
+    let mut r = Random(40);
+    for (m, cols) in [(1, 40), (3, 256), (2, 700), (9, 1000), (1, 9000)] {
+        let rows = 33;
+        let data = [Type::Q4, Type::Q8, Type::F32]
+            .map(|ty| (ty, llm_format::quant::encode(ty, &r.values(rows * cols), rows, cols)));
+        let (x, y, weight, bias) = (r.values(m * cols), r.values(m * cols), r.values(cols), r.values(cols));
+        for next in [Type::Q4, Type::Q8, Type::F32] {
+            for layer in [false, true] {
+                let norm = RowNorm { layer, eps: 1e-5, weight: &weight, bias: layer.then_some(&bias[..]) };
+                everywhere("norm and input", |cpu| {
+                    let mut input = Input::new();
+                    cpu.norm_input(&norm, &x, m, &mut input, next);
+                    let fused = products(cpu, &mut input, &data, rows, cols);
+                    let mut normed = vec![0.0; m * cols];
+                    match layer {
+                        true => cpu.layer_norm(&x, &weight, Some(&bias), 1e-5, m, cols, &mut normed),
+                        false => cpu.rms_norm(&x, &weight, 1e-5, m, cols, &mut normed),
+                    }
+                    input.load(cpu, &normed, m, cols);
+                    same(&products(cpu, &mut input, &data, rows, cols), &fused, "norm and input");
+                    fused
+                });
+            }
+            everywhere("gate and input", |cpu| {
+                let (mut input, mut gated) = (Input::new(), vec![0.0; m * cols]);
+                cpu.gated_input(Activation::Silu, &x, &y, m, cols, &mut input, next);
+                let fused = products(cpu, &mut input, &data, rows, cols);
+                cpu.gated(Activation::Silu, &x, &y, &mut gated);
+                input.load(cpu, &gated, m, cols);
+                same(&products(cpu, &mut input, &data, rows, cols), &fused, "gate and input");
+                fused
+            });
+        }
+    }
 }

@@ -15,10 +15,11 @@ use llm_kernels::{GroupRank, Input, Level, RouteSpec, Row, Scoring};
 
 use super::adapt::Adapt;
 use super::arch::LayerSlot as L;
+use super::choice::Choice;
 use super::rope::Frequencies;
 use super::spec::{self, Attention, Ffn, Spec};
 use crate::adapter::Use;
-use crate::backend::{Angles, Backend, Pages, Product, Rotation, Runs, Scores};
+use crate::backend::{Angles, Backend, Norm, Pages, Product, Rotation, Runs, Scores};
 use crate::cancel::Cancel;
 use crate::error::Result;
 use crate::kv::store::Store;
@@ -46,7 +47,7 @@ pub(crate) struct Batch<'a> {
 pub(crate) struct Scratch {
     /// The residual stream, `[m, width]`.
     pub(crate) x: Tensor,
-    /// A block's normed input.
+    /// Experts' normed input, whose rows are gathered.
     pub(super) h: Tensor,
     /// A block's output.
     y: Tensor,
@@ -61,7 +62,6 @@ pub(crate) struct Scratch {
     attended: Tensor,
     gate: Tensor,
     up: Tensor,
-    gated: Tensor,
     /// Outputs of experts.
     expert: Tensor,
     router: Tensor,
@@ -77,21 +77,6 @@ pub(crate) struct Scratch {
     angles: Vec<Angles>,
     pub(super) input: Input,
     choice: Choice,
-}
-
-/// Which experts each row takes, and the same ordered by expert.
-#[derive(Default)]
-struct Choice {
-    /// `[m, active]`
-    ids: Vec<u32>,
-    weights: Vec<f32>,
-    /// Row and weight of each (row, expert), in ascending order of expert, then row.
-    rows: Vec<u32>,
-    factors: Vec<f32>,
-    /// Next place of each expert while sorting.
-    starts: Vec<usize>,
-    /// Which of them each expert has.
-    groups: Vec<(usize, Range<usize>)>,
 }
 
 /// A model on a device.
@@ -119,7 +104,6 @@ impl Scratch {
             &mut self.attended,
             &mut self.gate,
             &mut self.up,
-            &mut self.gated,
             &mut self.expert,
             &mut self.router,
         ];
@@ -135,14 +119,14 @@ impl Scratch {
         charge.grow(self.low.room(m, rank)?)
     }
 
-    /// Columns of x, h, y, z, q, k, v, a, b, attended, gate, up, gated, expert, router.
-    fn columns(spec: &Spec) -> [usize; 15] {
+    /// Columns of x, h, y, z, q, k, v, a, b, attended, gate, up, expert, router.
+    fn columns(spec: &Spec) -> [usize; 14] {
         let mut most = Most::default();
         spec.layers.iter().for_each(|layer| most.layer(layer));
         let (width, inner) = (spec.width as usize, most.inner);
         let Most { q, k, v, a, b, attended, .. } = most;
         let (expert, router) = (most.active * width, most.experts);
-        [width, width, width, width, q, k, v, a, b, attended, inner, inner, inner, expert, router]
+        [width, width, width, width, q, k, v, a, b, attended, inner, inner, expert, router]
     }
 
     /// Bytes that [`Scratch::room`] for `m` rows and [`Scratch::room_for_logits`] for `rows` charge.
@@ -251,10 +235,11 @@ impl Forward<'_> {
         for (i, (layer, weights)) in spec.layers.iter().zip(&w.layers).enumerate() {
             cancel.map_or(Ok(()), Cancel::check)?;
             let adapt = Adapt { device, rows: batch.adapters, layer: i };
-            match &weights.attention_norm {
-                Some(norm) => device.norm(norm, m, &s.x, &mut s.h),
-                None => copy_all(device, m * width, &s.x, &mut s.h),
-            }
+            let first = match &weights.attention {
+                AttentionWeights::Heads(w) => &w.q,
+                AttentionWeights::Latent(w) => &w.kv_down,
+            };
+            self.enter(weights.attention_norm.as_ref(), m, first, s);
             match (&layer.attention, &weights.attention) {
                 (Attention::Heads(h), AttentionWeights::Heads(w)) => self.heads(h, w, i, batch, pool, s),
                 (Attention::Latent(a), AttentionWeights::Latent(w)) => self.latent(a, w, i, batch, pool, s),
@@ -269,9 +254,12 @@ impl Forward<'_> {
                 device.add(m * width, &mut s.x, &s.y);
             }
 
-            match &weights.ffn_norm {
-                Some(norm) => device.norm(norm, m, &s.x, &mut s.h),
-                None => copy_all(device, m * width, &s.x, &mut s.h),
+            match (&weights.ffn, &weights.ffn_norm) {
+                (FfnWeights::Plain { up: first, .. } | FfnWeights::Gated { gate: first, .. }, norm) => {
+                    self.enter(norm.as_ref(), m, first, s);
+                }
+                (FfnWeights::Experts(_), Some(norm)) => device.norm(norm, m, &s.x, &mut s.h),
+                (FfnWeights::Experts(_), None) => copy_all(device, m * width, &s.x, &mut s.h),
             }
             self.ffn(&layer.ffn, &weights.ffn, m, adapt, s);
             if let Some(norm) = &weights.ffn_post_norm {
@@ -283,6 +271,14 @@ impl Forward<'_> {
             device.add(m * width, &mut s.x, &s.y);
         }
         Ok(())
+    }
+
+    /// The input of a block's products, of which `first` is the first: x, normed.
+    fn enter(&self, norm: Option<&Norm>, m: usize, first: &Linear, s: &mut Scratch) {
+        match norm {
+            Some(norm) => self.device.norm_input(norm, m, &s.x, &mut s.input, first.weight.ty),
+            None => self.device.load(&mut s.input, &s.x, m, self.spec.width as usize),
+        }
     }
 
     /// Logits of some rows of the residual stream, given as ranges, to `s.logits`, `[rows, vocab]`: one product for
@@ -320,7 +316,7 @@ impl Forward<'_> {
         }
     }
 
-    /// Multi-head attention with grouped keys and values: `s.h` to `s.y`, `[m, width]`.
+    /// Multi-head attention with grouped keys and values: the input to `s.y`, `[m, width]`.
     fn heads(
         &self,
         h: &spec::Heads,
@@ -336,7 +332,6 @@ impl Forward<'_> {
         let adapt = Adapt { device, rows: batch.adapters, layer };
 
         // q [m, heads, dim]; k, v [m, kv_heads, dim]
-        device.load(&mut s.input, &s.h, m, self.spec.width as usize);
         device.matmul(
             &mut s.input,
             &mut [product(&w.q, &mut s.q), product(&w.k, &mut s.k), product(&w.v, &mut s.v)],
@@ -374,7 +369,7 @@ impl Forward<'_> {
         adapt.add(L::Out, &mut s.input, &mut s.low, &mut s.y);
     }
 
-    /// Multi-head latent attention (arXiv:2405.04434) in its absorbed form: `s.h` to `s.y`.
+    /// Multi-head latent attention (arXiv:2405.04434) in its absorbed form: the input to `s.y`.
     ///
     /// A token's keys and values are one vector c; head i's key is K_i c and its value V_i c. So q_i · (K_i c) =
     /// (K_iᵀ q_i) · c, and Σ p V_i c = V_i Σ p c: the matrices move to the query and to the output, and attention
@@ -399,7 +394,6 @@ impl Forward<'_> {
         let adapt = Adapt { device, rows: batch.adapters, layer };
 
         // k [m, rank + rope]: the compressed vector, normed, and the shared key, rotated
-        device.load(&mut s.input, &s.h, m, self.spec.width as usize);
         self.linear(&w.kv_down.weight, w.kv_down.bias.as_ref(), &mut s.input, &mut s.k);
         adapt.add(L::KvDown, &mut s.input, &mut s.low, &mut s.k);
         device.copy([m, 1], rank, (&s.k, rows(0, key)), (&mut s.v, rows(0, rank)));
@@ -466,10 +460,9 @@ impl Forward<'_> {
         adapt.add(L::Out, &mut s.input, &mut s.low, &mut s.y);
     }
 
-    /// A feed-forward block: `s.h` to `s.y`.
+    /// A feed-forward block: the input, or of experts `s.h`, to `s.y`.
     fn ffn(&self, ffn: &Ffn, w: &FfnWeights, m: usize, adapt: Adapt<'_>, s: &mut Scratch) {
         let device = self.device;
-        device.load(&mut s.input, &s.h, m, self.spec.width as usize);
         match (ffn, w) {
             (Ffn::Plain(d), FfnWeights::Plain { up, down }) => {
                 // down(act(up(h)))
@@ -487,8 +480,8 @@ impl Forward<'_> {
                 device.matmul(&mut s.input, &mut [product(gate, &mut s.gate), product(up, &mut s.up)]);
                 adapt.add(L::Gate, &mut s.input, &mut s.low, &mut s.gate);
                 adapt.add(L::Up, &mut s.input, &mut s.low, &mut s.up);
-                device.gated(d.activation, m * inner, &s.gate, &s.up, &mut s.gated);
-                device.load(&mut s.input, &s.gated, m, inner);
+                let next = down.weight.ty;
+                device.gated_input(d.activation, [m, inner], &s.gate, &s.up, &mut s.input, next);
                 self.linear(&down.weight, down.bias.as_ref(), &mut s.input, &mut s.y);
                 adapt.add(L::Down, &mut s.input, &mut s.low, &mut s.y);
             }
@@ -497,14 +490,15 @@ impl Forward<'_> {
         }
     }
 
-    /// A mixture of experts, whose router logits' input is loaded: `s.h` to `s.y`. Rows are gathered by expert, run
-    /// in one product per matrix, and added in ascending order of expert.
+    /// A mixture of experts: `s.h` to `s.y`. Rows are gathered by expert, run in one product per matrix, and added in
+    /// ascending order of expert.
     fn experts(&self, x: &spec::Experts, w: &ExpertsWeights, m: usize, adapt: Adapt<'_>, s: &mut Scratch) {
         let device = self.device;
         let (width, inner) = (self.spec.width as usize, x.expert.inner as usize);
         let (count, active) = (x.count as usize, x.active as usize);
         let slots = m * active;
 
+        device.load(&mut s.input, &s.h, m, width);
         self.linear(&w.router.weight, w.router.bias.as_ref(), &mut s.input, &mut s.router);
         let rule = route(x, w.choice_bias.as_ref());
         s.choice.ids.resize(slots, 0);
@@ -517,8 +511,8 @@ impl Forward<'_> {
         let groups = &s.choice.groups;
         device.matmul_stack(&mut s.input, &w.gate.0, w.gate.1.as_ref(), groups, &mut s.gate);
         device.matmul_stack(&mut s.input, &w.up.0, w.up.1.as_ref(), groups, &mut s.up);
-        device.gated(x.expert.activation, slots * inner, &s.gate, &s.up, &mut s.gated);
-        device.load(&mut s.input, &s.gated, slots, inner);
+        let (kind, next) = (x.expert.activation, w.down.0.ty);
+        device.gated_input(kind, [slots, inner], &s.gate, &s.up, &mut s.input, next);
         device.matmul_stack(&mut s.input, &w.down.0, w.down.1.as_ref(), groups, &mut s.expert);
         device.combine(m, width, &s.choice.rows, &s.choice.factors, &s.expert, &mut s.y);
 
@@ -533,8 +527,8 @@ impl Forward<'_> {
             if let Some(switch) = &shared.switch {
                 self.linear(switch, None, &mut s.input, &mut s.router);
             }
-            device.gated(shape.dense.activation, m * inner, &s.gate, &s.up, &mut s.gated);
-            device.load(&mut s.input, &s.gated, m, inner);
+            let (kind, next) = (shape.dense.activation, shared.down.ty);
+            device.gated_input(kind, [m, inner], &s.gate, &s.up, &mut s.input, next);
             self.linear(&shared.down, None, &mut s.input, &mut s.expert);
             adapt.add(L::SharedDown, &mut s.input, &mut s.low, &mut s.expert);
             match &shared.switch {
@@ -547,32 +541,6 @@ impl Forward<'_> {
     /// out = input · weightᵀ + bias
     pub(super) fn linear(&self, weight: &Matrix, bias: Option<&Vector>, input: &mut Input, out: &mut Tensor) {
         self.device.matmul(input, &mut [Product { weight, bias, out }]);
-    }
-}
-
-impl Choice {
-    /// Orders the slots by expert: counts, then places, rows ascending within an expert.
-    fn sort(&mut self, experts: usize, active: usize) {
-        let slots = self.ids.len();
-        self.groups.clear();
-        self.rows.resize(slots, 0);
-        self.factors.resize(slots, 0.0);
-        self.starts.clear();
-        self.starts.resize(experts, 0);
-        self.ids.iter().for_each(|&e| self.starts[e as usize] += 1);
-        let mut start = 0;
-        for (expert, count) in self.starts.iter_mut().enumerate() {
-            if *count > 0 {
-                self.groups.push((expert, start..start + *count));
-            }
-            start += std::mem::replace(count, start);
-        }
-        for (slot, &expert) in self.ids.iter().enumerate() {
-            let place = &mut self.starts[expert as usize];
-            self.rows[*place] = (slot / active) as u32;
-            self.factors[*place] = self.weights[slot];
-            *place += 1;
-        }
     }
 }
 

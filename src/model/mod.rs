@@ -5,6 +5,7 @@ pub mod alibi;
 pub mod arch;
 mod bloom;
 mod check;
+mod choice;
 mod config;
 mod deepseek;
 pub mod draft;

@@ -11,7 +11,9 @@ mod vector;
 
 pub use attention::{Attention, Level, Row};
 pub use product::Job;
+pub(crate) use product::terms;
 pub use route::{GroupRank, RouteSpec, Scoring};
+pub use vector::RowNorm;
 
 use crate::detect::{Isa, detect};
 use crate::ops::Ops;

@@ -219,17 +219,23 @@ impl Cpu {
     }
 
     fn products<'p>(&self, count: usize, x: &Input, part: impl Fn(usize) -> Part<'p> + Sync) {
-        let total = (0..count).map(|i| part(i).units(self)).sum();
-        let most = (0..count).map(|i| part(i).together(self)).max().unwrap_or(1);
+        // units of a part, and those that are computed side by side; kept for as many parts as share an input, since
+        // to find them takes longer than to ask a thread
+        let cuts = |i| (part(i).units(self), part(i).together(self));
+        let mut kept = [(0, 0); 4];
+        kept.iter_mut().take(count).enumerate().for_each(|(i, kept)| *kept = cuts(i));
+        let cuts = |i: usize| kept.get(i).copied().unwrap_or_else(|| cuts(i));
+        let total = (0..count).map(|i| cuts(i).0).sum();
+        let most = (0..count).map(|i| cuts(i).1).max().unwrap_or(1);
         self.pool.run_ranges(total, most, |range| {
             let mut start = 0;
             for i in 0..count {
-                let part = part(i);
-                let end = start + part.units(self);
+                let (units, step) = cuts(i);
+                let end = start + units;
                 let mine = range.start.max(start)..range.end.min(end);
                 if !mine.is_empty() {
                     let (mut from, to) = (mine.start - start, mine.end - start);
-                    let step = part.together(self);
+                    let part = part(i);
                     while from < to {
                         self.product_units(&part, x, from..to.min(from + step));
                         from += step;
@@ -345,7 +351,7 @@ impl Cpu {
 }
 
 /// Int8 terms of the activations that multiply with `ty`; 1 of a float type.
-fn terms(ty: Type) -> usize {
+pub(crate) fn terms(ty: Type) -> usize {
     match ty {
         Type::Q8 => codes::terms(codes::Q8),
         Type::Q6 => codes::terms(codes::Q6),

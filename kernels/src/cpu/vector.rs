@@ -2,6 +2,21 @@
 
 use super::{Activation, Cpu, Map, Pairs, Shared};
 use crate::generic::norm::Norm;
+use crate::input::{Cut, Input};
+use llm_format::quant::Type;
+
+/// A norm of rows, with its weights.
+#[derive(Clone, Copy, Debug)]
+pub struct RowNorm<'a> {
+    /// Whether the mean is taken off ([`Cpu::layer_norm`]) or not ([`Cpu::rms_norm`]).
+    pub layer: bool,
+    /// Added under the root.
+    pub eps: f32,
+    /// `[width]`
+    pub weight: &'a [f32],
+    /// `[width]`, of a layer norm.
+    pub bias: Option<&'a [f32]>,
+}
 
 impl Cpu {
     /// `out = x / sqrt(mean(x²) + eps) · weight` for each of `rows` rows of `width`. With `rows · heads` rows of
@@ -75,6 +90,48 @@ impl Cpu {
                 // SAFETY: all pointers hold `width` values; the machine has the table's instruction set
                 unsafe { kernel(&Norm { x, out: to, width, weight: weight.as_ptr(), bias, eps }) };
             }
+        });
+    }
+
+    /// The norm of `m` rows `x` as the input of products, of which the first is with a matrix of type `next`: one pass.
+    ///
+    /// # Panics
+    /// If lengths do not fit.
+    pub fn norm_input(&self, norm: &RowNorm<'_>, x: &[f32], m: usize, input: &mut Input, next: Type) {
+        let width = norm.weight.len();
+        assert!(norm.bias.is_none_or(|b| b.len() == width), "a norm's bias of {width}");
+        assert_eq!(x.len(), m * width, "inputs [{m}, {width}]");
+        let kernel = if norm.layer { self.ops.layer } else { self.ops.rms };
+        let (weight, eps) = (norm.weight, norm.eps);
+        input.fill(self, m, width, Cut::Rows, Some(next), &|i, _, out| {
+            let (x, out, weight) = (x[i * width..][..width].as_ptr(), out.as_mut_ptr(), weight.as_ptr());
+            let bias = norm.bias.map_or(std::ptr::null(), <[f32]>::as_ptr);
+            // SAFETY: all pointers hold `width` values; the machine has the table's instruction set
+            unsafe { kernel(&Norm { x, out, width, weight, bias, eps }) };
+        });
+    }
+
+    /// act(gate) · up, `[m, width]`, as the input of products, of which the first is with a matrix of type `next`.
+    ///
+    /// # Panics
+    /// If lengths do not fit.
+    #[allow(clippy::too_many_arguments)] // two operands, their shape, and where they go
+    pub fn gated_input(
+        &self,
+        kind: Activation,
+        gate: &[f32],
+        up: &[f32],
+        m: usize,
+        width: usize,
+        input: &mut Input,
+        next: Type,
+    ) {
+        assert!(gate.len() == m * width && up.len() == m * width, "gate and up [{m}, {width}]");
+        input.fill(self, m, width, Cut::Records, Some(next), &|i, columns, out| {
+            let at = i * width + columns.start;
+            let (gate, up) = (&gate[at..][..columns.len()], &up[at..][..columns.len()]);
+            // SAFETY: all hold as many values as there are columns; the machine has the table's instruction set
+            unsafe { (self.ops.gated)(kind, gate.as_ptr(), up.as_ptr(), out.as_mut_ptr(), out.len()) };
         });
     }
 
