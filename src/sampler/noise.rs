@@ -154,8 +154,7 @@ mod tests {
         let key = Key { seed: 0x0123_4567_89ab_cdef, stream: u64::MAX - 77, position: 4_000_000_000 };
         for block in [0, 1, 4007, u32::MAX / BLOCK] {
             let all = blocks(key, block);
-            for j in 0..QUADS {
-                let quad = block * QUADS as u32 + j as u32;
+            for (j, quad) in (block * QUADS as u32..).take(QUADS).enumerate() {
                 assert_eq!(std::array::from_fn(|i| all[i][j]), words(key, quad), "quad {quad}");
             }
         }
