@@ -32,8 +32,8 @@ struct Call<'a, 'p> {
 
 impl Session {
     /// Appends `ids`, chunk by chunk; logits of the last one are ready afterwards. Without ids nothing happens. What
-    /// the pool holds of them already is not computed again. Where they do not fit, [`SessionOptions::overflow`] says
-    /// what goes.
+    /// the pool holds of them already is not computed again. Where they do not fit,
+    /// [`super::SessionOptions::overflow`] says what goes.
     ///
     /// # Errors
     /// `INVALID_ARG` for an id outside the vocabulary (detail `token_index`); `CONTEXT_FULL`, `KV_FULL`,
