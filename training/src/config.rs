@@ -42,6 +42,19 @@ pub enum Schedule {
     Wsd,
 }
 
+/// What of a layer is computed again on the way back instead of being kept. The gradients have the same bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Nothing.
+    #[default]
+    None,
+    /// Norms and activations.
+    Part,
+    /// Everything but a layer's input.
+    Block,
+}
+
 /// The optimizer and its learning rate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -143,6 +156,8 @@ pub struct Config {
     pub seed: u64,
     /// Threads; 0: as many as the process may use.
     pub threads: usize,
+    /// What is computed twice to save memory.
+    pub recompute: Recompute,
     /// Steps between checkpoints; 0: only at the end.
     pub save_every: u64,
     /// Checkpoints kept beside the best.
@@ -174,6 +189,7 @@ impl Default for Config {
             accumulate: 1,
             seed: 1,
             threads: 0,
+            recompute: Recompute::None,
             save_every: 500,
             keep: 2,
             eval_every: 250,

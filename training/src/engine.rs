@@ -11,7 +11,7 @@ use llm_kernels::dense::{Dense, Heads, zeros};
 use crate::lora::Lora;
 use crate::params::Params;
 use crate::random::{Stream, bits};
-use crate::tape::{Op, Tape};
+use crate::tape::{Op, Step, Tape};
 
 /// What the head does with the logits of a chunk of rows.
 pub(crate) enum Want<'a> {
@@ -115,8 +115,11 @@ impl Engine {
             }
         }
         if let Want::Gradient { scale, grads } = want {
-            for op in tape.ops.iter().rev() {
-                self.backward(tape, op, weights, grads, scale, input);
+            for step in &tape.back {
+                match step {
+                    Step::Again(i) => self.forward(tape, &tape.ops[*i], weights, input),
+                    Step::Back(i) => self.backward(tape, &tape.ops[*i], weights, grads, scale, input),
+                }
             }
         }
         loss

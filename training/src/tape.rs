@@ -9,18 +9,22 @@
 //!
 //! What each record saves for its gradient: linear its input, norm its input and (mean, rstd) per row, attention its
 //! output and log-sum-exp, activations their input. The residual stream has one gradient buffer: a sum passes its
-//! gradient on unchanged, so the buffer is shared and what reads the stream adds to it.
+//! gradient on unchanged, so the buffer is shared and what reads the stream adds to it. Buffers may also be dropped and
+//! computed again on the way back (`again.rs`).
 
 use std::ops::Range;
 
 use llm_kernels::dense::{Curve, Rotated, Slice};
 
+use crate::config::Recompute;
 use crate::params::Params;
 
+mod again;
 mod arrange;
 mod moe;
 mod record;
 
+pub(crate) use again::Step;
 pub(crate) use moe::Moe;
 
 /// A buffer of the arena.
@@ -156,6 +160,8 @@ impl Op {
 #[derive(Clone, Debug)]
 pub(crate) struct Tape {
     pub ops: Vec<Op>,
+    /// The way back; empty on a tape that is not for training.
+    pub back: Vec<Step>,
     /// Sequences and tokens per sequence.
     pub batch: usize,
     pub length: usize,
@@ -180,17 +186,19 @@ impl Tape {
     }
 
     /// Records the model for `batch` sequences of `length` tokens; with `train` buffers live until their gradients
-    /// are made, and `dropout` of the values is dropped.
+    /// are made, but for what is computed again, and `dropout` of the values is dropped.
     pub fn record(
         spec: &llm::model::spec::Spec,
         params: &Params,
         (batch, length): (usize, usize),
-        train: bool,
+        train: Option<Recompute>,
         dropout: f32,
     ) -> Tape {
-        let dropout = if train { dropout } else { 0.0 };
-        let (ops, sizes, head_rows) = record::model(spec, params, batch * length, dropout > 0.0);
-        let (places, arena) = arrange::arrange(&ops, &sizes, train);
-        Tape { ops, batch, length, head_rows, dropout, places, arena }
+        let dropout = if train.is_some() { dropout } else { 0.0 };
+        let recorded = record::model(spec, params, batch * length, dropout > 0.0);
+        let record::Recorded { ops, layers, sizes, head_rows } = recorded;
+        let back = train.map_or_else(Vec::new, |recompute| again::steps(&ops, &layers, recompute));
+        let (places, arena) = arrange::arrange(&ops, &back, &sizes);
+        Tape { ops, back, batch, length, head_rows, dropout, places, arena }
     }
 }

@@ -170,10 +170,10 @@ impl Trainer {
         }
         let trained = adapter.as_ref().map_or(&params, |a| &a.lora.params);
         let m = &config.model;
-        let tape = |train| Tape::record(spec, &params, (config.batch, length), train, m.dropout);
+        let tape = |train: Option<_>| Tape::record(spec, &params, (config.batch, length), train, m.dropout);
         let packed = data.iter().any(|d| d.train.masked());
         let losses = RouterLosses { balance: m.experts.balance, z: m.experts.z_loss };
-        let (train_tape, eval_tape) = (tape(true), tape(false));
+        let (train_tape, eval_tape) = (tape(Some(config.recompute)), tape(None));
         let (grads, optimizer) = (zeros(trained.total), Optimizer::new(&config.optim, trained));
         let mut engine = Engine::new(spec, &params, config.threads, losses);
         engine.adapter = adapter;
@@ -314,7 +314,13 @@ impl Trainer {
         let length = length.unwrap_or(self.length);
         if length != self.tape.length {
             let (spec, shape) = (&self.blueprint.spec, (self.config.batch, length));
-            self.tape = Tape::record(spec, &self.params, shape, true, self.config.model.dropout);
+            self.tape = Tape::record(
+                spec,
+                &self.params,
+                shape,
+                Some(self.config.recompute),
+                self.config.model.dropout,
+            );
         }
         self.engine.dense.zero(&mut self.grads);
         let (mut loss, mut sample, mut drawn) = (0.0, self.sample, self.drawn.clone());
@@ -401,7 +407,7 @@ impl Trainer {
             let message = format!("{} ids: expected 1 to {context}, each below {vocab}", ids.len());
             return Err(Error::new(Status::INVALID_ARG, message));
         }
-        let tape = Tape::record(spec, &self.params, (1, ids.len()), false, 0.0);
+        let tape = Tape::record(spec, &self.params, (1, ids.len()), None, 0.0);
         let mut out = Vec::new();
         let targets = vec![u32::MAX; ids.len()];
         let input = Input { ids, targets: &targets, starts: &[], key: (0, 0) };

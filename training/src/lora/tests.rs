@@ -3,6 +3,7 @@
 use super::*;
 use crate::Config;
 use crate::blueprint::Blueprint;
+use crate::config::Recompute;
 use crate::design::{ModelConfig, Position};
 use crate::engine::{Adapter, Engine, Input, RouterLosses, Want};
 use crate::tape::Tape;
@@ -33,7 +34,7 @@ impl Case {
         let mut engine = Engine::new(spec, &self.model, 2, RouterLosses::default());
         engine.adapter =
             adapter.map(|(lora, values)| Adapter { lora: lora.clone(), values: values.to_vec() });
-        let train = matches!(want, Want::Gradient { .. });
+        let train = matches!(want, Want::Gradient { .. }).then_some(Recompute::Block);
         let tape = Tape::record(spec, &self.model, (2, spec.context as usize), train, 0.0);
         let input = Input { ids: &self.ids, targets: &self.targets, starts: &[], key: (1, 0) };
         engine.run(&tape, weights, &input, want)

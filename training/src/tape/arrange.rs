@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Buffer, Op};
+use super::{Buffer, Op, Step};
 
 impl Op {
     /// The buffers that the forward pass reads or writes.
@@ -47,48 +47,70 @@ impl Op {
     }
 }
 
-/// Gives every buffer a place: first fit by order of birth.
-pub(super) fn arrange(ops: &[Op], sizes: &[usize], train: bool) -> (Vec<Range<usize>>, usize) {
-    let mut life = vec![None; sizes.len()];
-    let mut touch = |b: Buffer, time: usize| {
-        let (first, _) = *life[b].get_or_insert((time, time));
-        life[b] = Some((first, time));
+/// When a buffer's values are needed: from a writing to the last reading of what it wrote, once and, where it is
+/// computed again, once more.
+type Life = Vec<(usize, usize)>;
+
+/// Gives every buffer a place, and returns the length of it all: first fit, by order of birth or those that live longest
+/// first, whichever takes less.
+pub(super) fn arrange(ops: &[Op], back: &[Step], sizes: &[usize]) -> (Vec<Range<usize>>, usize) {
+    let mut lives: Vec<Life> = vec![Vec::new(); sizes.len()];
+    let mut touch = |b: Buffer, time: usize, anew: bool| match lives[b].last_mut() {
+        Some((_, last)) if !anew => *last = time,
+        _ => lives[b].push((time, time)),
     };
     for (time, op) in ops.iter().enumerate() {
-        op.forward().into_iter().for_each(|b| touch(b, time));
+        op.forward().into_iter().for_each(|b| touch(b, time, false));
     }
-    if train {
+    for (i, step) in back.iter().enumerate() {
         // The head's backward pass happens at its forward time.
-        for (back, op) in ops.iter().rev().enumerate() {
-            op.backward().into_iter().for_each(|b| touch(b, ops.len() - 1 + back));
+        let time = ops.len() - 1 + i;
+        match step {
+            Step::Back(op) => ops[*op].backward().into_iter().for_each(|b| touch(b, time, false)),
+            Step::Again(op) => {
+                let anew = ops[*op].made();
+                ops[*op].forward().into_iter().for_each(|b| touch(b, time, anew.contains(&b)));
+            }
         }
     }
-    let mut order: Vec<Buffer> = (0..sizes.len()).filter(|b| life[*b].is_some()).collect();
-    order.sort_by_key(|b| (life[*b], *b));
+    let mut order: Vec<Buffer> = (0..sizes.len()).filter(|b| !lives[*b].is_empty()).collect();
+    order.sort_by_key(|b| (lives[*b][0], *b));
+    let by_birth = place(&order, &lives, sizes);
+    let length = |b: &Buffer| lives[*b].iter().map(|(first, last)| last - first).sum::<usize>();
+    order.sort_by_key(|b| (std::cmp::Reverse(length(b)), *b));
+    let by_length = place(&order, &lives, sizes);
+    if by_length.1 < by_birth.1 { by_length } else { by_birth }
+}
+
+/// First fit in this order.
+fn place(order: &[Buffer], lives: &[Life], sizes: &[usize]) -> (Vec<Range<usize>>, usize) {
     let mut places = vec![0..0; sizes.len()];
-    let mut placed: Vec<Buffer> = Vec::new();
     let mut total = 0;
-    for b in order {
-        let (first, last) = life[b].unwrap_or_default();
-        let mut taken: Vec<Range<usize>> = placed
-            .iter()
-            .filter(|o| life[**o].is_some_and(|(f, l)| f <= last && first <= l))
-            .map(|o| places[*o].clone())
-            .collect();
+    for (i, b) in order.iter().copied().enumerate() {
+        let meets = |o: Buffer| {
+            lives[b].iter().any(|(first, last)| lives[o].iter().any(|(f, l)| f <= last && first <= l))
+        };
+        let mut taken: Vec<Range<usize>> =
+            order[..i].iter().filter(|o| meets(**o)).map(|o| places[*o].clone()).collect();
         taken.sort_by_key(|r| r.start);
         let need = sizes[b].next_multiple_of(16);
-        let start = taken
-            .iter()
-            .fold(0, |at, r| if at + need <= r.start { at } else { at.max(r.end.next_multiple_of(16)) });
+        // the end of what is taken below, as far as that is without a gap
+        let mut start = 0;
+        for r in taken {
+            if start + need <= r.start {
+                break;
+            }
+            start = start.max(r.end.next_multiple_of(16));
+        }
         places[b] = start..start + sizes[b];
         total = total.max(start + need);
-        placed.push(b);
     }
     (places, total)
 }
 
 #[cfg(test)]
 mod tests {
+    use crate::config::Recompute;
     use crate::params::Params;
     use crate::tape::Tape;
     use crate::twin::designs;
@@ -99,10 +121,11 @@ mod tests {
             for dropout in [0.0, 0.1] {
                 let (arch, spec) = model.spec().unwrap();
                 let params = Params::new(arch, &spec, false);
-                for train in [true, false] {
+                let levels = [Recompute::None, Recompute::Part, Recompute::Block].map(Some);
+                for train in levels.into_iter().chain([None]) {
                     let tape = Tape::record(&spec, &params, (2, 8), train, dropout);
                     for op in &tape.ops {
-                        for used in [op.forward(), if train { op.backward() } else { Vec::new() }] {
+                        for used in [op.forward(), if train.is_some() { op.backward() } else { Vec::new() }] {
                             for (i, a) in used.iter().enumerate() {
                                 for b in &used[..i] {
                                     let (a, b) = (tape.place(*a), tape.place(*b));

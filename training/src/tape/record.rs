@@ -1,5 +1,7 @@
 //! Writing the tape of a spec.
 
+use std::ops::Range;
+
 use llm::model::arch::{LayerSlot as L, Slot};
 use llm::model::spec::{Activation, Attention, Ffn, Layer, Norm, NormKind, Pairs, Spec};
 use llm::model::spec::{Experts, Heads as HeadsSpec, Latent};
@@ -8,16 +10,23 @@ use llm_kernels::dense::{Curve, Rotated, Slice};
 use super::{Buffer, Heads, Id, Moe, Op};
 use crate::params::Params;
 
-/// The records of `spec` over `rows` rows, the sizes of their buffers, and the rows of logits per chunk.
-pub(super) fn model(
-    spec: &Spec,
-    params: &Params,
-    rows: usize,
-    dropping: bool,
-) -> (Vec<Op>, Vec<usize>, usize) {
-    let mut r = Recorder { spec, params, rows, ops: Vec::new(), sizes: Vec::new(), dropping };
+/// A model's records.
+pub(super) struct Recorded {
+    pub ops: Vec<Op>,
+    /// The records of each layer.
+    pub layers: Vec<Range<usize>>,
+    /// Of each buffer.
+    pub sizes: Vec<usize>,
+    /// Rows of logits per chunk.
+    pub head_rows: usize,
+}
+
+/// The records of `spec` over `rows` rows.
+pub(super) fn model(spec: &Spec, params: &Params, rows: usize, dropping: bool) -> Recorded {
+    let (ops, layers, sizes) = (Vec::new(), Vec::new(), Vec::new());
+    let mut r = Recorder { spec, params, rows, ops, layers, sizes, dropping };
     let head_rows = r.model();
-    (r.ops, r.sizes, head_rows)
+    Recorded { ops: r.ops, layers: r.layers, sizes: r.sizes, head_rows }
 }
 
 /// Logits that exist at a time, about.
@@ -28,6 +37,7 @@ struct Recorder<'a> {
     params: &'a Params,
     rows: usize,
     ops: Vec<Op>,
+    layers: Vec<Range<usize>>,
     sizes: Vec<usize>,
     dropping: bool,
 }
@@ -86,7 +96,9 @@ impl Recorder<'_> {
             self.ops.push(Op::Dropout { x, dx: stream, index: 0 });
         }
         for (i, layer) in spec.layers.iter().enumerate() {
+            let first = self.ops.len();
             x = self.layer(i, layer, x, stream);
+            self.layers.push(first..self.ops.len());
         }
         let h = self.pair(width);
         self.norm_into((x, stream), h, spec.final_norm, Slot::FinalNorm, Slot::FinalNormBias, false);

@@ -5,6 +5,7 @@ use llm::model::rope::Frequencies;
 use llm::model::spec::{Activation, Attention, Ffn, Norm, NormKind, Pairs, Scoring, Spec};
 
 use super::*;
+use crate::config::Recompute;
 use crate::design::Position;
 use crate::engine::{Engine, Input, RouterLosses, Want};
 use crate::params::Params;
@@ -280,7 +281,7 @@ fn agree(name: &str, spec: &Spec, params: &Params, losses: RouterLosses, every: 
     let ids: Vec<u32> = (0..rows as u32).map(|i| i * 7 % vocab).collect();
     let mut targets: Vec<u32> = (0..rows as u32).map(|i| i * 5 % vocab).collect();
     targets[4] = u32::MAX;
-    let tape = Tape::record(spec, params, (2, length), true, 0.0);
+    let tape = Tape::record(spec, params, (2, length), Some(Recompute::None), 0.0);
     let mut engine = Engine::new(spec, params, 2, losses);
     let mut grads = vec![0.0; params.total];
     let want = Want::Gradient { scale: 1.0, grads: &mut grads };
@@ -353,7 +354,7 @@ fn a_layer_of_large_presets_has_the_gradient_of_its_definition() {
         let (ids, targets) = ([3, 1, 30], [7, 2, 5]);
         let losses = RouterLosses::default();
         let mut engine = Engine::new(&spec, &params, 2, losses);
-        let tape = Tape::record(&spec, &params, (1, 3), true, 0.0);
+        let tape = Tape::record(&spec, &params, (1, 3), Some(Recompute::None), 0.0);
         let mut grads = vec![0.0; params.total];
         let input = Input { ids: &ids, targets: &targets, starts: &[], key: (0, 0) };
         engine.run(&tape, &weights, &input, Want::Gradient { scale: 1.0, grads: &mut grads });
