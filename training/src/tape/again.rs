@@ -123,11 +123,12 @@ mod tests {
             let (arch, spec) = model.spec().unwrap();
             let params = Params::new(arch, &spec, false);
             let weights: Vec<f32> = params.init(3, spec.layers.len()).iter().map(|w| w * 4.0).collect();
-            let ids: Vec<u32> = (0..16).map(|i| i * 7 % spec.vocab).collect();
-            let targets: Vec<u32> = (0..16).map(|i| i * 5 % spec.vocab).collect();
+            let rows = 2 * spec.context;
+            let ids: Vec<u32> = (0..rows).map(|i| i * 7 % spec.vocab).collect();
+            let targets: Vec<u32> = (0..rows).map(|i| i * 5 % spec.vocab).collect();
             for dropout in [0.0, 0.2] {
                 let pass = |recompute| {
-                    let tape = Tape::record(&spec, &params, (2, 8), Some(recompute), dropout);
+                    let tape = Tape::record(&spec, &params, (2, spec.context as usize), Some(recompute), dropout);
                     let losses = RouterLosses { balance: 0.3, z: 0.1 };
                     let mut engine = Engine::new(&spec, &params, 2, losses);
                     let mut grads = vec![0.0; params.total];
