@@ -26,7 +26,7 @@ pub const PRESETS: &[Preset] = &[
         name: "pair",
         about: "Llama's design, 10 million with a vocabulary of 4096: minutes on two cores",
         config: || {
-            pair(ModelConfig { layers: 5, heads: 6, width: 384, ffn: 1024, ..ModelConfig::tiny() }, 400, 2e-3)
+            pair(ModelConfig { layers: 5, heads: 6, width: 384, ffn: 1024, ..ModelConfig::tiny() }, 800, 2e-3)
         },
     },
     Preset {
@@ -104,7 +104,6 @@ fn pair(shape: ModelConfig, steps: u64, rate: f32) -> Config {
     Config {
         model: ModelConfig { kv_heads: 2, context: 256, ..shape },
         optim: OptimConfig { rate, min_rate: rate / 10.0, warmup: steps / 10, ..OptimConfig::default() },
-        batch: 16,
         steps,
         ..Config::default()
     }

@@ -128,7 +128,8 @@ mod tests {
             let targets: Vec<u32> = (0..rows).map(|i| i * 5 % spec.vocab).collect();
             for dropout in [0.0, 0.2] {
                 let pass = |recompute| {
-                    let tape = Tape::record(&spec, &params, (2, spec.context as usize), Some(recompute), dropout);
+                    let tape =
+                        Tape::record(&spec, &params, (2, spec.context as usize), Some(recompute), dropout);
                     let losses = RouterLosses { balance: 0.3, z: 0.1 };
                     let mut engine = Engine::new(&spec, &params, 2, losses);
                     let mut grads = vec![0.0; params.total];
