@@ -10,16 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include <llm.h>
-
-static int failures;
-#define EXPECT(call, expected) expect(#call, (call), (expected), __LINE__)
-#define TRUE(condition) expect(#condition, (condition) ? 1 : 0, 1, __LINE__)
-
-static void expect(const char *what, long got, long expected, int line) {
-    if (got == expected) return;
-    failures++;
-    fprintf(stderr, "line %d: %s is %ld (%s), expected %ld\n", line, what, got, llm_status_name((llm_status)got), expected);
-}
+#include "expect.h"
 
 static unsigned char *bytes;
 static size_t length;
