@@ -13,28 +13,14 @@
 //! loss:
 //! `benches/peers/training.py` lets it take turns with PyTorch that way.
 
-use std::collections::BTreeSet;
 use std::io::BufRead;
 use std::time::Instant;
 
 use llm_kernels::detect::detect;
 use llm_train::{Config, ModelConfig, PrepareOptions, Trainer, prepare};
-use serde_json::{Map, Value, json};
 
-/// A tokenizer whose tokens are the characters of `text`, which is ASCII, in the spelling of byte-level tokenizers.
-fn characters(text: &str) -> Value {
-    let all: BTreeSet<char> = text.chars().collect();
-    let spelled = all.iter().map(|c| match c {
-        ' ' => 'Ġ',
-        '\n' => 'Ċ',
-        other => *other,
-    });
-    let vocab: Map<String, Value> = spelled.enumerate().map(|(id, c)| (c.to_string(), json!(id))).collect();
-    let byte_level =
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
-    json!({"version": "1.0", "added_tokens": [], "pre_tokenizer": byte_level, "decoder": byte_level,
-           "model": {"type": "BPE", "vocab": vocab, "merges": []}})
-}
+#[path = "../tests/common/characters.rs"]
+mod characters;
 
 /// The most memory that the process had so far, in bytes; 0 where the system does not say.
 fn most_memory() -> u64 {
@@ -78,7 +64,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::create_dir_all(&dir)?;
     let (text, tokenizer) = (dir.join("text.txt"), dir.join("tokenizer.json"));
     std::fs::write(&text, llm_train::quickstart::TEXT)?;
-    std::fs::write(&tokenizer, characters(llm_train::quickstart::TEXT).to_string())?;
+    std::fs::write(&tokenizer, characters::tokenizer(llm_train::quickstart::TEXT).to_string())?;
     prepare(&PrepareOptions {
         inputs: vec![text.into()],
         tokenizer,

@@ -4,29 +4,20 @@
 //! checkpoints to DIR, then `python training/tests/reference/curve.py DIR` trains from them. It draws the samples by
 //! itself, from the rule alone. The model in full takes minutes: `LLM_TRAIN_BABY=1`.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use llm_train::{Config, ModelConfig, PrepareOptions, Trainer, prepare};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
+
+#[path = "common/characters.rs"]
+mod characters;
 
 /// Prepares the text that comes with the crate, a token for each of its characters.
-fn characters(dir: &Path) {
+fn data_of_characters(dir: &Path) {
     let text = llm_train::quickstart::TEXT;
-    let all: BTreeSet<char> = text.chars().collect();
-    let spelled = all.iter().map(|c| match c {
-        ' ' => 'Ġ',
-        '\n' => 'Ċ',
-        other => *other,
-    });
-    let vocab: Map<String, Value> = spelled.enumerate().map(|(id, c)| (c.to_string(), json!(id))).collect();
-    let level =
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
-    let tokenizer = json!({"version": "1.0", "added_tokens": [], "pre_tokenizer": level, "decoder": level,
-                           "model": {"type": "BPE", "vocab": vocab, "merges": []}});
     let (input, path) = (dir.join("text.txt"), dir.join("tokenizer.json"));
     std::fs::write(&input, text).unwrap();
-    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    std::fs::write(&path, characters::tokenizer(text).to_string()).unwrap();
     let options = PrepareOptions {
         inputs: vec![input.into()],
         tokenizer: path,
@@ -43,7 +34,7 @@ fn apart(name: &str, model: ModelConfig, batch: usize) -> Option<(f64, f64)> {
     let asked = std::env::var_os("LLM_TRAIN_REFERENCE").map(|d| Path::new(&d).join(format!("curve-{name}")));
     let place = asked.clone().unwrap_or_else(|| dir.path().into());
     std::fs::create_dir_all(&place).unwrap();
-    characters(&place);
+    data_of_characters(&place);
     let mut config = Config { model, data: place.join("data"), batch, steps: 200, ..Config::default() };
     (config.optim.warmup, config.optim.beta2) = (20, 0.99);
     let mut trainer = Trainer::new(&config).unwrap();
