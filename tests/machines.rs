@@ -1,14 +1,15 @@
 //! Other machines give the same bits: the library, built for them and run here by an emulator, against this machine.
 //!
-//! `aarch64` runs under qemu, each of its instruction sets. The programs are `logits` and `hello` of `examples/rust`. A
-//! machine whose tools are missing is counted as not run.
+//! `aarch64` runs under qemu (each of its instruction sets), `wasm32-wasip1` under node (one thread, no mapping). The
+//! programs are `logits` and `hello` of `examples/rust`. A machine whose tools are missing is counted as not run.
 
 #[path = "support/stories.rs"]
 mod stories;
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use llm::model::Model;
 use llm::sampler::{Sampler, SamplingParams};
@@ -17,19 +18,41 @@ use llm::session::{Level, Session, SessionOptions};
 use llm::tokenizer::EncodeOptions;
 use llm_format::quant::Type;
 use llm_testdata::{not_run, shared};
+use tempfile::TempDir;
 
 use support::{argmax, converted, open, runtime};
+
+/// What is built of `examples/rust`.
+const PROGRAMS: [&str; 2] = ["logits", "hello"];
+
+/// Runs a WASI program with the whole file system: node -e RUN PROGRAM [ARGUMENT..]
+const RUN: &str = "
+const { readFileSync } = require('node:fs');
+const { WASI } = require('node:wasi');
+const [program, ...args] = process.argv.slice(1);
+const wasi = new WASI({ version: 'preview1', args: ['program', ...args], preopens: { '/': '/' } });
+const module = new WebAssembly.Module(readFileSync(program));
+process.exitCode = wasi.start(new WebAssembly.Instance(module, { wasi_snapshot_preview1: wasi.wasiImport }));
+";
 
 /// A machine that can be had here.
 struct Machine {
     /// What runs its programs.
     runner: Vec<&'static str>,
     /// Where they are.
-    programs: PathBuf,
+    programs: TempDir,
+    /// What their names end in.
+    suffix: &'static str,
 }
 
 /// Builds `examples/rust` for `target`, or says that it cannot be done here.
-fn machine(target: &str, tools: &[&str], runner: &[&'static str]) -> Option<Machine> {
+fn machine(
+    target: &str,
+    flags: &str,
+    tools: &[&str],
+    runner: &[&'static str],
+    suffix: &'static str,
+) -> Option<Machine> {
     let runs = |tool: &&&str| Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success());
     if let Some(tool) = tools.iter().find(|tool| !runs(tool)) {
         not_run(&format!("{target}: no {tool}"));
@@ -40,7 +63,10 @@ fn machine(target: &str, tools: &[&str], runner: &[&'static str]) -> Option<Mach
         not_run(&format!("{target}: rustup target add {target}"));
         return None;
     }
-    // beside this build and not in it: the lock on that one may be held by whoever runs the tests
+    // Beside this build and not in it: the lock on that one may be held by whoever runs the tests. Programs are
+    // copied, since another build of the same target leaves its own in the same place.
+    static BUILD: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = BUILD.lock().unwrap_or_else(PoisonError::into_inner);
     let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../machines");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     cargo
@@ -49,14 +75,21 @@ fn machine(target: &str, tools: &[&str], runner: &[&'static str]) -> Option<Mach
         .arg(&place)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc");
-    assert!(cargo.status().unwrap().success(), "{target}: the build failed");
-    Some(Machine { runner: runner.to_vec(), programs: place.join(target).join("debug") })
+    if !flags.is_empty() {
+        cargo.env("RUSTFLAGS", flags);
+    }
+    assert!(cargo.status().unwrap().success(), "{target} {flags}: the build failed");
+    let programs = tempfile::tempdir().unwrap();
+    for name in PROGRAMS.map(|name| format!("{name}{suffix}")) {
+        std::fs::copy(place.join(target).join("debug").join(&name), programs.path().join(&name)).unwrap();
+    }
+    Some(Machine { runner: runner.to_vec(), programs, suffix })
 }
 
 impl Machine {
     fn run(&self, program: &str, isa: &str, arguments: &[&str]) -> Vec<u8> {
         let mut command = Command::new(self.runner[0]);
-        command.args(&self.runner[1..]).arg(self.programs.join(program));
+        command.args(&self.runner[1..]).arg(self.programs.path().join(format!("{program}{}", self.suffix)));
         let ran = command.args(arguments).env("LLM_ISA", isa).output().unwrap();
         let said = String::from_utf8_lossy(&ran.stderr);
         assert!(ran.status.success(), "{program} on {isa} {arguments:?}: {}: {said}", ran.status);
@@ -132,7 +165,7 @@ fn aarch64_gives_the_same_logits_for_every_type_and_kind_of_model_and_says_hello
     let Some(reference) = shared("reference") else { return };
     let tools = ["qemu-aarch64", "aarch64-linux-gnu-gcc"];
     let runner = ["qemu-aarch64", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu"];
-    let Some(machine) = machine("aarch64-unknown-linux-gnu", &tools, &runner) else { return };
+    let Some(machine) = machine("aarch64-unknown-linux-gnu", "", &tools, &runner, "") else { return };
     let isas = ["neon", "neon-dotprod", "neon-i8mm"];
     use Type::*;
     for ty in [F32, F16, Bf16, Q8, Q6, Q5, Q4, Q3, Q2] {
@@ -147,4 +180,27 @@ fn aarch64_gives_the_same_logits_for_every_type_and_kind_of_model_and_says_hello
         let (_place, file) = converted(&reference.join(name), Q4);
         machine.agrees(&file, name, &isas[2..]);
     }
+}
+
+fn wasm(flags: &str) {
+    let place = tempfile::tempdir().unwrap();
+    let Some((stories, _)) = stories::checkpoint(place.path()) else { return };
+    let runner = ["node", "--no-warnings", "-e", RUN, "--"];
+    let Some(machine) = machine("wasm32-wasip1", flags, &["node"], &runner, ".wasm") else { return };
+    for ty in [Type::F32, Type::Q8, Type::Q4] {
+        let (_place, file) = converted(&stories, ty);
+        machine.agrees(&file, &format!("stories260K {ty}"), &["scalar"]);
+    }
+    let (_place, file) = converted(&stories, Type::Q4);
+    machine.says_hello(&file, &["scalar"]);
+}
+
+#[test]
+fn wasm_gives_the_same_logits_and_says_hello() {
+    wasm("");
+}
+
+#[test]
+fn wasm_with_vectors_gives_the_same_logits_and_says_hello() {
+    wasm("-C target-feature=+simd128");
 }

@@ -64,7 +64,7 @@ versions! {
 versions! {
     fn drop(x: &mut [f32], first: usize, key: u64, threshold: u32, factor: f32) {
         for (i, x) in x.iter_mut().enumerate() {
-            let at = first + i;
+            let at = (first + i) as u64;
             let keep = hash(key, (at >> 32) as u32, at as u32) >= threshold;
             *x = if keep { *x * factor } else { 0.0 };
         }
