@@ -172,6 +172,10 @@
 /* Copy the file into memory: safe against later changes of the file. */
 #define LLM_LOAD_COPY 1
 
+/* Map the file and lock it in memory, so that the system never takes its pages away. The system's limit on locked
+ * memory must allow it. */
+#define LLM_LOAD_MAP_AND_LOCK 2
+
 /* Check the header only, and what is used when it is used. */
 #define LLM_VERIFY_HEADER 0
 /* Check the structure and the checksums of everything but weights (default). */
@@ -836,6 +840,12 @@ llm_status llm_runtime_options_set_affinity(struct llm_runtime_options *options,
                                             const uint32_t *cores,
                                             size_t count);
 
+/* Niceness of the compute threads: -20 (first served; the system may refuse it and leaves them as they are) to 19; 0:
+ * the one they inherit (default). The calling thread is left as it is. llm_runtime_new checks it. Linux only, elsewhere
+ * without effect. NULL_ARG, BUSY. X. */
+llm_status llm_runtime_options_set_priority(struct llm_runtime_options *options,
+                                            int32_t niceness);
+
 /* Bytes of memory that models and sessions of the runtime may allocate, mapped weights not counted; 0: no limit.
  * What would exceed it gets BUDGET. NULL_ARG, BUSY. X. */
 llm_status llm_runtime_options_set_host_limit(struct llm_runtime_options *options,
@@ -893,7 +903,7 @@ llm_status llm_runtime_set_log_level(const struct llm_runtime *runtime,
 /* Makes options with defaults. NULL_ARG, NO_MEMORY. X. */
 llm_status llm_model_options_new(struct llm_model_options **out_options);
 
-/* Whether to map or to copy: one of LLM_LOAD. NULL_ARG, INVALID_ARG, BUSY. X. */
+/* Whether to map, to copy or to map and lock: one of LLM_LOAD. NULL_ARG, INVALID_ARG, BUSY. X. */
 llm_status llm_model_options_set_load_mode(struct llm_model_options *options, int32_t mode);
 
 /* How much to check: one of LLM_VERIFY. NULL_ARG, INVALID_ARG, BUSY. X. */

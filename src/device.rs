@@ -2,25 +2,24 @@
 
 use std::sync::Arc;
 
-use llm_kernels::{Cpu, Isa, Pool, available};
+use llm_kernels::{Cpu, Isa, Placement, Pool, available};
 
 use crate::backend::Backend;
 use crate::cpu::CpuBackend;
 use crate::error::{Error, Result, Status};
 use crate::importance::Importance;
 
-/// The device with `threads` threads (0: what the process may use), bound to `cores` if there are any, and the
-/// instruction set that `LLM_ISA` names, else
-/// `isa`, else the best. It adds what it multiplies to `importance`.
+/// The device with `threads` threads (0: what the process may use), where `placement` puts them, and the instruction set
+/// that `LLM_ISA` names, else `isa`, else the best. It adds what it multiplies to `importance`.
 pub(crate) fn open(
     threads: usize,
-    cores: &[usize],
+    placement: Placement,
     isa: Option<&str>,
     importance: Option<Importance>,
 ) -> Result<Arc<dyn Backend>> {
     let variable = std::env::var_os("LLM_ISA").filter(|name| !name.is_empty());
     let variable = variable.as_ref().map(|name| name.to_string_lossy());
-    let pool = || Pool::pinned(threads, cores);
+    let pool = || Pool::placed(threads, placement);
     let cpu = match (variable, isa) {
         (Some(name), _) => named(pool, &name, "LLM_ISA"),
         (None, Some(name)) => named(pool, name, "option `isa`"),

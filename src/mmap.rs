@@ -77,6 +77,29 @@ impl Bytes {
         Ok(Self { start: mapping.as_ptr(), len: mapping.len(), owner: Owner::Mapping(Arc::new(mapping)) })
     }
 
+    /// Locks a mapping in memory until it ends, which reads all of it; other bytes are left as they are.
+    ///
+    /// # Errors
+    /// `UNSUPPORTED` where systems cannot, `IO` if this one refuses.
+    pub fn lock(&self) -> Result<()> {
+        #[cfg(unix)]
+        if let Owner::Mapping(mapping) = &self.owner {
+            return mapping.lock().map_err(|e| {
+                let what = format!(
+                    "locking {} bytes in memory (the limit on locked memory, `ulimit -l`, must allow them)",
+                    self.len
+                );
+                Error::from(e).context(&what)
+            });
+        }
+        #[cfg(not(unix))]
+        if let Owner::Mapping(_) = &self.owner {
+            let message = "locking a mapping in memory: expected a Unix system; map or copy it";
+            return Err(Error::new(Status::UNSUPPORTED, message));
+        }
+        Ok(())
+    }
+
     /// Reads `len` bytes of `file` from `offset` on into memory of our own; `len` 0 means to the end of the file.
     /// `progress` is told how many bytes there are so far, of how many, and may end it with an error.
     ///

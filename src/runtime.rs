@@ -7,6 +7,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use llm_kernels::Placement;
+
 use crate::backend::Backend;
 use crate::device;
 use crate::error::{Error, Result, Status};
@@ -40,6 +42,9 @@ pub struct RuntimeOptions {
     /// Cores that the threads are bound to: thread i to `affinity[i mod length]`. Thread 0 is the calling one, which
     /// is left where it is. Empty: nobody is bound. Linux only.
     pub affinity: Vec<usize>,
+    /// Niceness of the threads but the calling one, -20 (first served; the system may refuse it) to 19; 0: the one they
+    /// inherit. Linux only.
+    pub niceness: i32,
     /// Name of an instruction set in place of the best one (`LLM_ISA` overrides it).
     pub isa: Option<String>,
     /// Log sink; `None`: silence.
@@ -58,6 +63,7 @@ impl fmt::Debug for RuntimeOptions {
         f.debug_struct("RuntimeOptions")
             .field("threads", &self.threads)
             .field("affinity", &self.affinity)
+            .field("niceness", &self.niceness)
             .field("isa", &self.isa)
             .field("log", &log)
             .field("log_level", &self.log_level)
@@ -127,15 +133,21 @@ impl Runtime {
     /// Starts the compute threads.
     ///
     /// # Errors
-    /// `INVALID_ARG` for more than 1024 threads or an instruction set that does not exist, `UNSUPPORTED` for one this machine lacks.
+    /// `INVALID_ARG` for more than 1024 threads, a niceness that does not exist or an instruction set that does not exist,
+    /// `UNSUPPORTED` for one this machine lacks.
     pub fn new(options: RuntimeOptions) -> Result<Self> {
-        let RuntimeOptions { threads, affinity, isa, log, log_level, host_limit, importance } = options;
+        let RuntimeOptions { threads, affinity, niceness, isa, log, log_level, host_limit, importance } =
+            options;
         // Far more threads than cores take the whole process down once the system runs out of mappings.
         if threads > MOST_THREADS {
             let message = format!("{threads} threads: expected at most {MOST_THREADS}, or 0 for the cores");
             return Err(Error::new(Status::INVALID_ARG, message));
         }
-        let backend = device::open(threads, &affinity, isa.as_deref(), importance)?;
+        if !(-20..=19).contains(&niceness) {
+            return Err(Error::new(Status::INVALID_ARG, format!("niceness {niceness}: expected -20 to 19")));
+        }
+        let placement = Placement { cores: &affinity, niceness };
+        let backend = device::open(threads, placement, isa.as_deref(), importance)?;
         let level = log_level.unwrap_or(LogLevel::Warn);
         let runtime = Self(Arc::new(Inner {
             backend,

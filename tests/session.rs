@@ -205,6 +205,22 @@ fn every_way_of_opening_gives_the_same_model() {
     let bytes = std::fs::read(&path).unwrap();
     assert_eq!(told.load(std::sync::atomic::Ordering::Relaxed), bytes.len() as u64);
 
+    // Mapped and locked, while it is open.
+    let locked = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap_or("0 kB");
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+    };
+    let lock = OpenOptions { load: Load::MapAndLock, ..OpenOptions::default() };
+    match Model::open_path(&runtime, &path, &lock, None) {
+        Ok(model) => {
+            assert!(cfg!(not(target_os = "linux")) || locked() >= bytes.len());
+            assert!(run(model) == expected);
+        }
+        Err(e) => assert!(e.status() == Status::IO && e.message().contains("ulimit -l"), "{e}"),
+    }
+    assert_eq!(locked(), 0);
+
     // In memory, and misaligned.
     let map = OpenOptions::default();
     let mut shifted = vec![0; 1];

@@ -45,5 +45,5 @@ pub use kv::{KeyType, KvLayout, ValueType};
 pub use llm_format::quant::Type;
 pub use matrix::{Experts, Matrix};
 pub use read::read_streams;
-pub use threads::{FloatControl, Pool};
+pub use threads::{FloatControl, Placement, Pool};
 pub use wide::wide;

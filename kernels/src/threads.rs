@@ -81,6 +81,16 @@ unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer is used only while its owner waits in `run`.
 unsafe impl Send for Shared {}
 
+/// Where threads of a pool run. Thread 0 is the caller's, which belongs to the host and is left as it is. What the
+/// system refuses changes nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Placement<'a> {
+    /// Thread i is bound to core `cores[i mod length]`; empty: nobody is bound.
+    pub cores: &'a [usize],
+    /// Niceness in place of the one threads inherit, -20 (first served) to 19; 0: the inherited one.
+    pub niceness: i32,
+}
+
 /// Threads that run jobs together with the caller.
 pub struct Pool {
     shared: Arc<Shared>,
@@ -94,12 +104,11 @@ impl Pool {
     /// A pool of `threads` in all, the caller's included; 0: as many as the process may use (its affinity and its
     /// cgroup's quota). Where the system refuses a thread, the pool is smaller.
     pub fn new(threads: usize) -> Pool {
-        Pool::pinned(threads, &[])
+        Pool::placed(threads, Placement::default())
     }
 
-    /// The same, with thread i bound to core `cores[i mod length]`. Thread 0 is the caller's, which belongs to the
-    /// host and is left where it is. No cores: nobody is bound. A core that the system refuses binds nobody.
-    pub fn pinned(threads: usize, cores: &[usize]) -> Pool {
+    /// The same, with threads where `placement` puts them.
+    pub fn placed(threads: usize, placement: Placement) -> Pool {
         let threads = if threads == 0 { default_threads() } else { threads };
         let workers = threads - 1;
         let worker = || Worker {
@@ -122,12 +131,16 @@ impl Pool {
         let threads: Vec<_> = (0..workers)
             .map_while(|i| {
                 let shared = shared.clone();
+                let Placement { cores, niceness } = placement;
                 let core = (!cores.is_empty()).then(|| cores[(i + 1) % cores.len()]);
                 std::thread::Builder::new()
                     .name(format!("llm-{}", i + 1))
                     .spawn(move || {
                         if let Some(core) = core {
                             bind(core);
+                        }
+                        if niceness != 0 {
+                            set_niceness(niceness);
                         }
                         work(&shared, &shared.workers[i]);
                     })
@@ -327,6 +340,17 @@ fn bind(core: usize) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = core;
+}
+
+/// Sets the calling thread's niceness, where the system has one for each thread and allows it.
+fn set_niceness(niceness: i32) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: the call takes three numbers; 0 stands for the calling thread
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, niceness);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = niceness;
 }
 
 /// Cores this process may use: its affinity mask and its cgroup's quota.

@@ -1,7 +1,7 @@
 //! The pool runs every chunk once, survives panics and nesting, and keeps floating-point control at its default.
 #![allow(unsafe_code)] // reads and sets the control register
 
-use llm_kernels::Pool;
+use llm_kernels::{Placement, Pool};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -41,10 +41,34 @@ fn ranges_cover_every_unit_once_and_are_single_at_the_end() {
 fn a_pool_bound_to_cores_runs_every_chunk() {
     for cores in [&[0][..], &[0, 100_000], &[usize::MAX]] {
         let n = AtomicUsize::new(0);
-        Pool::pinned(3, cores).run(40, |_| {
+        Pool::placed(3, Placement { cores, ..Default::default() }).run(40, |_| {
             n.fetch_add(1, Ordering::Relaxed);
         });
         assert_eq!(n.into_inner(), 40);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn niceness_is_that_of_the_pools_threads_and_not_the_callers() {
+    /// The nineteenth field; the second, a name in brackets, may hold spaces.
+    fn niceness() -> i32 {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        stat[stat.rfind(')').unwrap() + 2..].split(' ').nth(16).unwrap().parse().unwrap()
+    }
+    let (caller, own) = (std::thread::current().id(), niceness());
+    let pool = Pool::placed(2, Placement { niceness: 19, ..Default::default() });
+    let seen = AtomicUsize::new(0);
+    while seen.load(Ordering::Relaxed) == 0 {
+        pool.run(8, |_| {
+            if std::thread::current().id() == caller {
+                assert_eq!(niceness(), own);
+                std::thread::sleep(std::time::Duration::from_millis(1)); // the other one has time to come
+            } else {
+                assert_eq!(niceness(), 19);
+                seen.fetch_add(1, Ordering::Relaxed);
+            }
+        });
     }
 }
 

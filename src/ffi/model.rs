@@ -65,6 +65,9 @@ impl Opened {
 pub const LLM_LOAD_MAP: i32 = 0;
 /// Copy the file into memory: safe against later changes of the file.
 pub const LLM_LOAD_COPY: i32 = 1;
+/// Map the file and lock it in memory, so that the system never takes its pages away. The system's limit on locked
+/// memory must allow it.
+pub const LLM_LOAD_MAP_AND_LOCK: i32 = 2;
 
 /// Check the header only, and what is used when it is used.
 pub const LLM_VERIFY_HEADER: i32 = 0;
@@ -79,7 +82,7 @@ pub unsafe extern "C" fn llm_model_options_new(out_options: *mut *mut llm_model_
     entry!(|host| ptr::out_handle(host, out_options, "out_options")?.put(OpenOptions::default()))
 }
 
-/// Whether to map or to copy: one of LLM_LOAD. NULL_ARG, INVALID_ARG, BUSY. X.
+/// Whether to map, to copy or to map and lock: one of LLM_LOAD. NULL_ARG, INVALID_ARG, BUSY. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_model_options_set_load_mode(
     options: *mut llm_model_options,
@@ -89,6 +92,7 @@ pub unsafe extern "C" fn llm_model_options_set_load_mode(
         handle::lock(host, options, "options")?.load = match mode {
             LLM_LOAD_MAP => Load::Map,
             LLM_LOAD_COPY => Load::Copy,
+            LLM_LOAD_MAP_AND_LOCK => Load::MapAndLock,
             _ => return Err(Error::new(Status::INVALID_ARG, format!("unknown LLM_LOAD mode {mode}"))),
         };
         Ok(Status::OK)

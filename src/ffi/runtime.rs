@@ -32,6 +32,7 @@ classes! {
 pub(super) struct Options {
     threads: usize,
     affinity: Vec<usize>,
+    niceness: i32,
     host_limit: Option<u64>,
     log: Option<(LogLevel, Arc<Callback<LogFn>>)>,
 }
@@ -105,6 +106,20 @@ pub unsafe extern "C" fn llm_runtime_options_set_affinity(
     })
 }
 
+/// Niceness of the compute threads: -20 (first served; the system may refuse it and leaves them as they are) to 19; 0:
+/// the one they inherit (default). The calling thread is left as it is. llm_runtime_new checks it. Linux only, elsewhere
+/// without effect. NULL_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_runtime_options_set_priority(
+    options: *mut llm_runtime_options,
+    niceness: i32,
+) -> llm_status {
+    entry!(|host| {
+        handle::lock(host, options, "options")?.niceness = niceness;
+        Ok(Status::OK)
+    })
+}
+
 /// Bytes of memory that models and sessions of the runtime may allocate, mapped weights not counted; 0: no limit.
 /// What would exceed it gets BUDGET. NULL_ARG, BUSY. X.
 #[unsafe(no_mangle)]
@@ -157,6 +172,7 @@ pub unsafe extern "C" fn llm_runtime_new(
         if let Some(options) = &options {
             chosen.threads = options.threads;
             chosen.affinity = options.affinity.clone();
+            chosen.niceness = options.niceness;
             chosen.host_limit = options.host_limit;
             if let Some((level, sink)) = &options.log {
                 let sink = Arc::clone(sink);

@@ -38,6 +38,8 @@ pub enum Load {
     Map,
     /// Copied: immune to later changes of the file.
     Copy,
+    /// Mapped, and locked in memory: the system never takes its pages away.
+    MapAndLock,
 }
 
 /// How much of the file is checked at opening.
@@ -206,10 +208,18 @@ impl Model {
         options: &OpenOptions,
         cancel: Option<&Cancel>,
     ) -> Result<Self> {
-        // a system without mappings has only the other way
-        let load = if cfg!(any(unix, windows)) { options.load } else { Load::Copy };
+        let load = match options.load {
+            Load::Map if cfg!(not(any(unix, windows))) => Load::Copy, // a system without mappings
+            load => load,
+        };
         match load {
             Load::Map => Self::open(runtime, Bytes::map(file, offset, len)?, None, options, cancel),
+            Load::MapAndLock => {
+                let bytes = Bytes::map(file, offset, len)?;
+                let model = Self::open(runtime, bytes.clone(), None, options, cancel)?;
+                bytes.lock()?; // last, since it reads all of the file
+                Ok(model)
+            }
             Load::Copy => {
                 let mut charge = runtime.charge(Memory::Weights, 0)?;
                 let mut charged = false;
@@ -225,7 +235,7 @@ impl Model {
     }
 
     /// Opens a file that lies in memory. It is copied where load mode copy asks for it, or where it does not begin
-    /// at a multiple of 64 bytes.
+    /// at a multiple of 64 bytes; locking it is its owner's affair.
     ///
     /// # Errors
     /// As [`Model::open_path`].
@@ -236,7 +246,7 @@ impl Model {
         cancel: Option<&Cancel>,
     ) -> Result<Self> {
         match options.load {
-            Load::Map => Self::open(runtime, bytes, None, options, cancel),
+            Load::Map | Load::MapAndLock => Self::open(runtime, bytes, None, options, cancel),
             Load::Copy => {
                 let charge = runtime.charge(Memory::Weights, bytes.len() as u64)?;
                 Self::open(runtime, bytes.aligned_copy()?, Some(charge), options, cancel)

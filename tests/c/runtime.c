@@ -185,6 +185,32 @@ static void an_echo_comes_first(llm_model *model) {
     llm_session_free(session);
 }
 
+static void placed_and_locked(const char *path) {
+    const uint32_t cores[] = { 0, 100000 };
+    llm_runtime_options *options = NULL;
+    llm_model_options *opening = NULL;
+    llm_runtime *runtime = NULL;
+    llm_model *model = NULL;
+    llm_status status;
+    EXPECT(llm_runtime_options_new(&options), LLM_OK);
+    EXPECT(llm_runtime_options_set_priority(NULL, 1), LLM_NULL_ARG);
+    EXPECT(llm_runtime_options_set_priority(options, 20), LLM_OK);
+    EXPECT(llm_runtime_new(options, &runtime, NULL), LLM_INVALID_ARG);
+    EXPECT(llm_runtime_options_set_priority(options, 19), LLM_OK);
+    EXPECT(llm_runtime_options_set_affinity(options, cores, 2), LLM_OK);
+    EXPECT(llm_runtime_options_set_affinity(options, NULL, 2), LLM_NULL_ARG);
+    EXPECT(llm_runtime_new(options, &runtime, NULL), LLM_OK);
+    EXPECT(llm_model_options_new(&opening), LLM_OK);
+    EXPECT(llm_model_options_set_load_mode(opening, 3), LLM_INVALID_ARG);
+    EXPECT(llm_model_options_set_load_mode(opening, LLM_LOAD_MAP_AND_LOCK), LLM_OK);
+    status = llm_model_open_path(runtime, path, LLM_NTS, opening, NULL, &model, NULL);
+    TRUE(status == LLM_OK ? model != NULL : status == LLM_IO); /* as the limit on locked memory allows */
+    llm_model_free(model);
+    llm_model_options_free(opening);
+    llm_runtime_options_free(options);
+    llm_runtime_free(runtime);
+}
+
 int main(int argc, char **argv) {
     llm_runtime *runtime = NULL;
     llm_model *model = NULL;
@@ -198,6 +224,7 @@ int main(int argc, char **argv) {
     plans_hold(runtime, model);
     trimming(runtime, model);
     log_levels(argv[1]);
+    placed_and_locked(argv[1]);
     the_pipeline_on_a_row(model);
     an_echo_comes_first(model);
     llm_model_free(model);
