@@ -334,6 +334,9 @@ fn groups_and_biases_steer_the_choice_but_not_the_weights() {
     let (ids, w) = route(&biased, &logits);
     assert_eq!(ids, [0, 1]);
     near(&w, &[0.9, 0.1]);
+    // and groups that are left out stay out where biases make the others negative
+    let low = [-2.0; 4];
+    assert_eq!(route(&RouteSpec { choice_bias: Some(&low), ..by_two }, &logits).0, [2, 3]);
 }
 
 /// Every product of `input` that reads another form of it: one term, two terms, floats.

@@ -118,7 +118,6 @@ fn trainable(spec: &Spec) -> Result<()> {
             Ffn::Plain(d) | Ffn::Gated(d) if clamped(d) => return refuse("a clamped activation"),
             Ffn::Experts(x) if clamped(&x.expert) => return refuse("a clamped activation"),
             Ffn::Experts(x) if x.expert.bias || x.router_bias => return refuse("biases in its experts"),
-            Ffn::Experts(x) if x.groups != x.active_groups => return refuse("groups of experts"),
             Ffn::Experts(x) if x.shared.is_some_and(|s| s.gate) => return refuse("a switched shared expert"),
             _ => {}
         }

@@ -125,8 +125,8 @@ impl Default for OptimConfig {
 pub struct Config {
     /// The model.
     pub model: ModelConfig,
-    /// Directory of a checkpoint to begin from, any that the converter reads; `model` then gives dropout and the factors
-    /// of the experts' losses alone. Empty: a new model.
+    /// Directory of a checkpoint to begin from, any that the converter reads; `model` then gives dropout, the factors of the
+    /// experts' losses and the rate of their correction alone. Empty: a new model.
     pub from: PathBuf,
     /// An adapter to train instead of the model.
     pub lora: LoraConfig,

@@ -1,21 +1,20 @@
 //! The design of a model: what a user chooses, and the published layout it equals.
 //!
 //! ```text
-//! ModelConfig ──layout──▶ config.json of gpt2 | llama | mistral | qwen2 | qwen3 | olmo2 | mpt | bloom | mixtral | deepseek_v2
+//! ModelConfig ──layout──▶ config.json of gpt2 | llama | mistral | qwen2 | qwen3 | olmo2 | mpt | bloom | mixtral
+//!                                        deepseek_v2 | deepseek_v3
 //!                                        or, where no published layout equals it, of our own: libllm
 //!             ──spec────▶ what libllm makes of that file: the one description that training, checkpoints and
 //!                         inference share
 //! ```
 //! It does not know tensors: which there are, and how a checkpoint holds them, follows from the spec.
 
+mod own;
 mod published;
 
 use llm::error::{Error, Result, Status};
 use llm::model::arch::{Arch, read_config};
-use llm::model::spec::{
-    Activation, Attention, Dense, Experts, Ffn, GroupRank, Heads, Latent, Layer, Norm, NormKind, Pairs,
-    QkNorm, Rope, Scaling, Scoring, Shared, Spec,
-};
+use llm::model::spec::Spec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -152,6 +151,18 @@ impl Default for RopeScaling {
     }
 }
 
+/// What a router makes of its logits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScoringDesign {
+    /// Shares of one.
+    #[default]
+    Softmax,
+    /// Each for itself; for the choice alone a correction is added, which follows `bias_rate` (DeepSeek-V3,
+    /// arXiv:2412.19437).
+    Sigmoid,
+}
+
 /// A mixture of experts in place of the feed-forward block.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -164,17 +175,41 @@ pub struct ExpertsDesign {
     pub ffn: usize,
     /// Experts that every token uses beside them, as one block of their widths together.
     pub shared: usize,
+    /// What a router makes of its logits.
+    pub scoring: ScoringDesign,
+    /// Experts fall into this many equal groups; a token uses those of `active_groups` alone.
+    pub groups: usize,
+    /// How many groups a token chooses from: those with the best expert, with sigmoids those with the best two together.
+    pub active_groups: usize,
+    /// Factor on the experts' weights.
+    pub scale: f32,
     /// Layers, from the first on, that have a plain block of width `ffn` instead.
     pub dense_layers: usize,
     /// Factor of the loss that spreads tokens over experts (Shazeer et al. 2017, as in Switch Transformers).
     pub balance: f32,
+    /// With sigmoids: how far a step moves the correction of an expert's choice, down if it had more than its share of the
+    /// step's tokens, up if it had less.
+    pub bias_rate: f32,
     /// Factor of the loss on the router's log-sum-exp (ST-MoE).
     pub z_loss: f32,
 }
 
 impl Default for ExpertsDesign {
     fn default() -> Self {
-        ExpertsDesign { count: 0, active: 2, ffn: 0, shared: 0, dense_layers: 0, balance: 0.01, z_loss: 0.0 }
+        ExpertsDesign {
+            count: 0,
+            active: 2,
+            ffn: 0,
+            shared: 0,
+            scoring: ScoringDesign::Softmax,
+            groups: 1,
+            active_groups: 1,
+            scale: 1.0,
+            dense_layers: 0,
+            balance: 0.01,
+            bias_rate: 1e-3,
+            z_loss: 0.0,
+        }
     }
 }
 
@@ -363,6 +398,9 @@ impl ModelConfig {
                 x.active, x.count, self.feed
             )));
         }
+        if x.count > 0 {
+            self.check_routing()?;
+        }
         let l = &self.latent;
         if l.kv_rank > 0 {
             let rotated = self.position == Position::Rope;
@@ -377,6 +415,39 @@ impl ModelConfig {
             if self.qk_norm != QkDesign::None || self.window > 0 || self.bias != Bias::None {
                 return Err(invalid("model.latent: goes without qk_norm, window and bias".into()));
             }
+        }
+        Ok(())
+    }
+
+    /// Checks how experts are chosen, where there are some.
+    fn check_routing(&self) -> Result<()> {
+        let x = &self.experts;
+        if x.groups == 0 || !x.count.is_multiple_of(x.groups) {
+            let (groups, count) = (x.groups, x.count);
+            return Err(invalid(format!(
+                "model.experts.groups = {groups}: expected a divisor of count, {count}"
+            )));
+        }
+        let size = x.count / x.groups;
+        if x.active_groups == 0 || x.active_groups > x.groups || x.active > size * x.active_groups {
+            return Err(invalid(format!(
+                "model.experts.active_groups = {}: expected 1 to {} groups, of {size} experts each, with {} or more \
+                 experts in all",
+                x.active_groups, x.groups, x.active
+            )));
+        }
+        if x.scale.is_nan() || x.scale <= 0.0 || x.bias_rate.is_nan() || x.bias_rate < 0.0 {
+            return Err(invalid(format!(
+                "model.experts: scale = {}, bias_rate = {}: expected above 0, and 0 or more",
+                x.scale, x.bias_rate
+            )));
+        }
+        if x.scoring == ScoringDesign::Sigmoid && (size < 2 || x.z_loss != 0.0) {
+            return Err(invalid(format!(
+                "model.experts.scoring = sigmoid: expected 2 or more experts in a group, got {size}, and z_loss 0, got \
+                 {}",
+                x.z_loss
+            )));
         }
         Ok(())
     }
@@ -410,133 +481,6 @@ impl ModelConfig {
                 "original_max_position_embeddings": original,
             }),
         }
-    }
-
-    /// The spec of a design that no published layout equals.
-    fn own_spec(&self) -> Result<Spec> {
-        let m = self;
-        let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX); // `check` bounds what is asked for
-        let norm = match m.norm {
-            NormDesign::Rms => Norm { kind: NormKind::Rms, eps: m.eps, bias: false },
-            NormDesign::Layer => Norm { kind: NormKind::Layer, eps: m.eps, bias: true },
-            NormDesign::Plain => Norm { kind: NormKind::Layer, eps: m.eps, bias: false },
-        };
-        let rms = Norm { kind: NormKind::Rms, eps: m.eps, bias: false };
-        let latent = m.latent.kv_rank > 0;
-        let rotated = m.position == Position::Rope;
-        let original = |s: &RopeScaling| {
-            narrow(if s.original > 0 { s.original } else { (m.context as f64 / s.factor) as usize })
-        };
-        let s = &m.rope_scaling;
-        let scaling = match s.kind {
-            ScalingKind::None => Scaling::None,
-            ScalingKind::Linear => Scaling::Linear { factor: s.factor },
-            ScalingKind::Llama3 => {
-                Scaling::Llama3 { factor: s.factor, low: s.low, high: s.high, original: original(s) }
-            }
-            ScalingKind::Yarn => Scaling::Yarn {
-                factor: s.factor,
-                original: original(s),
-                beta_fast: s.beta_fast,
-                beta_slow: s.beta_slow,
-                truncate: true,
-                attention_factor: 0.1 * s.factor.max(1.0).ln() + 1.0,
-            },
-        };
-        let dim = if latent { m.latent.rope } else { m.head_dim() };
-        let rope = Rope { theta: m.rope_theta, dim: narrow(dim), pairs: Pairs::Halves, scaling };
-        let root = |n: usize| (1.0 / (n as f64).sqrt()) as f32;
-        let attention = if latent {
-            let l = &m.latent;
-            let rope_dim = if rotated { l.rope } else { 0 };
-            Attention::Latent(Latent {
-                heads: narrow(m.heads),
-                nope_dim: narrow(l.nope),
-                rope_dim: narrow(rope_dim),
-                value_dim: narrow(l.value),
-                q_rank: (l.q_rank > 0).then_some(narrow(l.q_rank)),
-                kv_rank: narrow(l.kv_rank),
-                scale: root(l.nope + rope_dim),
-                rope: 0,
-                norm: rms,
-                bias: false,
-            })
-        } else {
-            let qk_norm = match m.qk_norm {
-                QkDesign::None => None,
-                design => Some(QkNorm { norm: rms, whole: design == QkDesign::Row }),
-            };
-            Attention::Heads(Heads {
-                heads: narrow(m.heads),
-                kv_heads: narrow(m.kv_heads),
-                head_dim: narrow(m.head_dim()),
-                scale: root(m.head_dim()),
-                rope: rotated.then_some(0),
-                window: (m.window > 0).then_some(narrow(m.window)),
-                softcap: None,
-                alibi: if m.position == Position::Alibi {
-                    llm::model::alibi::slopes(narrow(m.heads), 8.0)
-                } else {
-                    Vec::new()
-                },
-                sinks: false,
-                qk_norm,
-                qkv_bias: m.bias != Bias::None,
-                out_bias: m.bias == Bias::All,
-            })
-        };
-        let activation = match m.feed {
-            Feed::SwiGlu => Activation::Silu,
-            Feed::GeGlu | Feed::Gelu => Activation::GeluTanh,
-            Feed::GeluErf => Activation::Gelu,
-            Feed::Relu2 => Activation::Relu2,
-        };
-        let dense = |inner: usize| Dense { inner: narrow(inner), activation, bias: m.bias == Bias::All };
-        let plain = if m.gated() { Ffn::Gated(dense(m.ffn)) } else { Ffn::Plain(dense(m.ffn)) };
-        let x = &m.experts;
-        let inner = if x.ffn > 0 { x.ffn } else { m.ffn };
-        let experts = Ffn::Experts(Experts {
-            count: narrow(x.count),
-            active: narrow(x.active),
-            expert: Dense { bias: false, ..dense(inner) },
-            scoring: Scoring::Softmax,
-            normalize: true,
-            scale: 1.0,
-            groups: 1,
-            active_groups: 1,
-            group_rank: GroupRank::Max,
-            choice_bias: false,
-            router_bias: false,
-            shared: (x.shared > 0)
-                .then(|| Shared { dense: Dense { bias: false, ..dense(inner * x.shared) }, gate: false }),
-        });
-        let pre = m.norm_place == Place::Pre;
-        let layer = |i: usize| Layer {
-            attention_norm: pre.then_some(norm),
-            attention: attention.clone(),
-            attention_post_norm: (!pre).then_some(norm),
-            ffn_norm: pre.then_some(norm),
-            ffn: if x.count > 0 && i >= x.dense_layers { experts.clone() } else { plain.clone() },
-            ffn_post_norm: (!pre).then_some(norm),
-            parallel: false,
-        };
-        let table = matches!(m.position, Position::Learned | Position::Sinusoidal);
-        Ok(Spec {
-            architecture: "libllm".into(),
-            vocab: narrow(m.vocab),
-            width: narrow(m.width),
-            context: narrow(m.context),
-            embedding_scale: 1.0,
-            embedding_norm: m.embedding_norm.then_some(norm),
-            learned_positions: table.then_some(narrow(m.context)),
-            ropes: if rotated { vec![rope] } else { Vec::new() },
-            layers: (0..m.layers).map(layer).collect(),
-            final_norm: norm,
-            tied: m.tied,
-            head_bias: false,
-            logit_scale: 1.0,
-            logit_softcap: None,
-        })
     }
 }
 

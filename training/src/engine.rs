@@ -63,6 +63,8 @@ pub(crate) struct Engine {
     half: Vec<usize>,
     /// The experts chosen in each layer's mixture.
     choices: Vec<moe::Choice>,
+    /// How many rows went through each expert of each layer, in the training passes since they were last cleared.
+    loads: Vec<Vec<u64>>,
     /// Takes the gradients of norms that are not trained.
     sink: Vec<f32>,
     /// The pass drops values of adapters.
@@ -82,6 +84,7 @@ impl Engine {
             tables: tables.collect(),
             half: spec.ropes.iter().map(|r| r.dim as usize / 2).collect(),
             choices: (0..spec.layers.len()).map(|_| moe::Choice::default()).collect(),
+            loads: vec![Vec::new(); spec.layers.len()],
             sink: Vec::new(),
             dropping: false,
         }

@@ -323,6 +323,7 @@ impl Trainer {
             );
         }
         self.engine.dense.zero(&mut self.grads);
+        self.engine.clear_loads();
         let (mut loss, mut sample, mut drawn) = (0.0, self.sample, self.drawn.clone());
         let passes = self.config.accumulate as u64;
         let mut batches = Vec::new();
@@ -394,6 +395,9 @@ impl Trainer {
             None => (&self.params, &mut self.weights),
         };
         self.optimizer.step(dense, o, &step, params, values, &self.grads);
+        if self.engine.adapter.is_none() {
+            self.engine.correct_choices(self.config.model.experts.bias_rate, &mut self.weights);
+        }
     }
 
     /// The logits `[ids.len(), vocab]` of one sequence of at most the model's context.

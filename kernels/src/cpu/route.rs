@@ -144,7 +144,7 @@ impl Cpu {
     }
 }
 
-/// Sets the scores of experts outside the kept groups to 0.
+/// Takes experts outside the kept groups out of the choice, also where a bias makes those inside negative.
 fn drop_groups(choice: &mut [f32], spec: &RouteSpec) {
     let size = choice.len() / spec.groups;
     let mut ranks = [0f32; RouteSpec::MAX_EXPERTS];
@@ -168,7 +168,7 @@ fn drop_groups(choice: &mut [f32], spec: &RouteSpec) {
         let better =
             (0..spec.groups).filter(|&o| ranks[o] > ranks[g] || ranks[o] == ranks[g] && o < g).count();
         if better >= spec.active_groups {
-            choice[g * size..][..size].fill(0.0);
+            choice[g * size..][..size].fill(f32::NEG_INFINITY);
         }
     }
 }

@@ -48,17 +48,22 @@ impl ModelConfig {
                 _ => "libllm",
             },
             (true, false) => {
-                let same = x.shared == 0 && x.dense_layers == 0 && (x.ffn == 0 || x.ffn == d.ffn);
+                let same = x.scoring == ScoringDesign::Softmax
+                    && x.active_groups == x.groups
+                    && x.scale == 1.0
+                    && x.shared == 0
+                    && x.dense_layers == 0
+                    && (x.ffn == 0 || x.ffn == d.ffn);
                 if pre && bare && d.bias == Bias::None && same { "mixtral" } else { "libllm" }
             }
             (moe, true) => {
                 // the latent norms of that layout have an epsilon of their own
                 let fits = pre && d.eps == 1e-6 && d.feed == Feed::SwiGlu;
                 // and its mixtures always have shared experts
-                if fits && (if moe { x.shared > 0 } else { x.dense_layers == 0 }) {
-                    "deepseek_v2"
-                } else {
-                    "libllm"
+                match (fits && (if moe { x.shared > 0 } else { x.dense_layers == 0 }), x.scoring) {
+                    (false, _) => "libllm",
+                    (true, ScoringDesign::Sigmoid) if moe => "deepseek_v3",
+                    (true, _) => "deepseek_v2",
                 }
             }
         }
@@ -85,6 +90,7 @@ impl ModelConfig {
             "bloom" => "BloomForCausalLM",
             "mixtral" => "MixtralForCausalLM",
             "deepseek_v2" => "DeepseekV2ForCausalLM",
+            "deepseek_v3" => "DeepseekV3ForCausalLM",
             _ => "LibllmForCausalLM",
         };
         let mut config = Map::new();
@@ -141,7 +147,7 @@ impl ModelConfig {
                 "num_local_experts": m.experts.count, "num_experts_per_tok": m.experts.active,
                 "router_aux_loss_coef": as_f64(m.experts.balance), "sliding_window": null,
             })),
-            "deepseek_v2" => {
+            "deepseek_v2" | "deepseek_v3" => {
                 let (x, l) = (&m.experts, &m.latent);
                 // without experts every layer is one of the first, dense ones
                 let dense = if x.count > 0 { x.dense_layers } else { m.layers };
@@ -152,10 +158,18 @@ impl ModelConfig {
                     "n_routed_experts": x.count.max(1), "num_experts_per_tok": x.active.min(x.count.max(1)),
                     "n_shared_experts": x.shared.max(1),
                     "moe_intermediate_size": if x.ffn > 0 { x.ffn } else { m.ffn },
-                    "first_k_dense_replace": dense, "topk_method": "greedy", "n_group": 1, "topk_group": 1,
-                    "routed_scaling_factor": 1.0, "norm_topk_prob": false, "scoring_func": "softmax",
-                    "moe_layer_freq": 1, "aux_loss_alpha": as_f64(x.balance),
+                    "first_k_dense_replace": dense, "n_group": x.groups, "topk_group": x.active_groups,
+                    "routed_scaling_factor": as_f64(x.scale), "moe_layer_freq": 1,
+                    "aux_loss_alpha": as_f64(x.balance),
                 }));
+                put(if layout == "deepseek_v3" {
+                    // without the layers that predict further tokens
+                    json!({"topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": true,
+                           "num_nextn_predict_layers": 0})
+                } else {
+                    let method = if x.groups > 1 { "group_limited_greedy" } else { "greedy" };
+                    json!({"topk_method": method, "scoring_func": "softmax", "norm_topk_prob": false})
+                });
             }
             _ => {}
         }

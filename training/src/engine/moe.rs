@@ -1,14 +1,21 @@
 //! A mixture of experts in training: choice, products by expert, and the gradients of both.
 //!
 //! ```text
-//! s = softmax(x·Rᵀ) or sigmoid        chosen: the best `active`, the lowest index first where scores are equal
+//! s = softmax(x·Rᵀ) or sigmoid        chosen: the best `active` by s + c, the lowest index first where they are equal,
+//!                                     of all experts or of those in the best groups
 //! w = s of the chosen (over their sum), times a factor            y = Σ w·expert(x)
-//! balance loss   b·E·Σ_e f_e·P_e      f_e: share of the choices that fell on e, P_e: mean score (Fedus et al. 2021)
+//! balance loss   b·E·Σ_e f_e·P_e      f_e: share of the choices that fell on e, P_e: mean score (Fedus et al. 2021);
+//!                                     of sigmoids the mean of s over its row's sum (arXiv:2412.19437, 17 to 20)
 //! z loss         z·mean(lse²)         lse: log-sum-exp of a row's logits (Zoph et al. 2022)
+//! correction     c_e ± γ after a step  − where e had more than the mean of the step's rows, + where less (the same, 16)
 //! ```
-//! Both losses are means over the rows of a pass and are added to the mean loss of its tokens.
+//! Both losses are means over the rows of a pass and are added to the mean loss of its tokens. The correction is no part of
+//! the weights w, so it has no gradient.
 
-use llm::model::spec::Scoring;
+use std::cmp::Ordering;
+
+use llm::model::arch::{LayerSlot, Slot};
+use llm::model::spec::{GroupRank, Scoring};
 use llm_kernels::math::log64;
 
 use super::{Engine, parts};
@@ -86,6 +93,11 @@ impl Engine {
     ) {
         let (rows, width, inner, list) = (tape.rows(), self.width, m.inner, &self.params.list);
         let choice = &self.choices[m.layer];
+        // on the way back, for a pass that is computed again comes by twice on the way there
+        let loads = &mut self.loads[m.layer];
+        loads.resize(m.count, 0);
+        let rows_of = choice.starts.array_windows().map(|[from, to]| (to - from) as u64);
+        loads.iter_mut().zip(rows_of).for_each(|(load, rows)| *load += rows);
         let places = [m.x, m.dx, m.scores, m.gathered, m.up_out, m.act, m.out, m.dup, m.dact, m.dy];
         let [x, dx, scores, gathered, up_out, act, out, dup, dact, dy] =
             parts(&mut self.arena, places.map(|b| tape.place(b)));
@@ -133,6 +145,26 @@ impl Engine {
         }
         self.dense.linear_dx(scores, &weights[router], dx, (rows, m.count, width), true);
     }
+
+    /// Forgets how many rows went through each expert.
+    pub fn clear_loads(&mut self) {
+        self.loads.iter_mut().for_each(|loads| loads.fill(0));
+    }
+
+    /// Moves the corrections of the experts' choice by `rate`: towards equal numbers of rows.
+    pub fn correct_choices(&self, rate: f32, weights: &mut [f32]) {
+        for (layer, loads) in (0u32..).zip(&self.loads) {
+            let Some(id) = self.params.find(Slot::Layer(layer, LayerSlot::ChoiceBias)) else { continue };
+            let (count, all) = (loads.len() as u64, loads.iter().sum());
+            for (c, load) in weights[self.params.list[id].range()].iter_mut().zip(loads) {
+                match (load * count).cmp(&all) {
+                    Ordering::Greater => *c -= rate,
+                    Ordering::Less => *c += rate,
+                    Ordering::Equal => {}
+                }
+            }
+        }
+    }
 }
 
 /// Gate and up side by side in `y`, `[n, 2·inner]`.
@@ -173,6 +205,26 @@ fn halves_back(
     }
 }
 
+/// Takes the experts outside the best groups out of the choice; the lowest group first where ranks are equal.
+fn drop_groups(m: &Moe, ranks: &mut [f32]) {
+    let size = m.count / m.groups;
+    let of_group = |group: &[f32]| {
+        let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+        for v in group {
+            second = second.max(v.min(first));
+            first = first.max(*v);
+        }
+        if m.group_rank == GroupRank::TopTwo && size > 1 { first + second } else { first }
+    };
+    let groups: Vec<f32> = ranks.chunks_exact(size).map(of_group).collect();
+    for (g, group) in ranks.chunks_exact_mut(size).enumerate() {
+        let before = |o: &usize| groups[*o] > groups[g] || groups[*o] == groups[g] && *o < g;
+        if (0..m.groups).filter(before).count() >= m.active_groups {
+            group.fill(f32::NEG_INFINITY);
+        }
+    }
+}
+
 impl Choice {
     /// Logits `[rows, count]` become scores; the best of each row are chosen.
     fn choose(&mut self, m: &Moe, scores: &mut [f32], bias: Option<&[f32]>) {
@@ -180,7 +232,7 @@ impl Choice {
         self.experts.clear();
         self.weights.clear();
         self.lse.clear();
-        let mut taken = vec![false; m.count];
+        let (mut taken, mut ranks) = (vec![false; m.count], vec![0.0f32; m.count]);
         for row in scores.chunks_exact_mut(m.count) {
             let top = row.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
             let sum: f64 = row.iter().map(|v| f64::from(*v - top).exp()).sum();
@@ -191,12 +243,18 @@ impl Choice {
                     Scoring::Softmax | Scoring::SoftmaxOfChosen => (f64::from(*v - top).exp() / sum) as f32,
                 };
             }
+            ranks.copy_from_slice(row);
+            if let Some(bias) = bias {
+                ranks.iter_mut().zip(bias).for_each(|(r, b)| *r += b);
+            }
+            if m.groups > 1 {
+                drop_groups(m, &mut ranks);
+            }
             taken.fill(false);
             for _ in 0..m.active {
-                let rank = |e: usize| row[e] + bias.map_or(0.0, |b| b[e]);
                 let free = (0..m.count).filter(|e| !taken[*e]);
                 let best = free.fold(None, |best: Option<usize>, e| match best {
-                    Some(b) if rank(e) <= rank(b) => Some(b),
+                    Some(b) if ranks[e] <= ranks[b] => Some(b),
                     _ => Some(e),
                 });
                 taken[best.unwrap_or(0)] = true;
@@ -232,7 +290,14 @@ impl Choice {
             (0..m.count).map(|e| scale * losses.balance * m.count as f32 * share(e)).collect();
         let mut dscores = vec![0.0f32; m.count];
         for (r, row) in scores.chunks_exact_mut(m.count).enumerate() {
-            dscores.copy_from_slice(&balance);
+            if m.scoring == Scoring::Sigmoid {
+                // of s over the row's sum
+                let sum: f32 = row.iter().sum();
+                let mean: f32 = row.iter().zip(&balance).map(|(s, b)| s * b).sum::<f32>() / sum;
+                dscores.iter_mut().zip(&balance).for_each(|(d, b)| *d = (b - mean) / sum);
+            } else {
+                dscores.copy_from_slice(&balance);
+            }
             let span = r * m.active..(r + 1) * m.active;
             let (chosen, dw) = (&self.experts[span.clone()], &dweights[span]);
             let sum: f32 = chosen.iter().map(|e| row[*e as usize]).sum();

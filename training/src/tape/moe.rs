@@ -1,6 +1,6 @@
 //! The record of a mixture of experts.
 
-use llm::model::spec::Scoring;
+use llm::model::spec::{GroupRank, Scoring};
 use llm_kernels::dense::Curve;
 
 use super::{Buffer, Id};
@@ -29,6 +29,11 @@ pub(crate) struct Moe {
     pub scoring: Scoring,
     pub normalize: bool,
     pub scale: f32,
+    /// Experts fall into so many equal groups.
+    pub groups: usize,
+    /// Groups that a row chooses from.
+    pub active_groups: usize,
+    pub group_rank: GroupRank,
     pub scores: Buffer,
     pub gathered: Buffer,
     pub up_out: Buffer,

@@ -8,13 +8,27 @@ mod reference;
 mod whole;
 
 pub(crate) use designs::designs;
+use llm::model::arch::{LayerSlot, Slot};
 use llm_kernels::dense::{Curve, Heads, Rotated};
 
 use crate::design;
+use crate::params::Params;
 use crate::random::{Stream, normal};
 
 /// Small beside the values of a stream before its first norm, large beside the rounding of f64.
 const STEP: f64 = 1e-6;
+
+/// Values larger than at the start of a run, so that every path carries weight. Corrections of the choice of experts are
+/// below every score, where what is left out of a choice must not come back as a zero.
+fn loud(params: &Params, layers: usize) -> Vec<f32> {
+    let mut values: Vec<f32> = params.init(3, layers).iter().map(|w| w * 4.0).collect();
+    for p in params.list.iter().filter(|p| matches!(p.slot(), Slot::Layer(_, LayerSlot::ChoiceBias))) {
+        for (v, i) in values[p.range()].iter_mut().zip(1u8..) {
+            *v = f32::from(i * 7 % 5) * 0.01 - 1.0;
+        }
+    }
+    values
+}
 
 fn linear(x: &[f64], w: &[f64], b: Option<&[f64]>, n: usize, k: usize) -> Vec<f64> {
     let row = |x: &[f64], j: usize| -> f64 {

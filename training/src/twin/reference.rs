@@ -33,7 +33,7 @@ struct Case {
 fn case(model: &ModelConfig) -> Case {
     let (arch, spec) = model.spec().unwrap();
     let params = Params::new(arch, &spec, model.position == Position::Sinusoidal);
-    let weights: Vec<f32> = params.init(3, spec.layers.len()).iter().map(|w| w * 4.0).collect();
+    let weights = loud(&params, spec.layers.len());
     let (vocab, length) = (spec.vocab, spec.context as usize);
     let rows = 2 * length as u32;
     let (ids, targets): (Vec<u32>, Vec<u32>) = (0..rows).map(|i| (i * 7 % vocab, i * 5 % vocab)).unzip();

@@ -1,12 +1,15 @@
 //! Whole models of every design: loss and gradients against a forward pass in f64 that follows the spec alone.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use llm::model::arch::{LayerSlot as L, Slot};
 use llm::model::rope::Frequencies;
-use llm::model::spec::{Activation, Attention, Ffn, Norm, NormKind, Pairs, Scoring, Spec};
+use llm::model::spec::{Activation, Attention, Ffn, GroupRank, Norm, NormKind, Pairs, Scoring, Spec};
 
 use super::*;
 use crate::config::Recompute;
-use crate::design::Position;
+use crate::design::{Position, ScoringDesign};
 use crate::engine::{Engine, Input, RouterLosses, Want};
 use crate::params::Params;
 use crate::tape::Tape;
@@ -18,6 +21,8 @@ struct Model<'a> {
     losses: RouterLosses,
     /// Rows of a sequence.
     length: usize,
+    /// How many rows chose each expert, by layer; filled by a pass.
+    chosen: RefCell<BTreeMap<u32, Vec<u64>>>,
 }
 
 fn curve(a: Activation) -> Curve {
@@ -196,13 +201,26 @@ impl Model<'_> {
                         Scoring::Sigmoid => row.iter().map(|v| 1.0 / (1.0 + (-v).exp())).collect(),
                         _ => row.iter().map(|v| v.exp() / sum).collect(),
                     };
-                    let mut best: Vec<usize> = (0..count).collect();
-                    best.sort_by(|a, b| s[*b].total_cmp(&s[*a]));
+                    let correction = self.get(slot(L::ChoiceBias));
+                    let rank: Vec<f64> =
+                        s.iter().enumerate().map(|(e, s)| s + correction.map_or(0.0, |c| c[e])).collect();
+                    let size = count / e.groups as usize;
+                    let mut groups: Vec<usize> = (0..e.groups as usize).collect();
+                    let of_group = |g: usize| {
+                        let mut group = rank[g * size..(g + 1) * size].to_vec();
+                        group.sort_by(|a, b| b.total_cmp(a));
+                        group[..if e.group_rank == GroupRank::TopTwo { 2 } else { 1 }].iter().sum::<f64>()
+                    };
+                    groups.sort_by(|a, b| of_group(*b).total_cmp(&of_group(*a)));
+                    groups.truncate(e.active_groups as usize);
+                    let mut best: Vec<usize> = (0..count).filter(|e| groups.contains(&(e / size))).collect();
+                    best.sort_by(|a, b| rank[*b].total_cmp(&rank[*a]));
                     best.truncate(e.active as usize);
                     let whole = if e.normalize { best.iter().map(|e| s[*e]).sum() } else { 1.0 };
                     let x = &x[r * d..(r + 1) * d];
                     for b in &best {
                         share[*b] += 1.0 / (rows * best.len()) as f64;
+                        self.chosen.borrow_mut().entry(l).or_insert_with(|| vec![0; count])[*b] += 1;
                         let of = |part: L, len: usize| &self.need(slot(part))[b * len..(b + 1) * len];
                         let g = linear(x, of(L::ExpertGate, n * d), None, n, d);
                         let u = linear(x, of(L::ExpertUp, n * d), None, n, d);
@@ -211,7 +229,8 @@ impl Model<'_> {
                         let weight = s[*b] / whole * f64::from(e.scale);
                         y[r * d..(r + 1) * d].iter_mut().zip(out).for_each(|(y, o)| *y += weight * o);
                     }
-                    add(&mut mean, &s.iter().map(|s| s / rows as f64).collect::<Vec<_>>());
+                    let sum: f64 = s.iter().sum();
+                    add(&mut mean, &s.iter().map(|s| s / sum / rows as f64).collect::<Vec<_>>());
                 }
                 if let Some(shared) = e.shared {
                     let (n, c) = (shared.dense.inner as usize, curve(shared.dense.activation));
@@ -275,8 +294,7 @@ impl Model<'_> {
 fn agree(name: &str, spec: &Spec, params: &Params, losses: RouterLosses, every: usize) {
     let vocab = spec.vocab;
     let length = spec.context as usize;
-    // Larger than at the start of a run, so that every path carries weight.
-    let weights: Vec<f32> = params.init(3, spec.layers.len()).iter().map(|w| w * 4.0).collect();
+    let weights = loud(params, spec.layers.len());
     let rows = 2 * length;
     let ids: Vec<u32> = (0..rows as u32).map(|i| i * 7 % vocab).collect();
     let mut targets: Vec<u32> = (0..rows as u32).map(|i| i * 5 % vocab).collect();
@@ -287,7 +305,9 @@ fn agree(name: &str, spec: &Spec, params: &Params, losses: RouterLosses, every: 
     let want = Want::Gradient { scale: 1.0, grads: &mut grads };
     let input = Input { ids: &ids, targets: &targets, starts: &[], key: (0, 0) };
     let loss = engine.run(&tape, &weights, &input, want);
-    let twin = |weights: &[f64]| Model { spec, params, weights, losses, length }.loss(&ids, &targets);
+    let twin = |weights: &[f64]| {
+        Model { spec, params, weights, losses, length, chosen: RefCell::default() }.loss(&ids, &targets)
+    };
     let mut x = wide(&weights);
     let expected = twin(&x).0;
     assert!((loss - expected).abs() < 1e-4 * expected, "{name}: {loss}, expected {expected}");
@@ -326,8 +346,56 @@ fn the_losses_of_a_router_have_the_gradients_of_their_definition() {
     for (name, model) in designs().into_iter().filter(|(_, m)| m.experts.count > 0) {
         let (arch, spec) = model.spec().unwrap();
         let params = Params::new(arch, &spec, false);
-        agree(name, &spec, &params, RouterLosses { balance: 0.3, z: 0.1 }, 41);
+        // a log-sum-exp says nothing about sigmoids
+        let z = if model.experts.scoring == ScoringDesign::Sigmoid { 0.0 } else { 0.1 };
+        agree(name, &spec, &params, RouterLosses { balance: 0.3, z }, 41);
     }
+}
+
+#[test]
+fn the_correction_of_a_choice_follows_how_many_rows_of_all_passes_chose_each_expert() {
+    let (_, model) = designs().into_iter().find(|(n, _)| *n == "deepseek_v3").unwrap();
+    let (arch, spec) = model.spec().unwrap();
+    let params = Params::new(arch, &spec, false);
+    let (length, losses) = (spec.context as usize, RouterLosses::default());
+    let weights = loud(&params, spec.layers.len());
+    let wide = wide(&weights);
+    let twin =
+        Model { spec: &spec, params: &params, weights: &wide, losses, length, chosen: RefCell::default() };
+    let mut engine = Engine::new(&spec, &params, 2, losses);
+    let mut grads = vec![0.0; params.total];
+    // what is computed again counts once
+    for (pass, recompute) in [(0u32, Recompute::None), (1, Recompute::Block)] {
+        let tape = Tape::record(&spec, &params, (2, length), Some(recompute), 0.0);
+        let rows = 2 * length as u32;
+        let ids: Vec<u32> = (0..rows).map(|i| (i * 7 + pass) * (pass + 2) % spec.vocab).collect();
+        let input = Input { ids: &ids, targets: &ids, starts: &[], key: (0, 0) };
+        engine.run(&tape, &weights, &input, Want::Gradient { scale: 1.0, grads: &mut grads });
+        twin.loss(&ids, &ids);
+    }
+    let (mut moved, mut kinds) = (weights.clone(), BTreeMap::new());
+    engine.correct_choices(0.25, &mut moved);
+    let Ffn::Experts(x) = &spec.layers[1].ffn else { panic!("the first layer alone is dense") };
+    let mean = f64::from(2 * 2 * spec.context * x.active) / f64::from(x.count);
+    let place = params.place(Slot::Layer(1, L::ChoiceBias));
+    for (e, i) in place.clone().enumerate() {
+        let load = twin.chosen.borrow()[&1][e] as f64;
+        let step = if load > mean {
+            -0.25
+        } else if load < mean {
+            0.25
+        } else {
+            0.0
+        };
+        assert_eq!(moved[i], weights[i] + step, "expert {e} with {load} of {mean}");
+        *kinds.entry((step * 4.0) as i32).or_insert(0) += 1;
+    }
+    assert!(kinds.contains_key(&1) && kinds.contains_key(&-1), "{kinds:?}");
+    moved[place.clone()].copy_from_slice(&weights[place]);
+    assert_eq!(moved, weights);
+    engine.clear_loads();
+    engine.correct_choices(0.25, &mut moved);
+    assert_eq!(moved, weights);
 }
 
 #[test]
@@ -360,7 +428,10 @@ fn a_layer_of_large_presets_has_the_gradient_of_its_definition() {
         engine.run(&tape, &weights, &input, Want::Gradient { scale: 1.0, grads: &mut grads });
         let at = |h: f64| {
             let w: Vec<f64> = weights.iter().zip(&direction).map(|(w, d)| f64::from(*w) + h * d).collect();
-            Model { spec: &spec, params: &params, weights: &w, losses, length: 3 }.loss(&ids, &targets).0
+            let chosen = RefCell::default();
+            Model { spec: &spec, params: &params, weights: &w, losses, length: 3, chosen }
+                .loss(&ids, &targets)
+                .0
         };
         let h = 1e-4;
         let expected = (at(h) - at(-h)) / (2.0 * h);

@@ -8,6 +8,8 @@ pub fn designs() -> Vec<(&'static str, ModelConfig)> {
     let gpt2 = tiny.clone().gpt2_design();
     let scaling = |kind| RopeScaling { kind, factor: 2.0, ..RopeScaling::default() };
     let moe = ExpertsDesign { count: 4, active: 2, ffn: 12, balance: 0.0, ..ExpertsDesign::default() };
+    // steps of the correction that a few updates show
+    let sigmoids = ExpertsDesign { scoring: ScoringDesign::Sigmoid, bias_rate: 0.05, ..moe.clone() };
     let mixtral =
         ModelConfig { experts: ExpertsDesign { ffn: 0, ..moe.clone() }, tied: false, ..tiny.clone() };
     let latent = LatentDesign { kv_rank: 6, q_rank: 0, nope: 4, rope: 2, value: 3 };
@@ -48,6 +50,36 @@ pub fn designs() -> Vec<(&'static str, ModelConfig)> {
                 ..deepseek.clone()
             },
         ),
+        (
+            "deepseek_v2, groups",
+            ModelConfig {
+                experts: ExpertsDesign {
+                    count: 6,
+                    groups: 3,
+                    active_groups: 2,
+                    shared: 1,
+                    scale: 1.5,
+                    ..moe.clone()
+                },
+                ..deepseek.clone()
+            },
+        ),
+        (
+            "deepseek_v3",
+            ModelConfig {
+                experts: ExpertsDesign {
+                    count: 8,
+                    active: 3,
+                    groups: 4,
+                    active_groups: 2,
+                    shared: 1,
+                    dense_layers: 1,
+                    scale: 2.5,
+                    ..sigmoids.clone()
+                },
+                ..deepseek.clone()
+            },
+        ),
         ("own: latent without rotation", ModelConfig { position: Position::None, ..deepseek }),
         (
             "own: no positions",
@@ -66,7 +98,8 @@ pub fn designs() -> Vec<(&'static str, ModelConfig)> {
         ),
         (
             "own: experts beside a shared one",
-            ModelConfig { experts: ExpertsDesign { shared: 1, ..moe }, ..tiny },
+            ModelConfig { experts: ExpertsDesign { shared: 1, ..moe }, ..tiny.clone() },
         ),
+        ("own: experts chosen by sigmoids", ModelConfig { experts: sigmoids, ..tiny }),
     ]
 }

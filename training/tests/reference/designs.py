@@ -41,6 +41,8 @@ def reference(path):
     with tempfile.TemporaryDirectory() as out:
         model.save_pretrained(out)
         gradients = load_file(Path(out) / "model.safetensors")
+    # what is no parameter has no gradient
+    gradients = {name: g for name, g in gradients.items() if not name.endswith("e_score_correction_bias")}
     return {
         "logits": [float(f"{v:.8g}") for v in logits.flatten().tolist()],
         "loss": loss.item(),
