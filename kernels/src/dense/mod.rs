@@ -111,7 +111,7 @@ macro_rules! versions {
                     // SAFETY: a `Dense` holds a isa only after `Isa::is_available` said yes.
                     $crate::detect::Isa::Avx512 | $crate::detect::Isa::Amx => return unsafe { wide($($arg),*) },
                     // SAFETY: as above.
-                    $crate::detect::Isa::Avx2 => return unsafe { half($($arg),*) },
+                    $crate::detect::Isa::Avx2 | $crate::detect::Isa::AvxVnni => return unsafe { half($($arg),*) },
                     _ => {}
                 }
             }
