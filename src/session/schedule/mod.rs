@@ -215,6 +215,10 @@ impl Scheduler {
             return Err(Error::new(Status::BUSY, message));
         }
         let invalid = |what: &str| Err(Error::new(Status::INVALID_ARG, what));
+        let options = request.session.as_ref().map_or(&request.options, |session| &session.options);
+        if options.rope_running {
+            return invalid("a session whose rotary scaling follows a running length cannot be scheduled");
+        }
         let (held, capacity) = match &request.session {
             Some(session) => {
                 session.check_ids(&request.prompt)?;
@@ -223,11 +227,6 @@ impl Scheduler {
                 }
                 if session.options.determinism != self.options.determinism {
                     return invalid("a session of another determinism level cannot be scheduled here");
-                }
-                if session.options.rope_running {
-                    return invalid(
-                        "a session whose rotary scaling follows a running length cannot be scheduled",
-                    );
                 }
                 if request.prompt.is_empty() && session.logits().is_err() {
                     return invalid("without a prompt a request needs a session with logits");
@@ -238,11 +237,6 @@ impl Scheduler {
                 check_vocab(self.pool.model().spec().vocab, &request.prompt)?;
                 if request.prompt.is_empty() {
                     return invalid("without a session a request needs a prompt");
-                }
-                if request.options.rope_running {
-                    return invalid(
-                        "a session whose rotary scaling follows a running length cannot be scheduled",
-                    );
                 }
                 (0, Session::check_options(self.pool.model(), &request.options)?)
             }
