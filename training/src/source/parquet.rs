@@ -1,16 +1,24 @@
 //! Documents out of a column of a Parquet file: its footer first, then a page at a time.
+//!
+//! Pages are undone by the crate that reads them, but for those of zstd, for which it needs a C compiler: it hands them out
+//! as they lie in the file, and they are undone here.
 
 use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use llm::error::{Error, Result, Status};
-use parquet::column::reader::ColumnReader;
+use parquet::basic::Compression;
+use parquet::column::page::{Page, PageMetadata, PageReader};
+use parquet::column::reader::{ColumnReader, get_column_reader};
 use parquet::errors::ParquetError;
+use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
+use parquet::file::serialized_reader::SerializedPageReader;
 
 use super::blob::{Blob, Cursor};
-use super::{BUFFER, Source, wrong};
+use super::{BUFFER, Source, wrong, zstd};
 
 /// Rows decoded at once.
 const ROWS: usize = 256;
@@ -50,6 +58,94 @@ impl ChunkReader for Chunks {
     }
 }
 
+/// The pages of a column, each checked before its values are read.
+struct Pages {
+    from: SerializedPageReader<Chunks>,
+    /// They come as they lie in the file, packed with zstd.
+    packed: bool,
+}
+
+impl Pages {
+    /// Those of `column`, in a group of `rows` rows.
+    fn new(chunks: Chunks, column: &ColumnChunkMetaData, rows: i64) -> parquet::errors::Result<Pages> {
+        let places = [column.data_page_offset(), column.dictionary_page_offset().unwrap_or(0)];
+        if places.iter().chain([&column.compressed_size()]).any(|n| *n < 0) {
+            let what = format!("pages at {places:?}, {} bytes of them", column.compressed_size());
+            return Err(ParquetError::General(what));
+        }
+        let packed = matches!(column.compression(), Compression::ZSTD(_));
+        let builder = column.clone().into_builder();
+        let as_it_lies = if packed { builder.set_compression(Compression::UNCOMPRESSED) } else { builder };
+        let rows = usize::try_from(rows)?;
+        let from = SerializedPageReader::new(Arc::new(chunks), &as_it_lies.build()?, rows, None)?;
+        Ok(Pages { from, packed })
+    }
+
+    /// A page's bytes undone, of which the first `plain` are never packed.
+    fn undone(&self, page: &Bytes, plain: usize) -> parquet::errors::Result<Bytes> {
+        let Some(packed) = page.get(plain..) else {
+            let what = format!("a page of {} bytes whose levels take {plain}", page.len());
+            return Err(ParquetError::General(what));
+        };
+        // a page without values has nothing behind its levels
+        if !self.packed || packed.is_empty() {
+            return Ok(page.clone());
+        }
+        let mut out = page[..plain].to_vec();
+        zstd::Frames::new(packed)?.take(MOST as u64 + 1).read_to_end(&mut out)?;
+        if out.len() > MOST {
+            return Err(ParquetError::General(format!("a page of more than {MOST} bytes")));
+        }
+        Ok(out.into())
+    }
+}
+
+impl PageReader for Pages {
+    fn get_next_page(&mut self) -> parquet::errors::Result<Option<Page>> {
+        let Some(mut page) = self.from.get_next_page()? else { return Ok(None) };
+        match &mut page {
+            Page::DataPage { buf, .. } => *buf = self.undone(buf, 0)?,
+            Page::DictionaryPage { buf, num_values, .. } => {
+                *buf = self.undone(buf, 0)?;
+                // each has its length before it
+                if *num_values as usize > buf.len() / 4 {
+                    let what = format!("a dictionary of {num_values} strings in {} bytes", buf.len());
+                    return Err(ParquetError::General(what));
+                }
+            }
+            Page::DataPageV2 { buf, def_levels_byte_len, rep_levels_byte_len, is_compressed, .. } => {
+                let levels = u64::from(*def_levels_byte_len) + u64::from(*rep_levels_byte_len);
+                let levels = usize::try_from(levels)?;
+                let plain = if *is_compressed { levels } else { buf.len().max(levels) };
+                *buf = self.undone(buf, plain)?;
+            }
+        }
+        Ok(Some(page))
+    }
+
+    fn peek_next_page(&mut self) -> parquet::errors::Result<Option<PageMetadata>> {
+        self.from.peek_next_page()
+    }
+
+    fn skip_next_page(&mut self) -> parquet::errors::Result<()> {
+        self.from.skip_next_page()
+    }
+}
+
+impl Iterator for Pages {
+    type Item = parquet::errors::Result<Page>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.get_next_page().transpose()
+    }
+}
+
+/// What `f` reads. The crate's decoders panic at some damaged values; that is an error of the file, too.
+fn guarded<T>(f: impl FnOnce() -> parquet::errors::Result<T>) -> parquet::errors::Result<T> {
+    let damaged = |_| Err(ParquetError::General("the file is damaged: values that cannot be decoded".into()));
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(damaged)
+}
+
 /// The strings of column `field`, row by row; rows without one are skipped.
 pub(super) fn rows(
     blob: Arc<Blob>,
@@ -61,7 +157,8 @@ pub(super) fn rows(
     let len = blob.len().ok_or_else(|| {
         Error::new(Status::IO, format!("{source}: the server does not say how long the file is; download it"))
     })?;
-    let reader = SerializedFileReader::new(Chunks { blob, len }).map_err(bad)?;
+    let chunks = || Chunks { blob: blob.clone(), len };
+    let reader = guarded(|| SerializedFileReader::new(chunks())).map_err(bad)?;
     let schema = reader.metadata().file_metadata().schema_descr_ptr();
     let columns = schema.columns();
     let index = columns.iter().position(|c| c.path().string() == field).ok_or_else(|| {
@@ -75,14 +172,16 @@ pub(super) fn rows(
     let mut row = 0u64;
     for group in 0..reader.num_row_groups() {
         let group = reader.get_row_group(group).map_err(bad)?;
-        let ColumnReader::ByteArrayColumnReader(mut column) = group.get_column_reader(index).map_err(bad)?
-        else {
+        let found = group.metadata().column(index);
+        let pages = Pages::new(chunks(), found, group.metadata().num_rows()).map_err(bad)?;
+        let column = get_column_reader(found.column_descr_ptr(), Box::new(pages));
+        let ColumnReader::ByteArrayColumnReader(mut column) = column else {
             return Err(wrong(Status::BAD_FORMAT, source, field, "not a column of strings"));
         };
         loop {
             let (mut values, mut levels) = (Vec::with_capacity(ROWS), Vec::with_capacity(ROWS));
-            let (records, _, _) =
-                column.read_records(ROWS, Some(&mut levels), None, &mut values).map_err(bad)?;
+            let read = guarded(|| column.read_records(ROWS, Some(&mut levels), None, &mut values));
+            let (records, _, _) = read.map_err(bad)?;
             if records == 0 {
                 break;
             }

@@ -201,6 +201,40 @@ fn columns(documents: &[String]) -> Vec<u8> {
     out
 }
 
+/// Files that `tests/reference/columns.py` wrote, with pages of zstd.
+const ZSTD: [&[u8]; 2] = [
+    include_bytes!("../../tests/reference/zstd-1.parquet"),
+    include_bytes!("../../tests/reference/zstd-2.parquet"),
+];
+
+#[test]
+fn pages_of_zstd_of_another_writer_are_read_and_damaged_ones_refused() {
+    let rows = |i: usize| {
+        let few = format!("row {}, ä", i % 5);
+        if i < 60 { few } else { format!("row {i}: ") + &format!("{} and ", i * i).repeat(i % 40) }
+    };
+    let expected: Vec<String> = (0..120).filter(|i| i % 7 != 3).map(rows).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.parquet");
+    let source = Source::File(path.clone());
+    for whole in ZSTD {
+        std::fs::write(&path, whole).unwrap();
+        assert_eq!(read(&source).unwrap(), expected);
+        let mut refused = 0;
+        for at in 0..whole.len() {
+            let mut bytes = whole.to_vec();
+            bytes[at] ^= 1 << (at % 8);
+            std::fs::write(&path, bytes).unwrap();
+            // what has no checksum may have changed
+            if let Err(e) = read(&source) {
+                assert!(e.message().contains("a.parquet"), "{e}");
+                refused += 1;
+            }
+        }
+        assert!(refused > 100, "{refused}");
+    }
+}
+
 #[test]
 fn a_server_that_drops_or_is_busy_or_knows_no_ranges_is_read_whole() {
     for fault in
