@@ -173,9 +173,24 @@ mod tests {
         }
         // nanoGPT's says 10.65 million without positions
         assert_eq!(count("baby-gpt", 65).1, 10_770_816);
-        let (layout, size) = count("llama-1b", 0);
-        assert!(layout == "llama" && (900_000_000..1_100_000_000).contains(&size), "{size}");
-        assert_eq!(count("mla-moe", 4096).0, "deepseek_v2");
+        // written out: embedding, which is the head, too; layers of attention, feed-forward block, two norms; the last norm
+        let llama = |[vocab, layers, width, kv, ffn]: [usize; 5]| {
+            vocab * width
+                + layers * (2 * width * width + 2 * width * kv + 3 * width * ffn + 2 * width)
+                + width
+        };
+        for (name, vocab, shape) in [
+            ("base", 50_257, [50_257, 12, 768, 256, 2048]),
+            ("large", 50_257, [50_257, 24, 1024, 256, 2816]),
+            ("xl", 50_257, [50_257, 24, 2048, 512, 5632]),
+            ("llama-1b", 0, [100_277, 16, 2048, 512, 6144]),
+        ] {
+            assert_eq!(count(name, vocab), ("llama", llama(shape)), "{name}");
+        }
+        let attention = 512 * 8 * (64 + 32) + 512 * (128 + 32) + 128 + 128 * 8 * (64 + 64) + 8 * 64 * 512;
+        let (dense, experts) = (3 * 512 * 1408, 512 * 16 + (16 + 1) * 3 * 512 * 384);
+        let all = 2 * 4096 * 512 + 8 * (attention + 2 * 512) + dense + 7 * experts + 512;
+        assert_eq!(count("mla-moe", 4096), ("deepseek_v2", all));
         let [(_, whole), (_, draft)] = ["pair", "pair-draft"].map(|name| count(name, 4096));
         assert!((9_000_000..11_000_000).contains(&whole) && draft * 10 < whole, "{whole}, {draft}");
         for p in PRESETS {

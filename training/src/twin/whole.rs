@@ -410,7 +410,7 @@ fn blocks_side_by_side_have_the_gradients_of_their_definition() {
 /// are too many values to go through.
 #[test]
 fn a_layer_of_large_presets_has_the_gradient_of_its_definition() {
-    for name in ["gpt2-xl", "llama-1b", "mla-moe"] {
+    for name in ["gpt2-large", "gpt2-xl", "large", "xl", "llama-1b", "mla-moe"] {
         let mut model = crate::Config::preset(name).unwrap().model;
         (model.vocab, model.context, model.layers) = (31, 3, 1);
         model.experts.dense_layers = 0;
