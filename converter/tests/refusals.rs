@@ -194,3 +194,11 @@ fn a_checkpoint_is_not_overwritten() {
     assert_eq!(e.status(), Status::INVALID_ARG, "{e}");
     load(&dir);
 }
+
+#[test]
+fn an_expression_that_the_library_does_not_know_is_refused() {
+    let built = |split| llm_convert::tokenizer::from_vocab_merges(br#"{"a": 0}"#, b"", Some(split));
+    assert!(built(r"\p{L}+|(?<=a)\s").is_ok());
+    let refused = built(r"(a)\1").unwrap_err().to_string();
+    assert!(refused.contains("back reference"), "{refused}");
+}

@@ -6,6 +6,7 @@
 //! for the end.
 
 use super::pattern::Matcher;
+use crate::error::Result;
 use llm_format::tokens::{Decoder, Pattern, Scheme, View, byte_to_char, char_to_byte, flag};
 use std::borrow::Cow;
 
@@ -45,15 +46,18 @@ struct Token<'a> {
 }
 
 impl Decoders {
-    pub(crate) fn new(steps: &[Decoder]) -> Decoders {
+    pub(crate) fn new(steps: &[Decoder]) -> Result<Decoders> {
         let steps = if steps.is_empty() { &[Decoder::Join] } else { steps };
-        let matcher = |step: &Decoder| match step {
-            Decoder::Replace(pattern, _) => Some(Matcher::new(pattern.clone())),
-            _ => None,
+        let with_matcher = |step: &Decoder| {
+            let matcher = match step {
+                Decoder::Replace(pattern, _) => Some(Matcher::new(pattern.clone())?),
+                _ => None,
+            };
+            Ok((step.clone(), matcher))
         };
         let fuses = |s: &Decoder| matches!(s, Decoder::Fuse | Decoder::ByteLevel);
         let fused = steps.iter().position(fuses).map_or(steps.len(), |at| at + 1);
-        Decoders { steps: steps.iter().map(|s| (s.clone(), matcher(s))).collect(), fused }
+        Ok(Decoders { steps: steps.iter().map(with_matcher).collect::<Result<_>>()?, fused })
     }
 
     pub(crate) fn state(&self) -> State {

@@ -118,13 +118,14 @@ impl Tokenizer {
     /// A tokenizer over the tables in `bytes`. The work does not depend on the size of the vocabulary.
     ///
     /// # Errors
-    /// [`Status::BAD_FORMAT`] where a part lies outside the section or a program has unknown steps.
+    /// [`Status::BAD_FORMAT`] where a part lies outside the section or a program has unknown steps,
+    /// [`Status::UNSUPPORTED`] where a regular expression has something that is not known.
     pub fn from_tables(bytes: Bytes) -> Result<Tokenizer> {
         let layout = Layout::parse(&bytes).map_err(|e| Error::new(Status::BAD_FORMAT, e.to_string()))?;
         Ok(Tokenizer {
-            normalizers: Normalizers::new(&layout.normalizer),
-            pre_tokenizers: PreTokenizers::new(&layout.pre_tokenizer),
-            decoders: Decoders::new(&layout.decoder),
+            normalizers: Normalizers::new(&layout.normalizer)?,
+            pre_tokenizers: PreTokenizers::new(&layout.pre_tokenizer)?,
+            decoders: Decoders::new(&layout.decoder)?,
             scratch: Mutex::new(Vec::new()),
             derived: OnceLock::new(),
             bytes,

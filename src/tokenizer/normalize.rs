@@ -19,12 +19,15 @@ pub(crate) struct Normalizers {
 }
 
 impl Normalizers {
-    pub(crate) fn new(steps: &[Normalizer]) -> Normalizers {
-        let matcher = |step: &Normalizer| match step {
-            Normalizer::Replace(pattern, _) => Some(Matcher::new(pattern.clone())),
-            _ => None,
+    pub(crate) fn new(steps: &[Normalizer]) -> Result<Normalizers> {
+        let with_matcher = |step: &Normalizer| {
+            let matcher = match step {
+                Normalizer::Replace(pattern, _) => Some(Matcher::new(pattern.clone())?),
+                _ => None,
+            };
+            Ok((step.clone(), matcher))
         };
-        Normalizers { steps: steps.iter().map(|s| (s.clone(), matcher(s))).collect() }
+        Ok(Normalizers { steps: steps.iter().map(with_matcher).collect::<Result<_>>()? })
     }
 
     /// `text` after all steps.

@@ -215,7 +215,10 @@ impl Draft {
         if self.tables.settings & (setting::BYTE_LEVEL | setting::IGNORE_MERGES) == 0 && self.words_apart() {
             self.tables.settings |= setting::WORDS;
         }
-        Ok(Built { tables: self.tables.encode().map_err(failed)?, kind: self.kind })
+        let tables = self.tables.encode().map_err(failed)?;
+        // What the library will not open, such as an expression it does not know, is refused here.
+        Tokenizer::from_tables(Bytes::from(tables.clone()))?;
+        Ok(Built { tables, kind: self.kind })
     }
 
     /// Whether no merge makes a token with U+2581 behind another character.

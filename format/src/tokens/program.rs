@@ -14,7 +14,7 @@ const MOST: u32 = 64;
 pub enum Pattern {
     /// These characters.
     Literal(String),
-    /// A regular expression of the `fancy-regex` dialect.
+    /// A regular expression of the dialect that SPEC.md describes.
     Regex(String),
     /// A pattern that has a hand-written scanner.
     Known(Scanner),
