@@ -10,7 +10,7 @@
 //! of a product adds a token's two sums.
 
 use crate::cpu::{Cpu, Shared, terms};
-use crate::generic::panel::{LANES, Packing, Packs, lanes};
+use crate::generic::panel::{LANES, Packing, Packs, SUMS, lanes};
 use crate::generic::rows::{DEPTH, FEW};
 use crate::ops::TileOps;
 use llm_format::quant::Type;
@@ -318,8 +318,8 @@ impl Input {
         }
         (side.bytes, side.packs) = (byte, pack);
         room(&mut side.x, records * byte / 64);
-        room(&mut side.scale, records * pack * LANES);
-        room(&mut side.start, records * pack * LANES);
+        room(&mut side.scale, records * pack * SUMS);
+        room(&mut side.start, records * pack * SUMS);
         let (x, scale, start) =
             (Shared::of(&mut side.x[..]), Shared::of(&mut side.scale[..]), Shared::of(&mut side.start[..]));
         let Some(pack_one) = pack_one else { return };
@@ -338,15 +338,15 @@ impl Input {
                 unsafe {
                     let to =
                         x.slice((r * byte + slot.byte + first * DEPTH) / 64, lanes(vectors) * DEPTH / 64);
-                    let lane = (r * pack + p) * LANES;
+                    let lane = (r * pack + p) * SUMS;
                     pack_one(&Packing {
                         x: q[at * DEPTH..][..vectors * DEPTH].as_ptr(),
                         scale: scales[at..][..vectors].as_ptr(),
                         sum: sums[at..][..vectors].as_ptr(),
                         vectors,
                         to: to.as_mut_ptr().cast(),
-                        to_scale: scale.slice(lane, LANES).as_mut_ptr(),
-                        to_start: start.slice(lane, LANES).as_mut_ptr(),
+                        to_scale: scale.slice(lane, SUMS).as_mut_ptr(),
+                        to_start: start.slice(lane, SUMS).as_mut_ptr(),
                     });
                 }
             }
@@ -357,7 +357,7 @@ impl Input {
     pub(crate) fn packs(&self, terms: usize, i: usize, first: usize) -> Packs {
         let side = &self.int8(terms).side;
         let slot = side.ranges[i];
-        let lane = (slot.pack + first / LANES) * LANES;
+        let lane = (slot.pack + first / LANES) * SUMS;
         Packs {
             x: side.x.as_ptr().cast::<i8>().wrapping_add(slot.byte + first * DEPTH),
             record: side.bytes,

@@ -94,18 +94,14 @@ impl Part<'_> {
     }
 }
 
-/// Bytes of weights in a chunk of a product that mostly reads: long runs, since each begins with cold lines.
-const CHUNK: usize = 512 << 10;
+/// Bytes of weights in a chunk of a product that mostly reads, at most: long runs, since each begins with cold lines and
+/// ends with fetching what another thread reads.
+const CHUNK: usize = 1 << 20;
 
-/// Blocks of such a chunk: no more than those bytes, at least two chunks a thread, and so many that the threads end
-/// together.
+/// Blocks of such a chunk: a thread's share of the matrix, if it is not more than those bytes. The pool cuts the last
+/// ones smaller, so that the threads end together.
 fn streamed(blocks: usize, block_bytes: usize, threads: usize) -> usize {
-    let most = (CHUNK / block_bytes).max(STREAMS);
-    let turns = blocks.div_ceil(threads * most).max(2);
-    let size = |turns: usize| blocks.div_ceil(threads * turns);
-    // what the busiest thread does, if all are equally fast
-    let longest = |turns: usize| blocks.div_ceil(size(turns)).div_ceil(threads) * size(turns);
-    size((turns..turns + 3).min_by_key(|&turns| longest(turns)).unwrap_or(turns))
+    blocks.div_ceil(threads).min((CHUNK / block_bytes).max(STREAMS)).max(1)
 }
 
 impl Cpu {
@@ -312,6 +308,7 @@ impl Cpu {
             run: count.div_ceil(STREAMS),
             block_bytes,
             cols: x.width,
+            steps: x.k().div_ceil(if w.ty() == Type::F32 { 16 } else { 32 }),
             x: x.x.as_ptr(),
             tiles: if tiles.is_some() { x.bf16.as_ptr().cast() } else { std::ptr::null() },
             tokens: x.m(),

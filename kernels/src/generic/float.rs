@@ -30,6 +30,8 @@ pub struct FloatBlock {
     pub block_bytes: usize,
     /// Inputs, a multiple of 128.
     pub cols: usize,
+    /// Lines of a row that are not padding alone: what lies behind them is not read.
+    pub steps: usize,
     /// `[tokens][cols]`.
     pub x: *const f32,
     /// The same as bf16 for matrix tiles, `[cols/32][tokens/16 rounded up][16 pairs][16 tokens][2]`; null where they
@@ -130,7 +132,7 @@ unsafe fn tile<S: Simd, const K: u8, const R: usize, const T: usize>(
         let mut w = a.block.add(row * 64);
         let per_line = if K == F32 { 16 } else { 32 };
         let mut k = 0;
-        while k < a.cols {
+        while k < a.steps * per_line {
             for part in 0..per_line / 16 {
                 let mut xs = [S::load(x.add(k + part * 16)); T];
                 for t in 1..T {
@@ -233,7 +235,9 @@ unsafe fn side_by_side<S: Simd, const K: u8, const R: usize, const T: usize, con
         let mut sums = [[[S::splat(0.0); 32]; T]; N];
         let x = a.x.add(token * a.cols);
         let per_line = if K == F32 { 16 } else { 32 };
-        let steps = a.cols / per_line;
+        let steps = a.steps;
+        // what is read of a block, and the padding behind it
+        let (read, padding) = (steps * 2048, a.block_bytes - steps * 2048);
         let apart = a.run * a.block_bytes;
         let at = a.block.add(block * a.block_bytes);
         // what is fetched meanwhile: lines of two streams in turn, or of one
@@ -245,7 +249,7 @@ unsafe fn side_by_side<S: Simd, const K: u8, const R: usize, const T: usize, con
                 let rows = a.rows - (block + s * a.run) * 32;
                 // this stream's share of what comes a turn later in all of them; past the matrix it is only a hint
                 let share = (start + TURN) * 2048 + s * ((end - start) * 2048 / n);
-                let mut hint = at.wrapping_add(share);
+                let mut hint = share;
                 let mut row = 0;
                 while row < 32 && row < rows {
                     let mut acc = [[S::splat(0.0); T]; R];
@@ -256,6 +260,7 @@ unsafe fn side_by_side<S: Simd, const K: u8, const R: usize, const T: usize, con
                     }
                     for step in start..end {
                         let w = at.add(s * apart + step * 2048 + row * 64);
+                        let next = at.wrapping_add(if hint < read { hint } else { hint + padding });
                         for part in 0..per_line / 16 {
                             let x = x.add(step * per_line + part * 16);
                             let mut xs = [S::load(x); T];
@@ -270,14 +275,14 @@ unsafe fn side_by_side<S: Simd, const K: u8, const R: usize, const T: usize, con
                                     _ => S::load_bf16(line.cast::<u16>().add(part * 16)),
                                 };
                                 if part == 0 {
-                                    S::prefetch(hint.wrapping_add(r % 2 * odd + r / 2 * pair));
+                                    S::prefetch(next.wrapping_add(r % 2 * odd + r / 2 * pair));
                                 }
                                 for t in 0..T {
                                     acc[r][t] = S::fma(v, xs[t], acc[r][t]);
                                 }
                             }
                         }
-                        hint = hint.wrapping_add(R / 2 * pair);
+                        hint += R / 2 * pair;
                     }
                     for r in 0..R {
                         for t in 0..T {

@@ -9,6 +9,8 @@
 //!   w = 4     a vector each
 //!   w = 8     two halves of a vector's sum each, of rows r and r + 16 folded into one register
 //!   w = 16    four quarters, of rows r, r + 8, r + 16, r + 24
+//!
+//! 9 to 12 vectors are a pack of 8 and behind it one of 4
 //! ```
 //! So nothing of the weights is transposed, few lanes are idle at any number of vectors, and sums of a record are
 //! folded into as many registers as there are results. Order and rounding of the float sums are those of `rows.rs`.
@@ -22,6 +24,8 @@ use core::mem::MaybeUninit;
 pub const LANES: usize = 16;
 /// Parts of one walk along a record's inputs, between which hints are given.
 const PARTS: usize = 8;
+/// Sums of a pack of 8 lanes.
+const AFTER_EIGHT: usize = 256;
 /// Packs whose sums lie on the stack, for all blocks together.
 const SLAB: usize = 32;
 /// The same where there is one block: their sums stay in L1.
@@ -37,7 +41,7 @@ pub struct Packs {
     pub x: *const i8,
     /// Bytes from one record to the next.
     pub record: usize,
-    /// `[records][packs][16]`: the scale of each lane's result.
+    /// `[records][packs][`[`SUMS`]`]`: the scale of each lane's result.
     pub scale: *const f32,
     /// Likewise what each lane's sum starts from.
     pub start: *const i32,
@@ -45,11 +49,17 @@ pub struct Packs {
     pub packs: usize,
 }
 
-/// Lanes that `n` ≤ 16 vectors get: all of a pack of 4, 8 or 16.
+/// Vectors of a pack, of those of more than which a second one follows.
+const EIGHT: usize = 8;
+/// Sums of a pack: sixteen, and sixteen of the pack of 4 that may follow one of 8.
+pub const SUMS: usize = 2 * LANES;
+
+/// Lanes that `n` ≤ 16 vectors get: all of a pack of 4, 8 or 16, or of one of 8 and one of 4.
 pub const fn lanes(n: usize) -> usize {
     match n {
         0..=4 => 4,
         5..=8 => 8,
+        9..=12 => 12,
         _ => 16,
     }
 }
@@ -73,6 +83,7 @@ pub struct Packing {
     /// 1..=16.
     pub vectors: usize,
     pub to: *mut i8,
+    /// [`SUMS`] of them.
     pub to_scale: *mut f32,
     pub to_start: *mut i32,
 }
@@ -81,6 +92,27 @@ pub struct Packing {
 #[inline(always)]
 pub unsafe fn pack<S: Simd>(a: &Packing) {
     // SAFETY: the caller has `vectors` vectors and room for a pack of as many lanes as they get
+    unsafe {
+        let first = if lanes(a.vectors) == 12 { EIGHT } else { a.vectors };
+        pack_one::<S>(&Packing { vectors: first, ..*a });
+        if first < a.vectors {
+            pack_one::<S>(&Packing {
+                x: a.x.add(first * DEPTH),
+                scale: a.scale.add(first),
+                sum: a.sum.add(first),
+                vectors: a.vectors - first,
+                to: a.to.add(first * DEPTH),
+                to_scale: a.to_scale.add(LANES),
+                to_start: a.to_start.add(LANES),
+            });
+        }
+    }
+}
+
+/// A pack of 4, 8 or 16 lanes.
+#[inline(always)]
+unsafe fn pack_one<S: Simd>(a: &Packing) {
+    // SAFETY: passed on
     unsafe {
         let lanes = lanes(a.vectors);
         let width = 64 / lanes;
@@ -124,12 +156,12 @@ pub struct Tiles<'a> {
     pub x: *const i8,
     /// Vectors in them.
     pub vectors: usize,
-    /// `[packs][16]`.
+    /// `[packs][`[`SUMS`]`]`.
     pub scale: *const f32,
     pub start: *const i32,
     /// 32 row scales.
     pub rows: *const f32,
-    /// `[packs][32 · lanes / 16][16]`.
+    /// `[packs][32 · lanes / 16][16]`, of two packs one behind the other.
     pub acc: *mut f32,
     /// What to fetch meanwhile.
     pub hints: &'a Hints,
@@ -174,8 +206,8 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock, first: usize, tiles
                         depth: halves * 128,
                         x: p.x.add(r * p.record + before * LANES * DEPTH),
                         vectors,
-                        scale: p.scale.add(pack * LANES),
-                        start: p.start.add(pack * LANES),
+                        scale: p.scale.add(pack * SUMS),
+                        start: p.start.add(pack * SUMS),
                         rows: rows.0.as_ptr(),
                         acc: acc.add(s * packs * 512),
                         hints: &hints,
@@ -186,7 +218,12 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock, first: usize, tiles
                 for pack in 0..packs {
                     let acc = acc.add((s * packs + pack) * 512);
                     let n = (vectors - pack * LANES).min(LANES);
-                    finish::<S, BITS>(a, s * a.run + first, from + pack * LANES, n, acc);
+                    let (block, at) = (s * a.run + first, from + pack * LANES);
+                    let eight = if lanes(n) == 12 { EIGHT } else { n };
+                    finish::<S, BITS>(a, block, at, eight, acc);
+                    if eight < n {
+                        finish::<S, BITS>(a, block, at + eight, n - eight, acc.add(AFTER_EIGHT));
+                    }
                 }
             }
             from += vectors;
@@ -217,9 +254,10 @@ unsafe fn decode<S: Simd, const BITS: u8>(
 /// How often [`tiles`] walks along a record's inputs.
 pub const fn walks<const N: usize, const R: usize, const ONE: usize>(vectors: usize) -> usize {
     let (whole, rest) = (vectors / LANES, vectors % LANES);
-    let (whole, narrow) = match rest {
-        0 => (whole, 0),
-        1..=8 => (whole, 32 / ONE),
+    let (whole, narrow) = match lanes(rest) {
+        _ if rest == 0 => (whole, 0),
+        4 | 8 => (whole, 32 / ONE),
+        12 => (whole, 2 * (32 / ONE)),
         _ => (whole + 1, 0),
     };
     let (many, left) = (whole / N, whole % N);
@@ -233,7 +271,7 @@ pub unsafe fn tiles<S: Simd, const N: usize, const R: usize, const ONE: usize>(a
     // SAFETY: passed on; R and ONE divide 32
     unsafe {
         let (whole, rest) = (a.vectors / LANES, a.vectors % LANES);
-        let (whole, rest) = if rest > 8 { (whole + 1, 0) } else { (whole, rest) };
+        let (whole, rest) = if rest > 12 { (whole + 1, 0) } else { (whole, rest) };
         let mut pack = 0;
         while pack + N <= whole {
             for row in (0..32).step_by(R) {
@@ -253,12 +291,28 @@ pub unsafe fn tiles<S: Simd, const N: usize, const R: usize, const ONE: usize>(a
             }
             pack += 1;
         }
-        match rest {
-            0 => {}
-            1..=4 => narrow::<S, 16, ONE>(a, pack),
-            _ => narrow::<S, 8, ONE>(a, pack),
+        let mut at = Narrow {
+            x: a.x.add(pack * LANES * DEPTH).cast(),
+            sums: pack * SUMS,
+            acc: a.acc.wrapping_add(pack * 512),
+        };
+        if rest > 4 {
+            narrow::<S, 8, ONE>(a, &at);
+            at.x = at.x.wrapping_add(EIGHT * DEPTH);
+            at.sums += LANES;
+            at.acc = at.acc.wrapping_add(AFTER_EIGHT);
+        }
+        if (1..=4).contains(&rest) || rest > EIGHT {
+            narrow::<S, 16, ONE>(a, &at);
         }
     }
+}
+
+/// Where a narrow pack, its scales and starts, and its sums lie.
+struct Narrow {
+    x: *const u8,
+    sums: usize,
+    acc: *mut f32,
 }
 
 #[inline(always)]
@@ -267,7 +321,7 @@ unsafe fn wide<S: Simd, const N: usize, const R: usize>(a: &Tiles, pack: usize, 
     unsafe {
         let mut sums = [[S::i_splat(0); N]; R];
         for n in 0..N {
-            let start = S::i_load(a.start.add((pack + n) * LANES));
+            let start = S::i_load(a.start.add((pack + n) * SUMS));
             for r in 0..R {
                 sums[r][n] = start;
             }
@@ -292,7 +346,7 @@ unsafe fn wide<S: Simd, const N: usize, const R: usize>(a: &Tiles, pack: usize, 
         for r in 0..R {
             let row_scale = S::splat(*a.rows.add(row + r));
             for n in 0..N {
-                let s = S::mul(row_scale, S::load(a.scale.add((pack + n) * LANES)));
+                let s = S::mul(row_scale, S::load(a.scale.add((pack + n) * SUMS)));
                 let to = a.acc.add((pack + n) * 512 + (row + r) * LANES);
                 S::store(to, S::fma(S::from_int(sums[r][n]), s, S::load(to)));
             }
@@ -302,14 +356,13 @@ unsafe fn wide<S: Simd, const N: usize, const R: usize>(a: &Tiles, pack: usize, 
 
 /// A pack of 8 or 4 vectors, `W` = 8 or 16 bytes of each at a time; `ONE` sums at a time.
 #[inline(always)]
-unsafe fn narrow<S: Simd, const W: usize, const ONE: usize>(a: &Tiles, pack: usize) {
+unsafe fn narrow<S: Simd, const W: usize, const ONE: usize>(a: &Tiles, at: &Narrow) {
     // SAFETY: the pack exists, and has 64 / W lanes
     unsafe {
         let parts = W / 4;
         // rows of a part, results of a register, registers at a time
         let (apart, together) = (32 / parts, ONE / parts);
-        let start = S::i_load(a.start.add(pack * LANES));
-        let x = a.x.add(pack * LANES * DEPTH).cast::<u8>();
+        let start = S::i_load(a.start.add(at.sums));
         // the scales of a register's rows, in the order that folding leaves
         let mut rows = [[0f32; 4]; 16];
         for j in 0..apart {
@@ -324,14 +377,14 @@ unsafe fn narrow<S: Simd, const W: usize, const ONE: usize>(a: &Tiles, pack: usi
             for first in (0..a.depth / W).step_by(part) {
                 a.hints.give::<S>();
                 for g in first..first + part {
-                    let line = S::b_load(x.add(g * 64));
+                    let line = S::b_load(at.x.add(g * 64));
                     for i in 0..ONE {
                         let at = (i / parts + i % parts * apart) * DEPTH + g * W;
                         sums[i] = S::dot_lanes::<W>(sums[i], panel.add(at), line);
                     }
                 }
             }
-            let scale = S::load(a.scale.add(pack * LANES));
+            let scale = S::load(a.scale.add(at.sums));
             for j in 0..together {
                 let sum = if W == 8 {
                     S::fold_pairs(sums[j * 2], sums[j * 2 + 1])
@@ -339,7 +392,7 @@ unsafe fn narrow<S: Simd, const W: usize, const ONE: usize>(a: &Tiles, pack: usi
                     S::fold_quads([sums[j * 4], sums[j * 4 + 1], sums[j * 4 + 2], sums[j * 4 + 3]])
                 };
                 let s = S::mul(S::repeat4(rows[row + j].as_ptr()), scale);
-                let to = a.acc.add(pack * 512 + (row + j) * LANES);
+                let to = at.acc.add((row + j) * LANES);
                 S::store(to, S::fma(S::from_int(sum), s, S::load(to)));
             }
         }
