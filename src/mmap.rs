@@ -13,6 +13,8 @@ use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+#[cfg(any(target_os = "linux", test))]
+use std::time::{Duration, Instant};
 
 use memmap2::{Mmap, MmapOptions};
 
@@ -171,7 +173,10 @@ impl Bytes {
     /// Reads these bytes in the background, from offset `first` on and then from the start, so that who uses them
     /// finds them in memory and in the page table. `None` for memory that is not a mapping, where the system has no
     /// such call, and where the bytes are more than the machine's memory.
-    pub(crate) fn prefetch(&self, first: usize) -> Option<Prefetch> {
+    ///
+    /// Without a `spare` core, what is in memory already is left to its users: threads that compute map its pages side by
+    /// side in less time than they would lose to one more thread.
+    pub(crate) fn prefetch(&self, first: usize, spare: bool) -> Option<Prefetch> {
         #[cfg(target_os = "linux")]
         if let Owner::Mapping(mapping) = &self.owner
             && self.len as u64 <= machine_memory().0
@@ -181,23 +186,71 @@ impl Bytes {
             let stop = Arc::new(AtomicBool::new(false));
             let stopped = stop.clone();
             let read = move || {
-                let starts = |range: Range<usize>| range.step_by(PART);
-                let first = first.min(len);
-                for start in starts(first..len).chain(starts(0..first)) {
+                let first = first.min(len) / PART;
+                let parts = len.div_ceil(PART);
+                let mut steps = Steps::new(parts, spare);
+                while let Some(i) = steps.at() {
+                    let start = (first + i) % parts * PART;
                     let part = PART.min(len - start);
+                    let began = Instant::now();
                     // Unlike a read, this answers with an error where the file was cut or the disk fails.
                     if stopped.load(Ordering::Relaxed)
                         || mapping.advise_range(memmap2::Advice::PopulateRead, before + start, part).is_err()
                     {
                         return;
                     }
+                    steps.took(began.elapsed());
                 }
             };
             let thread = std::thread::Builder::new().name("llm-prefetch".into()).spawn(read).ok()?;
             return Some(Prefetch { stop, thread: Some(thread) });
         }
-        let _ = first;
+        let _ = (first, spare);
         None
+    }
+}
+
+/// Which of so many parts to read next. A part that took no longer than one in memory does speaks for those behind it,
+/// of which more and more are passed over; one that took longer has those read that were passed over before it.
+#[cfg(any(target_os = "linux", test))]
+struct Steps {
+    at: usize,
+    parts: usize,
+    /// Parts from the last one to this one; 0 where none may be passed over.
+    step: usize,
+    /// A part that was read before those in front of it.
+    until: usize,
+}
+
+#[cfg(any(target_os = "linux", test))]
+impl Steps {
+    /// The most that a look at one part speaks for.
+    const MOST: usize = 16;
+    /// A part in memory takes a tenth to a fifth of this, a part of a fast disk twice as much.
+    const IN_MEMORY: Duration = Duration::from_micros(500);
+
+    fn new(parts: usize, all: bool) -> Self {
+        Self { at: 0, parts, step: usize::from(!all), until: 0 }
+    }
+
+    fn at(&self) -> Option<usize> {
+        (self.at < self.parts).then_some(self.at)
+    }
+
+    fn took(&mut self, time: Duration) {
+        if self.step == 0 || self.at < self.until {
+            self.at += 1;
+            if self.at == self.until {
+                self.at += 1;
+            }
+        } else if time < Self::IN_MEMORY {
+            self.step = (self.step * 2).min(Self::MOST);
+            self.at += self.step;
+        } else {
+            self.until = self.at;
+            self.at = if self.step > 1 { self.at + 1 - self.step } else { self.at + 1 };
+            self.step = 1;
+        }
     }
 }
 
@@ -438,7 +491,7 @@ mod tests {
             assert_eq!(&*mapped, &content[offset..end]);
             assert_eq!(&*read, &content[offset..end]);
             for first in [0, 4096, mapped.len(), usize::MAX] {
-                drop(mapped.prefetch(first));
+                drop(mapped.prefetch(first, first % 3 == 0));
             }
         }
     }
@@ -447,12 +500,35 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn a_prefetch_keeps_the_file_no_longer_than_itself() {
         let mapped = Bytes::map(&file(&vec![7; 9 << 20]), 0, 0).unwrap();
-        let prefetch = mapped.prefetch(5 << 20).unwrap();
-        assert!(mapped.slice(4096..8192).prefetch(0).is_some());
-        assert!(Bytes::from(vec![1u8; 10]).prefetch(0).is_none());
+        let prefetch = mapped.prefetch(5 << 20, true).unwrap();
+        assert!(mapped.slice(4096..8192).prefetch(0, false).is_some());
+        assert!(Bytes::from(vec![1u8; 10]).prefetch(0, true).is_none());
         let Owner::Mapping(mapping) = &mapped.owner else { panic!("a mapping") };
         drop(prefetch);
         assert_eq!(Arc::strong_count(mapping), 1);
+    }
+
+    /// The parts that are read where `cold` ones take long.
+    fn read(parts: usize, all: bool, cold: impl Fn(usize) -> bool) -> Vec<usize> {
+        let (mut steps, mut read) = (Steps::new(parts, all), Vec::new());
+        while let Some(i) = steps.at() {
+            assert!(!read.contains(&i), "{i} after {read:?}");
+            read.push(i);
+            steps.took(if cold(i) { Steps::IN_MEMORY } else { Duration::ZERO });
+        }
+        read
+    }
+
+    #[test]
+    fn parts_in_memory_are_passed_over_and_others_are_not() {
+        assert_eq!(read(5, true, |_| false), [0, 1, 2, 3, 4]);
+        assert_eq!(read(5, false, |_| true), [0, 1, 2, 3, 4]);
+        assert_eq!(read(100, false, |_| false), [0, 2, 6, 14, 30, 46, 62, 78, 94]);
+        assert!(read(0, false, |_| true).is_empty());
+        for from in 0..60 {
+            let seen = read(100, false, |i| i >= from);
+            assert!((from..84).all(|i| seen.contains(&i)), "cold from {from} on: {seen:?}");
+        }
     }
 
     #[test]

@@ -278,7 +278,8 @@ impl Model {
         let weights = Weights::find(&spec, &index, &file)?;
         // The embedding comes last: of it a prompt uses a few rows.
         let first = weights.embedding.bytes.as_ptr_range().end as usize - file.as_ptr() as usize;
-        let prefetch = if options.prefetch { file.prefetch(first) } else { None };
+        let spare = runtime.threads() < llm_kernels::threads::default_threads();
+        let prefetch = if options.prefetch { file.prefetch(first, spare) } else { None };
         let tokenizer = OnceLock::new();
         let inner = Inner {
             runtime: runtime.clone(),
