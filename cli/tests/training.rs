@@ -6,7 +6,7 @@ mod common;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-use common::{interrupt, json, names, ok, one_line, p, run, start};
+use common::{json, names, ok, one_line, p, run, signal, start};
 use llm_testdata::shared;
 
 const STEPS: &str = "steps=300";
@@ -36,24 +36,31 @@ fn text_becomes_a_model_that_writes() {
     made.sort();
     assert_eq!(made, ["held_out.tokens", "tokenizer.json", "train.tokens"]);
 
-    // One run goes through; another is interrupted and continued by the same command.
+    // One run goes through; another is interrupted, terminated, and continued by the same command.
     let through = ok(&train(&data, &at("through"), "threads=2"));
     let run_again = at("again");
     let args = train(&data, &run_again, "threads=1");
-    let mut child = start(&args);
-    let mut heard = BufReader::new(child.stderr.take().unwrap());
-    let mut line = String::new();
-    heard.read_line(&mut line).unwrap();
-    assert!(line.contains("parameters, 0 of 300 steps done"), "{line}");
-    interrupt(&child);
-    let mut rest = String::new();
-    heard.read_to_string(&mut rest).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(1), "{rest}");
-    let last = rest.lines().last().unwrap();
-    assert!(last.starts_with("libllm: stopped after") && last.contains("of 300 steps"), "{rest}");
-    let done = last.split_whitespace().nth(3).unwrap();
-    let ran = run(&args);
+    let mut done = "0".to_string();
+    for name in ["-INT", "-TERM"] {
+        let mut child = start(&args);
+        let mut heard = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        heard.read_line(&mut line).unwrap();
+        assert!(line.contains(&format!("parameters, {done} of 300 steps done")), "{line}");
+        signal(&child, name);
+        let mut rest = String::new();
+        heard.read_to_string(&mut rest).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{rest}");
+        let last = rest.lines().last().unwrap();
+        assert!(last.starts_with("libllm: stopped after") && last.contains("of 300 steps"), "{rest}");
+        done = last.split_whitespace().nth(3).unwrap().to_string();
+    }
+    let ran = run(&[&args[..], &["--sample", "I had", "--sample-tokens", "4"]].concat());
     assert_eq!(ran.status, Some(0), "{ran:?}");
+    let samples = std::fs::read_to_string(Path::new(&run_again).join("samples.jsonl")).unwrap();
+    let sample: serde_json::Value = serde_json::from_str(samples.lines().last().unwrap()).unwrap();
+    assert_eq!((sample["step"].as_u64(), sample["prompt"].as_str()), (Some(300), Some("I had")), "{samples}");
+    assert!(sample["text"].as_str().is_some_and(|t| !t.is_empty()), "{samples}");
     assert!(ran.err.contains(&format!("parameters, {done} of 300 steps done")), "{done}: {}", ran.err);
     let (through, again) = (printed(&through), printed(&ran.out));
     let weights = |checkpoint: &Path| std::fs::read(checkpoint.join("model.safetensors")).unwrap();

@@ -218,7 +218,10 @@ impl Config {
 
     fn from_value(value: Value) -> Result<Config> {
         refuse_unknown(&value, &known()?, "")?;
-        serde_json::from_value(value).map_err(|e| format_error(&e))
+        match serde_json::from_value(value.clone()) {
+            Ok(config) => Ok(config),
+            Err(e) => Err(wrong_value(&value)?.unwrap_or_else(|| format_error(&e))),
+        }
     }
 
     /// Reads a configuration from YAML or JSON text; what it leaves out keeps its default.
@@ -287,7 +290,7 @@ impl Config {
             Err(_) => Value::String(text.into()),
         };
         refuse_unknown(&tree, &known()?, "")?;
-        *self = serde_json::from_value(tree).map_err(|e| invalid(format!("{assignment}: {e}")))?;
+        *self = serde_json::from_value(tree).map_err(|e| invalid(format!("{assignment}: {}", plain(&e))))?;
         Ok(())
     }
 
@@ -308,22 +311,29 @@ impl Config {
             return Err(invalid("batch, accumulate and steps: expected at least 1".into()));
         }
         let o = &self.optim;
-        let fine = o.rate > 0.0
-            && o.min_rate >= 0.0
-            && (0.0..1.0).contains(&o.beta1)
-            && (0.0..1.0).contains(&o.beta2)
-            && o.eps > 0.0
-            && o.decay >= 0.0
-            && o.clip >= 0.0
-            && o.power > 0.0
-            && (0.0..=1.0).contains(&o.decay_share)
-            && o.decay_share > 0.0
-            && o.muon_rate > 0.0
-            && (0.0..1.0).contains(&o.muon_momentum)
-            && o.galore_every > 0
-            && o.galore_scale > 0.0;
-        if !fine {
-            return Err(invalid(format!("optim: a setting is out of range: {o:?}")));
+        let (above, from) = ("above 0", "0 or more");
+        let (share, open) = ("above 0, at most 1", "0 or more, below 1");
+        let every = o.galore_every as f32;
+        for (name, value, range) in [
+            ("rate", o.rate, above),
+            ("min_rate", o.min_rate, from),
+            ("beta1", o.beta1, open),
+            ("beta2", o.beta2, open),
+            ("eps", o.eps, above),
+            ("decay", o.decay, from),
+            ("clip", o.clip, from),
+            ("power", o.power, above),
+            ("decay_share", o.decay_share, share),
+            ("muon_rate", o.muon_rate, above),
+            ("muon_momentum", o.muon_momentum, open),
+            ("galore_every", every, above),
+            ("galore_scale", o.galore_scale, above),
+        ] {
+            let low = value > 0.0 || value == 0.0 && (range == from || range == open);
+            let high = value.is_finite() && !(range == share && value > 1.0 || range == open && value >= 1.0);
+            if !low || !high {
+                return Err(invalid(format!("optim.{name} = {value}: expected {range}")));
+            }
         }
         if o.galore_rank > 0 && !matches!(o.kind, OptimizerKind::AdamW | OptimizerKind::AdamW8) {
             return Err(invalid(format!(
@@ -351,6 +361,49 @@ fn invalid(message: String) -> Error {
 
 fn format_error(e: &serde_json::Error) -> Error {
     Error::new(Status::BAD_FORMAT, format!("configuration: {e}"))
+}
+
+/// The first setting of `value` that cannot be read, with what was expected.
+fn wrong_value(value: &Value) -> Result<Option<Error>> {
+    let default = to_value(&Config::default())?;
+    for path in shared(value, &default, "") {
+        let (mut tree, parts) = (default.clone(), || path.split('.'));
+        let (given, place) =
+            (parts().try_fold(value, |at, p| at.get(p)), parts().try_fold(&mut tree, |at, p| at.get_mut(p)));
+        let (Some(given), Some(place)) = (given, place) else { continue };
+        *place = given.clone();
+        if let Err(e) = serde_json::from_value::<Config>(tree) {
+            let message = format!("configuration: {path} = {given}: {}", plain(&e));
+            return Ok(Some(Error::new(Status::BAD_FORMAT, message)));
+        }
+    }
+    Ok(None)
+}
+
+/// The places of `value` where one of the two is no group, as dotted paths.
+fn shared(value: &Value, known: &Value, prefix: &str) -> Vec<String> {
+    let join = |key: &str| if prefix.is_empty() { key.to_string() } else { format!("{prefix}.{key}") };
+    let (Value::Object(value), Value::Object(known)) = (value, known) else { return vec![prefix.into()] };
+    value
+        .iter()
+        .flat_map(|(key, v)| known.get(key).map_or(Vec::new(), |k| shared(v, k, &join(key))))
+        .collect()
+}
+
+/// An error's words without names of types.
+fn plain(e: &serde_json::Error) -> String {
+    let mut text = e.to_string();
+    for (ty, words) in [
+        ("usize", "a whole number, 0 or more"),
+        ("u64", "a whole number, 0 or more"),
+        ("f32", "a number"),
+        ("f64", "a number"),
+        ("a boolean", "true or false"),
+        ("a sequence", "a list"),
+    ] {
+        text = text.replace(&format!("expected {ty}"), &format!("expected {words}"));
+    }
+    text
 }
 
 /// All leaves as dotted paths.
@@ -425,6 +478,44 @@ mod tests {
         let e = Config::default().set(r#"mixture=[{"data": "web", "wieght": 3}]"#).unwrap_err();
         assert!(e.message().contains("mixture.0.weight"), "{e}");
         assert!(Config::default().set("batch=many").is_err());
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_read_or_is_out_of_range_is_named_with_what_was_expected() {
+        let said = |text: &str| Config::from_text(text).unwrap_err().message().to_string();
+        let e = said("steps: 5\nmodel: {layers: two}\n");
+        assert!(e.contains("model.layers = \"two\": ") && e.contains("expected a whole number"), "{e}");
+        let e = said(r#"{"batch": 3, "steps": -5}"#);
+        assert!(e.contains("steps = -5: ") && e.contains("expected a whole number, 0 or more"), "{e}");
+        let e = said("optim: {kind: sgd}");
+        assert!(e.contains("optim.kind = \"sgd\": ") && e.contains("expected one of `adamw`"), "{e}");
+        for (text, place) in [
+            ("model: 5", "model = 5: "),
+            ("steps: {a: 1}", "steps = {\"a\":1}: "),
+            ("curriculum: [{until: x}]", "curriculum = [{\"until\":\"x\"}]: "),
+            ("optim: {clip: true}", "optim.clip = true: "),
+        ] {
+            let e = said(text);
+            assert!(e.contains(place) && e.contains("expected "), "{text}: {e}");
+        }
+        for (assignment, expected) in [
+            ("optim.rate=-1", "optim.rate = -1: expected above 0"),
+            ("optim.beta2=1", "optim.beta2 = 1: expected 0 or more, below 1"),
+            ("decay_share=2", "optim.decay_share = 2: expected above 0, at most 1"),
+            ("galore_every=0", "optim.galore_every = 0: expected above 0"),
+            ("model.dropout=1.5", "model.dropout = 1.5: expected 0 or more, below 1"),
+        ] {
+            let mut config =
+                Config { model: ModelConfig { vocab: 9, ..ModelConfig::tiny() }, ..Config::default() };
+            config.set(assignment).unwrap();
+            assert_eq!(config.check().unwrap_err().message(), expected);
+        }
+        let mut config =
+            Config { model: ModelConfig { vocab: 9, ..ModelConfig::tiny() }, ..Config::default() };
+        for assignment in ["min_rate=0", "beta1=0", "decay=0", "clip=0", "decay_share=1"] {
+            config.set(assignment).unwrap();
+        }
+        config.check().unwrap();
     }
 
     #[test]

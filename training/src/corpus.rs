@@ -138,7 +138,12 @@ impl Data {
     /// # Errors
     /// Those of [`TokenFile::open`]; `MISMATCH` if the files come from different tokenizers.
     pub fn open(dir: &Path) -> Result<Data> {
-        let train = TokenFile::open(&dir.join("train.tokens"))?;
+        let path = dir.join("train.tokens");
+        if !path.exists() {
+            let message = format!("{}: there is none; `libllm data prepare` makes it", path.display());
+            return Err(Error::new(Status::NOT_FOUND, message));
+        }
+        let train = TokenFile::open(&path)?;
         let path = dir.join("held_out.tokens");
         let held_out = if path.exists() { Some(TokenFile::open(&path)?) } else { None };
         let tokenizer = fs::read(dir.join("tokenizer.json")).ok();
@@ -167,6 +172,33 @@ impl Data {
         Ok(all)
     }
 
+    /// Refuses data of another tokenizer than the checkpoint `dir` has, where that says which.
+    ///
+    /// # Errors
+    /// `MISMATCH` with the first difference.
+    pub(crate) fn fits_checkpoint(&self, dir: &Path) -> Result<()> {
+        let read = |bytes: &[u8]| -> Option<Value> {
+            let mut tokenizer: Value = serde_json::from_slice(bytes).ok()?;
+            // what they say about a text's length changes no id
+            let map = tokenizer.as_object_mut()?;
+            map.retain(|key, _| key != "truncation" && key != "padding");
+            Some(tokenizer)
+        };
+        let path = dir.join("tokenizer.json");
+        let theirs = fs::read(&path).ok().and_then(|bytes| read(&bytes));
+        let (Some(theirs), Some(own)) = (theirs, self.tokenizer.as_deref().and_then(read)) else {
+            return Ok(());
+        };
+        let Some((place, a, b)) = difference(&theirs, &own, "") else { return Ok(()) };
+        let message = format!(
+            "{}: made with another tokenizer than the model to begin from: {place} is {a} in {} and {b} here; prepare \
+             the data with the model's",
+            self.dir.display(),
+            path.display()
+        );
+        Err(Error::new(Status::MISMATCH, message))
+    }
+
     fn same_vocabulary(&self, other: &Data) -> Result<()> {
         if self.train.vocabulary_hash() == other.train.vocabulary_hash() {
             return Ok(());
@@ -187,7 +219,7 @@ impl Data {
 }
 
 /// Where two values differ first, with both sides.
-fn difference(a: &Value, b: &Value, path: &str) -> Option<(String, String, String)> {
+pub(crate) fn difference(a: &Value, b: &Value, path: &str) -> Option<(String, String, String)> {
     let shown = |v: Option<&Value>| match v {
         Some(v) if v.is_object() || v.is_array() => "a list".into(),
         Some(v) => v.to_string().chars().take(60).collect::<String>(),

@@ -137,6 +137,13 @@ pub enum ScalingKind {
     Yarn,
 }
 
+impl RopeScaling {
+    /// The context before, of a model whose context is `context` now.
+    fn original(&self, context: usize) -> usize {
+        if self.original > 0 { self.original } else { (context as f64 / self.factor) as usize }
+    }
+}
+
 impl Default for RopeScaling {
     fn default() -> Self {
         RopeScaling {
@@ -388,8 +395,13 @@ impl ModelConfig {
             let dim = self.head_dim();
             return Err(invalid(format!("a head of {dim}: rotary positions need an even number")));
         }
-        if !(0.0..1.0).contains(&self.dropout) || self.eps <= 0.0 || self.rope_theta <= 0.0 {
-            return Err(invalid("model: expected dropout in 0..1, eps and rope_theta above 0".into()));
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(invalid(format!("model.dropout = {}: expected 0 or more, below 1", self.dropout)));
+        }
+        for (name, value) in [("eps", f64::from(self.eps)), ("rope_theta", self.rope_theta)] {
+            if !value.is_finite() || value <= 0.0 {
+                return Err(invalid(format!("model.{name} = {value}: expected above 0")));
+            }
         }
         let x = &self.experts;
         if x.count > 0 && (x.active == 0 || x.active > x.count || !self.gated()) {
@@ -468,7 +480,7 @@ impl ModelConfig {
 
     fn scaling(&self) -> Value {
         let s = &self.rope_scaling;
-        let original = if s.original > 0 { s.original } else { (self.context as f64 / s.factor) as usize };
+        let original = s.original(self.context);
         match s.kind {
             ScalingKind::None => Value::Null,
             ScalingKind::Linear => json!({"rope_type": "linear", "factor": s.factor}),

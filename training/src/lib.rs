@@ -22,6 +22,7 @@ mod engine;
 mod events;
 mod layout;
 mod lora;
+mod memory;
 mod merge;
 mod optim;
 mod params;

@@ -11,7 +11,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use llm::error::{Error, Result};
+use llm::error::{Error, Result, Status};
 use serde_json::{Value, json};
 
 use crate::checkpoint;
@@ -68,6 +68,13 @@ pub fn train(config: &Config, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) 
         Some((dir, _)) => Trainer::resume(config, dir)?,
         None => Trainer::new(config)?,
     };
+    for file in trainer.data().iter().flat_map(|d| [Some(&d.train), d.held_out.as_ref()]).flatten() {
+        file.verify()?;
+    }
+    if config.patience > 0 && trainer.data().iter().all(|d| d.held_out.is_none()) {
+        let message = format!("patience = {}: the data has no held-out text to evaluate", config.patience);
+        return Err(Error::new(Status::INVALID_ARG, message));
+    }
     let mut metrics = Metrics::open(out, trainer.steps_done())?;
     let mut summary = Summary {
         steps: trainer.steps_done(),

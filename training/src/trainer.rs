@@ -13,13 +13,19 @@ use crate::blueprint::Blueprint;
 use crate::checkpoint::{self, Contents, Drawn, State};
 use crate::config::Config;
 use crate::corpus::{self, Data};
+use crate::design::ModelConfig;
 use crate::engine::{Adapter, Engine, Input, RouterLosses, Want};
 use crate::layout::Files;
 use crate::lora::{self, Lora};
+use crate::memory;
 use crate::optim::{self, Optimizer};
 use crate::params::Params;
 use crate::tape::Tape;
 
+/// So many batches in a row without a token to learn end a run.
+const BARREN: usize = 1000;
+/// The most tokens of a pass.
+const ROWS: usize = 1 << 24;
 /// Tokens per sequence of a checkpoint's model, where the configuration does not say.
 const LENGTH: usize = 1024;
 
@@ -81,7 +87,8 @@ impl Trainer {
     /// A new model on the data of `config`, at step 0.
     ///
     /// # Errors
-    /// `INVALID_ARG` for a configuration that does not fit itself or the data; those of opening the data.
+    /// `INVALID_ARG` for a configuration that does not fit itself or the data, `NO_MEMORY` for one that does not fit the
+    /// machine, `MISMATCH` for data of another tokenizer than the checkpoint to begin from; those of opening the data.
     pub fn new(config: &Config) -> Result<Trainer> {
         Trainer::with_data(config, Data::open_all(config)?)
     }
@@ -137,10 +144,19 @@ impl Trainer {
             let message = format!("model.vocab = {}: the data has {vocab} tokens", spec.vocab);
             return Err(Error::new(Status::INVALID_ARG, message));
         }
-        let phases = config.curriculum.iter().map(|p| p.length);
-        let longest = phases.clone().fold(length, usize::max);
+        if !new {
+            data.iter().try_for_each(|d| d.fits_checkpoint(&config.from))?;
+        }
+        let longest = config.curriculum.iter().map(|p| p.length).fold(length, usize::max);
         if longest > context {
             let message = format!("curriculum: length {longest}: the model has a context of {context}");
+            return Err(Error::new(Status::INVALID_ARG, message));
+        }
+        if config.batch > ROWS / longest {
+            let message = format!(
+                "batch = {}: with {longest} tokens each a pass would have more than {ROWS}; `accumulate` adds passes",
+                config.batch
+            );
             return Err(Error::new(Status::INVALID_ARG, message));
         }
         for Data { dir, train, .. } in &data {
@@ -169,12 +185,17 @@ impl Trainer {
             params.freeze();
         }
         let trained = adapter.as_ref().map_or(&params, |a| &a.lora.params);
+        let values = [("weights", params.total), ("gradients", trained.total)];
+        memory::check(&values)?;
         let m = &config.model;
         let tape = |train: Option<_>| Tape::record(spec, &params, (config.batch, length), train, m.dropout);
         let packed = data.iter().any(|d| d.train.masked());
         let losses = RouterLosses { balance: m.experts.balance, z: m.experts.z_loss };
         let (train_tape, eval_tape) = (tape(Some(config.recompute)), tape(None));
         let (grads, optimizer) = (zeros(trained.total), Optimizer::new(&config.optim, trained));
+        let others =
+            [("the optimizer", optimizer.bytes() / 4), ("a pass", train_tape.arena.max(eval_tape.arena))];
+        memory::check(&[values, others].concat())?;
         let mut engine = Engine::new(spec, &params, config.threads, losses);
         engine.adapter = adapter;
         Ok(Trainer {
@@ -209,8 +230,13 @@ impl Trainer {
             Some(adapter) => {
                 let (found, own) = (lora::read_config(dir)?, &adapter.lora.config);
                 if (found.rank, found.scale()) != (own.rank, own.scale()) {
-                    let message =
-                        format!("{}: holds {found:?}, the configuration asks for {own:?}", dir.display());
+                    let say = |c: &lora::LoraConfig| format!("rank {} and factor {}", c.rank, c.scale());
+                    let message = format!(
+                        "{}: holds an adapter of {}, the configuration asks for {}",
+                        dir.display(),
+                        say(&found),
+                        say(own)
+                    );
                     return Err(Error::new(Status::MISMATCH, message));
                 }
                 adapter.values = lora::read(dir, own, &trainer.params)?.1;
@@ -219,9 +245,15 @@ impl Trainer {
             None => {
                 let found = Blueprint::of_checkpoint(dir)?;
                 if found.spec != trainer.blueprint.spec {
-                    let (theirs, own) = (&state.config.model, &trainer.config.model);
-                    let message =
-                        format!("{}: holds {theirs:?}, the configuration asks for {own:?}", dir.display());
+                    let tree = |m: &ModelConfig| serde_json::to_value(m).unwrap_or_default();
+                    let (theirs, own) = (tree(&state.config.model), tree(&trainer.config.model));
+                    let what = match corpus::difference(&theirs, &own, "model") {
+                        Some((place, theirs, own)) => {
+                            format!("{place} is {theirs} there, the configuration asks for {own}")
+                        }
+                        None => "the run began from a model of another shape".into(),
+                    };
+                    let message = format!("{}: holds another model: {what}", dir.display());
                     return Err(Error::new(Status::MISMATCH, message));
                 }
                 trainer.weights = Files::open(dir)?.load(&trainer.params)?;
@@ -325,23 +357,32 @@ impl Trainer {
         self.engine.dense.zero(&mut self.grads);
         self.engine.clear_loads();
         let (mut loss, mut sample, mut drawn) = (0.0, self.sample, self.drawn.clone());
+        let (mut batches, mut learned, mut rounds) = (Vec::new(), 0, 0);
         let passes = self.config.accumulate as u64;
-        let mut batches = Vec::new();
-        for _ in 0..passes {
-            let mut batch = Batch::default();
-            for _ in 0..self.config.batch {
-                let part = corpus::choose(self.config.seed, sample, &weights);
-                let file = (part, &self.data[part].train);
-                self.sampler.add(file, drawn[part], length, &mut batch)?;
-                (sample, drawn[part]) = (sample + 1, drawn[part] + 1);
+        // samples that were cut before an answer have nothing to learn: the next ones take their place
+        while learned == 0 {
+            if rounds == BARREN {
+                let message = format!(
+                    "step {}: no token of {BARREN} batches is learned: answers lie beyond {length} tokens; `length` \
+                     must reach them",
+                    self.step + 1
+                );
+                return Err(Error::new(Status::INVALID_ARG, message));
             }
-            batches.push(batch);
-        }
-        // the mean is over what is learned in all passes together
-        let learned: usize = batches.iter().map(Batch::learned).sum();
-        if learned == 0 {
-            let message = format!("step {}: no token of these samples is learned", self.step + 1);
-            return Err(Error::new(Status::INVALID_ARG, message));
+            batches.clear();
+            for _ in 0..passes {
+                let mut batch = Batch::default();
+                for _ in 0..self.config.batch {
+                    let part = corpus::choose(self.config.seed, sample, &weights);
+                    let file = (part, &self.data[part].train);
+                    self.sampler.add(file, drawn[part], length, &mut batch)?;
+                    (sample, drawn[part]) = (sample + 1, drawn[part] + 1);
+                }
+                batches.push(batch);
+            }
+            // the mean is over what is learned in all passes together
+            learned = batches.iter().map(Batch::learned).sum();
+            rounds += 1;
         }
         for (pass, batch) in (0..).zip(&batches) {
             let want = Want::Gradient { scale: 1.0 / learned as f32, grads: &mut self.grads };

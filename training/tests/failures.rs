@@ -172,6 +172,10 @@ fn a_damaged_id_ends_a_step_without_a_change_and_the_run_goes_on_once_it_is_mend
         assert_eq!(bits(trainer.weights()), before);
     }
     drop(trainer);
+    // a whole run compares checksums first
+    let e = train(&config, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert_eq!(e.status(), Status::CHECKSUM);
+    assert!(e.message().contains("train.tokens: checksum"), "{e}");
 
     fs::write(&path, &good).unwrap();
     let mut trainer = Trainer::resume(&config, &checkpoint).unwrap();
@@ -198,4 +202,48 @@ fn a_run_does_not_go_on_with_data_of_another_tokenizer() {
     fs::copy(dir.path().join("tokenizer.json"), config.data.join("tokenizer.json")).unwrap();
     let e = Trainer::new(&config).err().unwrap();
     assert!(e.message().contains("do not belong together"), "{e}");
+}
+
+#[test]
+fn a_model_is_not_trained_on_with_data_of_another_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = setup(dir.path());
+    let checkpoint = dir.path().join("checkpoint");
+    run(&config, 2).save(&checkpoint).unwrap();
+    let (inputs, tokenizer) = (vec![dir.path().join("text.txt").into()], dir.path().join("tokenizer.json"));
+    let options = llm_train::TokenizerOptions {
+        inputs: inputs.clone(),
+        vocab: 270,
+        output: tokenizer.clone(),
+        ..Default::default()
+    };
+    llm_train::train_tokenizer(&options).unwrap();
+    let output = dir.path().join("again");
+    prepare(&PrepareOptions { inputs, tokenizer, output: output.clone(), ..Default::default() }).unwrap();
+    let config = Config { from: checkpoint, ..config };
+    Trainer::new(&config).unwrap();
+    let e = Trainer::new(&Config { data: output, ..config }).err().unwrap();
+    assert_eq!(e.status(), Status::MISMATCH);
+    assert!(e.message().contains("another tokenizer than the model to begin from: model."), "{e}");
+}
+
+#[test]
+fn a_run_that_cannot_be_is_refused_before_it_begins() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = setup(dir.path());
+    let refused = |config: &Config| Trainer::new(config).err().unwrap();
+    let e = refused(&Config { batch: 1 << 20, ..config.clone() });
+    assert_eq!(e.status(), Status::NO_MEMORY);
+    assert!(e.message().contains("a pass ") && e.message().contains("GB"), "{e}");
+    let e = refused(&Config { batch: 1 << 40, ..config.clone() });
+    assert!(e.message().contains("batch = 1099511627776: with 16 tokens each"), "{e}");
+    let e = refused(&Config { data: dir.path().join("nowhere"), ..config.clone() });
+    assert!(e.message().contains("train.tokens: there is none; `libllm data prepare` makes it"), "{e}");
+    let (inputs, tokenizer) = (vec![dir.path().join("text.txt").into()], dir.path().join("tokenizer.json"));
+    let output = dir.path().join("whole");
+    let whole =
+        PrepareOptions { inputs, tokenizer, output: output.clone(), held_out: 0.0, ..Default::default() };
+    prepare(&whole).unwrap();
+    let e = train(&Config { data: output, patience: 3, ..config }, &mut |_| ControlFlow::Continue(()));
+    assert!(e.unwrap_err().message().contains("patience = 3: the data has no held-out text"));
 }

@@ -162,6 +162,25 @@ fn only_answers_are_learned_from_conversations_and_a_stop_at_any_step_changes_no
 }
 
 #[test]
+fn samples_that_are_cut_before_their_answer_make_room_for_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = setup(dir.path());
+    config.model.context = 64;
+    let config = conversations(dir.path(), &config);
+    let of = |length| Trainer::new(&Config { length, batch: 1, ..config.clone() }).unwrap();
+    let e = of(3).step().unwrap_err();
+    assert!(e.message().contains("answers lie beyond 3 tokens; `length` must reach them"), "{e}");
+    // the first length that reaches any answer does not reach all
+    let mut trainer = (4..64).map(of).find_map(|mut t| t.step().is_ok().then_some(t)).unwrap();
+    advance(&mut trainer, 29);
+    let checkpoint = dir.path().join("checkpoint");
+    trainer.save(&checkpoint).unwrap();
+    let state = fs::read_to_string(checkpoint.join("training.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    assert!(state["step"] == 30 && state["sample"].as_u64().unwrap() > 30, "{}", state["sample"]);
+}
+
+#[test]
 fn conversations_in_one_window_do_not_see_each_other() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = setup(dir.path());

@@ -166,7 +166,8 @@ fn a_checkpoint_of_another_model_is_refused() {
     run(&config, 1).save(&checkpoint).unwrap();
     let mut other = config.clone();
     other.model.layers = 3;
-    assert!(Trainer::resume(&other, &checkpoint).is_err());
+    let e = Trainer::resume(&other, &checkpoint).err().unwrap();
+    assert!(e.message().contains("model.layers is 2 there, the configuration asks for 3"), "{e}");
     std::fs::write(checkpoint.join("model.safetensors"), b"short").unwrap();
     let e = Trainer::resume(&config, &checkpoint).err().unwrap();
     assert!(e.message().contains("model.safetensors"), "{e}");

@@ -66,5 +66,12 @@ pub fn run(verb: &Data) -> Result<()> {
         done.held_out_tokens,
         done.vocab
     )?;
+    if done.held_out_tokens == 0 && args.held_out > 0.0 {
+        note!(
+            "nothing is held out, so a run on this data is not evaluated: of rows, and of pieces of a packed text, every \
+             {}th is, and there are fewer",
+            (1.0 / args.held_out).ceil()
+        );
+    }
     Ok(())
 }

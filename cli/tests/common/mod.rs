@@ -94,7 +94,12 @@ pub fn names(dir: &Path) -> Vec<String> {
 
 /// Sends the signal that Ctrl-C sends.
 pub fn interrupt(child: &Child) {
-    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    signal(child, "-INT");
+}
+
+/// Sends a signal, by its name for `kill`.
+pub fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
 }
 

@@ -21,19 +21,15 @@ impl ModelConfig {
         let rms = Norm { kind: NormKind::Rms, eps: m.eps, bias: false };
         let latent = m.latent.kv_rank > 0;
         let rotated = m.position == Position::Rope;
-        let original = |s: &RopeScaling| {
-            narrow(if s.original > 0 { s.original } else { (m.context as f64 / s.factor) as usize })
-        };
         let s = &m.rope_scaling;
+        let original = narrow(s.original(m.context));
         let scaling = match s.kind {
             ScalingKind::None => Scaling::None,
             ScalingKind::Linear => Scaling::Linear { factor: s.factor },
-            ScalingKind::Llama3 => {
-                Scaling::Llama3 { factor: s.factor, low: s.low, high: s.high, original: original(s) }
-            }
+            ScalingKind::Llama3 => Scaling::Llama3 { factor: s.factor, low: s.low, high: s.high, original },
             ScalingKind::Yarn => Scaling::Yarn {
                 factor: s.factor,
-                original: original(s),
+                original,
                 beta_fast: s.beta_fast,
                 beta_slow: s.beta_slow,
                 truncate: true,
