@@ -104,6 +104,8 @@ pub(crate) trait Backend: Send + Sync + Debug {
     fn isa(&self) -> &'static str;
     /// Threads that compute.
     fn threads(&self) -> usize;
+    /// Whether somebody looks at the inputs of products, all of which are computed then.
+    fn is_observed(&self) -> bool;
 
     /// out = weight[ids] · scale, `[m, width]`. Ids are below the matrix's rows.
     fn embed(&self, weight: &Matrix, ids: &[u32], scale: f32, out: &mut Tensor);

@@ -62,6 +62,10 @@ impl Backend for CpuBackend {
         self.cpu.pool().threads()
     }
 
+    fn is_observed(&self) -> bool {
+        self.importance.is_some()
+    }
+
     fn embed(&self, weight: &Matrix, ids: &[u32], scale: f32, out: &mut Tensor) {
         self.cpu.embed(view(weight), ids, scale, out.host_mut(ids.len() * weight.columns));
     }

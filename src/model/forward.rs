@@ -39,6 +39,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) ropes: &'a [(usize, &'a [Frequencies])],
     /// Adapters for so many rows each; empty where no row has any.
     pub(crate) adapters: &'a [(usize, &'a [Use])],
+    /// The tokens whose results are asked for behind the last layer; `None`: all. At least one.
+    pub(crate) wanted: Option<&'a [Range<usize>]>,
     pub(crate) level: Level,
 }
 
@@ -47,6 +49,8 @@ pub(crate) struct Batch<'a> {
 pub(crate) struct Scratch {
     /// The residual stream, `[m, width]`.
     pub(crate) x: Tensor,
+    /// Whether `x` has been left with the rows that were wanted, one behind the other.
+    pub(super) packed: bool,
     /// Experts' normed input, whose rows are gathered.
     pub(super) h: Tensor,
     /// A block's output.
@@ -59,7 +63,7 @@ pub(crate) struct Scratch {
     /// Latent: queries and values between absorption and layout changes.
     a: Tensor,
     b: Tensor,
-    attended: Tensor,
+    pub(super) attended: Tensor,
     gate: Tensor,
     up: Tensor,
     /// Outputs of experts.
@@ -76,7 +80,7 @@ pub(crate) struct Scratch {
     /// One per rotary table.
     angles: Vec<Angles>,
     pub(super) input: Input,
-    choice: Choice,
+    pub(super) choice: Choice,
 }
 
 /// A model on a device.
@@ -232,8 +236,10 @@ impl Forward<'_> {
             device.norm_in_place(norm, m, &mut s.x);
         }
 
+        s.packed = false;
         for (i, (layer, weights)) in spec.layers.iter().zip(&w.layers).enumerate() {
             cancel.map_or(Ok(()), Cancel::check)?;
+            s.packed = i + 1 == spec.layers.len() && !layer.parallel && self.drops(batch, s);
             let adapt = Adapt { device, rows: batch.adapters, layer: i };
             let first = match &weights.attention {
                 AttentionWeights::Heads(w) => &w.q,
@@ -245,6 +251,7 @@ impl Forward<'_> {
                 (Attention::Latent(a), AttentionWeights::Latent(w)) => self.latent(a, w, i, batch, pool, s),
                 _ => unreachable!("weights follow from the spec"),
             }
+            let m = if s.packed { self.pack(batch.wanted.unwrap_or_default(), s) } else { m };
             if let Some(norm) = &weights.attention_post_norm {
                 device.norm_in_place(norm, m, &mut s.y);
             }
@@ -278,41 +285,6 @@ impl Forward<'_> {
         match norm {
             Some(norm) => self.device.norm_input(norm, m, &s.x, &mut s.input, first.weight.ty),
             None => self.device.load(&mut s.input, &s.x, m, self.spec.width as usize),
-        }
-    }
-
-    /// Logits of some rows of the residual stream, given as ranges, to `s.logits`, `[rows, vocab]`: one product for
-    /// all of them.
-    pub(crate) fn logits(&self, rows: &[Range<usize>], s: &mut Scratch) {
-        let n = self.hidden(rows, s);
-        self.head(n, s);
-    }
-
-    /// Hidden states of some rows of the residual stream to `s.last`, `[rows, width]`. Returns how many there are.
-    pub(crate) fn hidden(&self, rows: &[Range<usize>], s: &mut Scratch) -> usize {
-        let (device, width) = (self.device, self.spec.width as usize);
-        let mut n = 0;
-        for range in rows {
-            let from = Runs { start: range.start * width, outer: width, inner: 0 };
-            let to = Runs { start: n * width, outer: width, inner: 0 };
-            device.copy([range.len(), 1], width, (&s.x, from), (&mut s.last, to));
-            n += range.len();
-        }
-        device.norm_in_place(&self.weights.final_norm, n, &mut s.last);
-        n
-    }
-
-    /// Logits of the `n` hidden states in `s.last`.
-    pub(crate) fn head(&self, n: usize, s: &mut Scratch) {
-        let (spec, w, device) = (self.spec, self.weights, self.device);
-        device.load(&mut s.input, &s.last, n, spec.width as usize);
-        self.linear(&w.head, w.head_bias.as_ref(), &mut s.input, &mut s.logits);
-        let values = n * spec.vocab as usize;
-        if spec.logit_scale != 1.0 {
-            device.scale(spec.logit_scale, values, &mut s.logits);
-        }
-        if let Some(cap) = spec.logit_softcap {
-            device.softcap(cap, values, &mut s.logits);
         }
     }
 
@@ -364,7 +336,7 @@ impl Forward<'_> {
             level: batch.level,
         };
         device.attention(&pages, pool.bytes(), &scores, &s.q, &mut s.attended);
-        device.load(&mut s.input, &s.attended, m, heads * dim);
+        self.attended(m, heads * dim, s);
         self.linear(&w.out.weight, w.out.bias.as_ref(), &mut s.input, &mut s.y);
         adapt.add(L::Out, &mut s.input, &mut s.low, &mut s.y);
     }
@@ -455,7 +427,7 @@ impl Forward<'_> {
         device.load(&mut s.input, &s.a, heads * m, rank);
         device.matmul_stack(&mut s.input, &w.v_absorb, None, &s.choice.groups, &mut s.b);
         device.copy([m, heads], value, (&s.b, by_head(value)), (&mut s.attended, by_row(0, value)));
-        device.load(&mut s.input, &s.attended, m, heads * value);
+        self.attended(m, heads * value, s);
         self.linear(&w.out.weight, w.out.bias.as_ref(), &mut s.input, &mut s.y);
         adapt.add(L::Out, &mut s.input, &mut s.low, &mut s.y);
     }

@@ -27,5 +27,6 @@ mod phi3;
 mod qwen;
 pub mod rope;
 pub mod spec;
+mod wanted;
 
 pub use load::{Info, Load, Model, OpenOptions, OpenProgress, Verify};

@@ -268,7 +268,8 @@ impl Batch {
         let adapters: Vec<_> =
             if rank == 0 { Vec::new() } else { of.map(|(n, session)| (n, &session.adapters[..])).collect() };
         let (ids, rows) = (&self.ids[..], &rows[..]);
-        let batch = forward::Batch { ids, rows, ropes: &ropes, adapters: &adapters, level };
+        let wanted = (hidden.is_empty() && logits > 0).then_some(&self.wanted[..]);
+        let batch = forward::Batch { ids, rows, ropes: &ropes, adapters: &adapters, wanted, level };
         model.forward().layers(&batch, store, &mut self.scratch, cancel)?;
         // Before the logits, which use the same buffer.
         for (slot, rows) in hidden {

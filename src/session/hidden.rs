@@ -135,7 +135,7 @@ impl Session {
         let mut pages = pool.lock_unless(cancel)?;
         self.enter(&mut pages, ids, 0, ids.len())?;
         self.scratch.hidden.host_mut(m * width).copy_from_slice(hidden);
-        self.chunk(&mut pages, ids, cancel)?;
+        self.chunk(&mut pages, ids, None, cancel)?;
         drop(pages);
         last.clear();
         last.extend_from_slice(&self.scratch.x.host(m * width)[(m - 1) * width..]);

@@ -112,7 +112,7 @@ impl Session {
                 None => pool.lock_unless(cancel)?,
             };
             self.next_room(&mut pages, before + ids.len(), chunk.len())?;
-            self.chunk(&mut pages, chunk, cancel)?;
+            self.chunk(&mut pages, chunk, None, cancel)?;
             self.let_go_after(&mut pages, before);
             drop(pages);
             let (start, end) = (done, done + chunk.len());

@@ -6,6 +6,7 @@
 //! ```
 //! A prefill lets others have a turn between its chunks.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use llm_kernels::{FloatControl, Row};
@@ -156,12 +157,14 @@ impl Session {
                 None => pool.lock_unless(cancel)?,
             };
             self.next_room(&mut pages, before + total, chunk.len())?;
-            self.chunk(&mut pages, chunk, cancel)?;
+            let last = chunk.len() - 1..chunk.len();
+            // Of the last layer's results, the next token's alone are of use, unless somebody keeps them all.
+            let wanted = (!self.keeps_hidden()).then_some(std::slice::from_ref(&last));
+            self.chunk(&mut pages, chunk, wanted, cancel)?;
             done += chunk.len();
             // Whoever may end the call between chunks gets logits there.
             if done == total || call.progress.is_some() || !self.options.rollback_on_cancel {
-                let last = chunk.len() - 1;
-                self.model.forward().logits(std::slice::from_ref(&(last..last + 1)), &mut self.scratch);
+                self.model.forward().logits(std::slice::from_ref(&last), &mut self.scratch);
                 let vocab = self.model.spec().vocab as usize;
                 check_finite(self.scratch.logits.host(vocab), vocab, |_| self.tokens.len() - 1)?;
             }
@@ -204,8 +207,15 @@ impl Session {
         }
     }
 
-    /// Runs one chunk through all layers and counts its tokens as held.
-    pub(super) fn chunk(&mut self, pages: &mut Pages, chunk: &[i32], cancel: Option<&Cancel>) -> Result<()> {
+    /// Runs one chunk through all layers, for the results of the tokens `wanted` (`None`: all), and counts its tokens as
+    /// held.
+    pub(super) fn chunk(
+        &mut self,
+        pages: &mut Pages,
+        chunk: &[i32],
+        wanted: Option<&[Range<usize>]>,
+        cancel: Option<&Cancel>,
+    ) -> Result<()> {
         self.ids.clear();
         self.ids.extend(chunk.iter().map(|&id| id as u32)); // proven by `begin`
         let start = self.tokens.len() as u32;
@@ -225,7 +235,8 @@ impl Session {
         let ropes = &[(chunk.len(), &self.ropes[..])];
         let adapters: &[_] =
             if self.adapters.is_empty() { &[] } else { &[(chunk.len(), &self.adapters[..])] };
-        let batch = Batch { ids: &self.ids, rows, ropes, adapters, level: self.options.determinism };
+        let level = self.options.determinism;
+        let batch = Batch { ids: &self.ids, rows, ropes, adapters, wanted, level };
         self.model.forward().layers(&batch, store, &mut self.scratch, cancel)?;
         self.collect_hidden(chunk.len())?;
         self.tokens.extend_from_slice(chunk);

@@ -52,7 +52,7 @@ impl Session {
         let mut pages = pool.lock_unless(cancel)?;
         self.enter(&mut pages, ids, 0, ids.len())?;
         let first = ids.len() - rows;
-        let computed = self.chunk(&mut pages, ids, cancel);
+        let computed = self.chunk(&mut pages, ids, None, cancel);
         drop(pages);
         let run = computed.and_then(|()| {
             self.model.forward().logits(std::slice::from_ref(&(first..ids.len())), &mut self.scratch);
