@@ -13,7 +13,7 @@ use super::model::llm_model;
 use super::ptr;
 use super::types::{llm_control, llm_drop_fn, llm_prefill_fn, llm_status, llm_token};
 use crate::error::{Error, Result, Status};
-use crate::sampler::math;
+use crate::sampler::{Candidate, likeliest, math};
 use crate::session::{Control, Level, OnProgress, Overflow, Progress, Session, SessionOptions};
 
 /// What a session shall be. Class X.
@@ -411,27 +411,15 @@ pub unsafe extern "C" fn llm_session_top(
     entry!(|host| {
         let session = handle::lock(host, session, "session")?;
         let logits = session.session.logits()?;
-        let top = top(logits, count);
+        let mut all: Vec<_> = (0..).zip(logits).map(|(id, &logit)| Candidate { id, logit }).collect();
+        let top = likeliest(&mut all, count);
         let sum = math::log_sum_exp(logits);
-        let (top_ids, top_values): (Vec<_>, Vec<_>) =
-            top.iter().map(|&(id, logit)| (id, (f64::from(logit) - sum) as f32)).unzip();
+        let top_ids: Vec<_> = top.iter().map(|c| c.id as llm_token).collect();
+        let top_values: Vec<_> = top.iter().map(|c| (f64::from(c.logit) - sum) as f32).collect();
         ptr::check_fill(top.len(), ids, "ids")?;
         ptr::fill(host, &top_values, log_probabilities, count, std::ptr::null_mut())?;
         ptr::fill(host, &top_ids, ids, count, out_count)
     })
-}
-
-/// The `count` largest logits with their ids, the largest first, ties by the lower id.
-fn top(logits: &[f32], count: usize) -> Vec<(llm_token, f32)> {
-    let mut all: Vec<_> = (0..).zip(logits.iter().copied()).collect();
-    let order = |a: &(llm_token, f32), b: &(llm_token, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-    let count = count.min(all.len());
-    if count > 0 && count < all.len() {
-        all.select_nth_unstable_by(count - 1, order);
-    }
-    all.truncate(count);
-    all.sort_unstable_by(order);
-    all
 }
 
 /// Keeps the hidden vectors of the tokens computed from now on, the last 512 of them, for a self-drafting head: called
@@ -450,17 +438,4 @@ pub unsafe extern "C" fn llm_session_keep_hidden(session: *mut llm_session) -> l
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_session_free(session: *mut llm_session) {
     entry!(else (), |host| handle::free(host, session))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::top;
-
-    #[test]
-    fn top_is_sorted_and_ties_go_to_the_lower_id() {
-        let logits = [1.0, 3.0, 2.0, 3.0, f32::NEG_INFINITY];
-        assert_eq!(top(&logits, 3), [(1, 3.0), (3, 3.0), (2, 2.0)]);
-        assert_eq!(top(&logits, 99).len(), 5);
-        assert!(top(&logits, 0).is_empty());
-    }
 }

@@ -34,8 +34,8 @@ pub struct Candidates {
 pub(super) struct Repetitions {
     /// By place in the history: how much of its end repeats there.
     pub(super) lengths: Vec<u32>,
-    /// Token and length of the repetition it would continue.
-    pub(super) worst: Vec<(u32, u32)>,
+    /// Token in the upper half, length of the repetition it would continue in the lower.
+    pub(super) worst: Vec<u64>,
 }
 
 impl Candidates {
@@ -138,6 +138,17 @@ impl Candidates {
     }
 }
 
+/// The first `count` of `all` by rank, in order; what `all` holds is moved about.
+pub fn likeliest(all: &mut [Candidate], count: usize) -> &[Candidate] {
+    let count = count.min(all.len());
+    if count > 0 && count < all.len() {
+        all.select_nth_unstable_by(count - 1, Candidate::by_rank);
+    }
+    let first = &mut all[..count];
+    first.sort_unstable_by(Candidate::by_rank);
+    first
+}
+
 /// The candidate with the highest logit, the lowest id among equals.
 pub fn argmax(candidates: &[Candidate]) -> Option<Candidate> {
     let mut best = *candidates.first()?;
@@ -147,4 +158,19 @@ pub fn argmax(candidates: &[Candidate]) -> Option<Candidate> {
         }
     }
     Some(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_likeliest_are_sorted_and_ties_go_to_the_lower_id() {
+        let logits = [1.0, 3.0, 2.0, 3.0, f32::NEG_INFINITY];
+        let all: Vec<_> = (0..).zip(logits).map(|(id, logit)| Candidate { id, logit }).collect();
+        let ids = |count| likeliest(&mut all.clone(), count).iter().map(|c| c.id).collect::<Vec<_>>();
+        assert_eq!(ids(3), [1, 3, 2]);
+        assert_eq!(ids(99), [1, 3, 2, 0, 4]);
+        assert!(ids(0).is_empty());
+    }
 }

@@ -52,12 +52,13 @@ fn apply(context: &Context, candidates: &mut Candidates) {
     worst.clear();
     for (&id, &length) in ids.iter().zip(lengths.iter()) {
         if length >= p.dry_allowed_length && length > 0 {
-            worst.push((id.unsigned_abs(), length));
+            worst.push(u64::from(id.unsigned_abs()) << 32 | u64::from(length));
         }
     }
     worst.sort_unstable();
-    for (index, &(id, length)) in worst.iter().enumerate() {
-        if worst.get(index + 1).is_some_and(|next| next.0 == id) {
+    for (index, &both) in worst.iter().enumerate() {
+        let (id, length) = ((both >> 32) as u32, both as u32);
+        if worst.get(index + 1).is_some_and(|next| next >> 32 == both >> 32) {
             continue;
         }
         if let Some(c) = candidates.find(id) {

@@ -40,7 +40,7 @@ mod tests;
 use crate::constraint::{self, Constraint};
 use crate::error::{Error, Result, Status};
 pub use bias::Bias;
-pub use candidates::{Candidate, Candidates};
+pub use candidates::{Candidate, Candidates, likeliest};
 pub use chain::{Context, Filter, State};
 pub use params::SamplingParams;
 pub use penalties::History;
@@ -392,13 +392,7 @@ pub fn top(logits: &[f32], n: usize) -> Result<Vec<Alternative>> {
     let log_sum = check_logits(logits)?;
     let mut all = Candidates::default();
     all.fill(logits);
-    let mut ranked = all.scratch();
-    let n = n.min(ranked.len());
-    if n > 0 && n < ranked.len() {
-        ranked = ranked.select_nth_unstable_by(n, Candidate::by_rank).0;
-    }
-    let ranked = &mut ranked[..n];
-    ranked.sort_unstable_by(Candidate::by_rank);
+    let ranked = likeliest(all.scratch(), n);
     let alternative = |c: &Candidate| Alternative {
         id: c.id as i32,
         log_probability: (f64::from(c.logit) - log_sum) as f32,

@@ -6,7 +6,8 @@ use super::pattern::Matcher;
 use crate::error::{Error, Result, Status};
 use llm_format::tokens::{Normalizer, Pattern, View};
 use std::borrow::Cow;
-use unicode_normalization::{IsNormalized, UnicodeNormalization};
+use std::str::Chars;
+use unicode_normalization::{Decompositions, IsNormalized, Recompositions, UnicodeNormalization};
 use unicode_segmentation::UnicodeSegmentation;
 
 /// SentencePiece's character for a space.
@@ -70,13 +71,13 @@ fn one(
     let quick = |answer| text.is_ascii() || answer == IsNormalized::Yes;
     Ok(match step {
         Normalizer::Nfc if quick(unicode_normalization::is_nfc_quick(text.chars())) => None,
-        Normalizer::Nfc => Some(text.nfc().collect()),
+        Normalizer::Nfc => Some(composed(text.nfc())),
         Normalizer::Nfd if text.is_ascii() => None,
-        Normalizer::Nfd => Some(text.nfd().collect()),
+        Normalizer::Nfd => Some(decomposed(text.nfd())),
         Normalizer::Nfkc if quick(unicode_normalization::is_nfkc_quick(text.chars())) => None,
-        Normalizer::Nfkc => Some(text.nfkc().collect()),
+        Normalizer::Nfkc => Some(composed(text.nfkc())),
         Normalizer::Nfkd if text.is_ascii() => None,
-        Normalizer::Nfkd => Some(text.nfkd().collect()),
+        Normalizer::Nfkd => Some(decomposed(text.nfkd())),
         Normalizer::Lowercase => Some(text.chars().flat_map(char::to_lowercase).collect()),
         Normalizer::Strip(left, right) => {
             let text = if *left { text.trim_start() } else { text };
@@ -105,6 +106,18 @@ fn one(
         }
         Normalizer::Nmt => Some(nmt(text)),
     })
+}
+
+/// One copy of a long iterator for both forms that end in it.
+#[inline(never)]
+fn composed(text: Recompositions<Chars>) -> String {
+    text.collect()
+}
+
+/// The same for the forms that only take apart.
+#[inline(never)]
+fn decomposed(text: Decompositions<Chars>) -> String {
+    text.collect()
 }
 
 /// The charsmap as Hugging Face applies it: a grapheme cluster of fewer than six bytes becomes the replacement of its

@@ -79,15 +79,21 @@ impl<'a> Search<'a> {
     /// # Errors
     /// The text takes more steps or more ways to remember than there are.
     pub(super) fn find(&mut self, from: usize) -> Result<Option<Range<usize>>, Stop> {
+        let (program, text) = (self.program, self.text);
+        let first = &program.first;
         let mut start = from;
         loop {
-            if self.program.first.allows(self.text.get(start)) {
-                self.charge(1)?;
-                if let Some(end) = self.match_at(start)? {
-                    return Ok(Some(start..end));
-                }
+            if !first.empty {
+                // No match begins within a character, so bytes will do.
+                let rest = text.get(start..).unwrap_or(&[]);
+                let Some(skip) = rest.iter().position(|b| first.allows(Some(b))) else { return Ok(None) };
+                start += skip;
             }
-            match next(self.text, start) {
+            self.charge(1)?;
+            if let Some(end) = self.match_at(start)? {
+                return Ok(Some(start..end));
+            }
+            match next(text, start) {
                 Some((_, behind)) => start = behind,
                 None => return Ok(None),
             }
