@@ -1,6 +1,7 @@
 //! A model in training: steps, evaluation, checkpoints.
 
 mod evaluate;
+mod fit;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -24,10 +25,6 @@ use crate::tape::Tape;
 
 /// So many batches in a row without a token to learn end a run.
 const BARREN: usize = 1000;
-/// The most tokens of a pass.
-const ROWS: usize = 1 << 24;
-/// Tokens per sequence of a checkpoint's model, where the configuration does not say.
-const LENGTH: usize = 1024;
 
 /// What one step did.
 #[derive(Clone, Copy, Debug)]
@@ -130,46 +127,7 @@ impl Trainer {
         let blueprint =
             if new { Blueprint::of_design(&config.model)? } else { Blueprint::of_checkpoint(&config.from)? };
         let spec = &blueprint.spec;
-        let context = spec.context as usize;
-        let length = match config.length {
-            0 if new => context,
-            0 => context.min(LENGTH),
-            length if length <= context => length,
-            length => {
-                let message = format!("length = {length}: the model has a context of {context}");
-                return Err(Error::new(Status::INVALID_ARG, message));
-            }
-        };
-        if (spec.vocab as usize) < vocab {
-            let message = format!("model.vocab = {}: the data has {vocab} tokens", spec.vocab);
-            return Err(Error::new(Status::INVALID_ARG, message));
-        }
-        if !new {
-            data.iter().try_for_each(|d| d.fits_checkpoint(&config.from))?;
-        }
-        let longest = config.curriculum.iter().map(|p| p.length).fold(length, usize::max);
-        if longest > context {
-            let message = format!("curriculum: length {longest}: the model has a context of {context}");
-            return Err(Error::new(Status::INVALID_ARG, message));
-        }
-        if config.batch > ROWS / longest {
-            let message = format!(
-                "batch = {}: with {longest} tokens each a pass would have more than {ROWS}; `accumulate` adds passes",
-                config.batch
-            );
-            return Err(Error::new(Status::INVALID_ARG, message));
-        }
-        for Data { dir, train, .. } in &data {
-            let (dir, tokens, need) = (dir.display(), train.tokens(), longest as u64 + 1);
-            let message = if !train.masked() && tokens < need {
-                format!("{dir}: {tokens} ids to train on: a context needs at least {need}")
-            } else if train.documents() == 0 {
-                format!("{dir}: the data holds no documents")
-            } else {
-                continue;
-            };
-            return Err(Error::new(Status::INVALID_ARG, message));
-        }
+        let length = fit::length(&config, spec, &data)?;
         let mut params = blueprint.params();
         let adapter = if !config.adapter.as_os_str().is_empty() {
             let found = lora::read_config(&config.adapter)?;

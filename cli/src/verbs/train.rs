@@ -103,7 +103,10 @@ fn train(config: &Config, args: &Args) -> Result<()> {
         if cancel.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     progress.end();
-    say!("{}", summary.checkpoint.display())?;
+    // a run that was stopped before its first step has none
+    if summary.checkpoint.exists() {
+        say!("{}", summary.checkpoint.display())?;
+    }
     if summary.steps < config.steps && !summary.early {
         bail!(
             "stopped after {} of {} steps; the same command goes on from there",
