@@ -12,7 +12,8 @@ use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
+use tokenizers::{NormalizedString, PreTokenizerWrapper, SplitDelimiterBehavior};
+use unicode_normalization::UnicodeNormalization;
 
 fn ours(path: &Path) -> Arc<Tokenizer> {
     let built = llm_convert::tokenizer::load_dir(path, None).unwrap().unwrap();
@@ -108,14 +109,26 @@ fn streams_equal_whole_lists_and_tokenizers_for_any_ids() {
     }
 }
 
+/// Whether both crates' versions of Unicode say the same of `c`: what it is made of, and its order among marks. The tables
+/// of `tokenizers` are older, and letters keep being added that are made of others.
+fn known_alike(c: char) -> bool {
+    let text = format!("e\u{301}{c}\u{323}{c}");
+    let mut theirs = NormalizedString::from(text.as_str());
+    theirs.nfkd();
+    theirs.get() == text.nfkd().collect::<String>()
+}
+
 #[test]
 fn any_text_gives_the_ids_of_tokenizers() {
+    assert!(known_alike('\u{fb01}') && !known_alike('\u{1ccd6}')); // of version 1 and of version 16
+
     let Some(root) = shared("reference/tokenizers") else { return };
     for kind in ["gpt2_bpe", "llama3_bpe", "qwen2_bpe", "llama2_spm", "gemma_spm", "unigram"] {
         let (ours, theirs) = (ours(&root.join(kind)), theirs(&root.join(kind)));
         let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(300));
         let text = "([ \t\n'a-zA-Z0-9.!/]|the|na\u{ef}ve|<tool>|<pad_left>|<\\|bos\\|>|\u{2581}|e\u{301}|\u{6f22}|\u{1f600}|\\PC){0,24}";
         let check = runner.run(&(text, any::<bool>()), |(text, special)| {
+            prop_assume!(text.chars().all(known_alike));
             let want: Vec<i32> =
                 theirs.encode(text.as_str(), special).unwrap().get_ids().iter().map(|i| *i as i32).collect();
             prop_assert_eq!(ours.encode(&text, ours.options(special)).unwrap(), want);
