@@ -247,6 +247,7 @@ fn start_to_first_token(args: &Args, path: &Path, scratch: &Path) -> Result<Star
         .arg("--tokens-file")
         .arg(&ids)
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .context("starting a process of our own")?;
     // To the first byte of its report: the system takes milliseconds to take such a mapping apart at the end.
@@ -255,9 +256,11 @@ fn start_to_first_token(args: &Args, path: &Path, scratch: &Path) -> Result<Star
     let read = stdout.read(&mut report)?;
     let milliseconds = started.elapsed().as_secs_f64() * 1e3;
     stdout.read_to_end(&mut report)?;
-    let status = child.wait()?;
-    if !status.success() || read == 0 {
-        bail!("the process that was to show its first token failed: {status}");
+    let ended = child.wait_with_output()?;
+    if !ended.status.success() || read == 0 {
+        let said = String::from_utf8_lossy(&ended.stderr);
+        let said = said.trim().trim_start_matches("libllm: ");
+        bail!("the process that was to show its first token failed ({}): {said}", ended.status);
     }
     let report: Value = serde_json::from_slice(&report)?;
     Ok(Start { milliseconds, anonymous: report["anonymous_bytes"].as_f64().unwrap_or(f64::NAN) })
