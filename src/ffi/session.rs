@@ -13,7 +13,7 @@ use super::model::llm_model;
 use super::ptr;
 use super::types::{llm_control, llm_drop_fn, llm_prefill_fn, llm_status, llm_token};
 use crate::error::{Error, Result, Status};
-use crate::sampler::{Candidate, likeliest, math};
+use crate::sampler;
 use crate::session::{Control, Level, OnProgress, Overflow, Progress, Session, SessionOptions};
 
 /// What a session shall be. Class X.
@@ -411,11 +411,9 @@ pub unsafe extern "C" fn llm_session_top(
     entry!(|host| {
         let session = handle::lock(host, session, "session")?;
         let logits = session.session.logits()?;
-        let mut all: Vec<_> = (0..).zip(logits).map(|(id, &logit)| Candidate { id, logit }).collect();
-        let top = likeliest(&mut all, count);
-        let sum = math::log_sum_exp(logits);
-        let top_ids: Vec<_> = top.iter().map(|c| c.id as llm_token).collect();
-        let top_values: Vec<_> = top.iter().map(|c| (f64::from(c.logit) - sum) as f32).collect();
+        let top = sampler::top(logits, count)?;
+        let (top_ids, top_values): (Vec<llm_token>, Vec<f32>) =
+            top.iter().map(|alternative| (alternative.id, alternative.log_probability)).unzip();
         ptr::check_fill(top.len(), ids, "ids")?;
         ptr::fill(host, &top_values, log_probabilities, count, std::ptr::null_mut())?;
         ptr::fill(host, &top_ids, ids, count, out_count)
