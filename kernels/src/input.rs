@@ -9,10 +9,11 @@
 //! that a q8 product is as exact as its weights. To the kernels the terms are rows like any others; only the end
 //! of a product adds a token's two sums.
 
-use crate::cpu::{Cpu, Shared, terms};
+use crate::cpu::{Cpu, terms};
 use crate::generic::panel::{LANES, Packing, Packs, SUMS, lanes};
 use crate::generic::rows::{DEPTH, FEW};
-use crate::ops::TileOps;
+use crate::ops::{Ops, TileOps};
+use crate::shared::Shared;
 use llm_format::quant::Type;
 use std::ops::Range;
 
@@ -27,6 +28,8 @@ pub struct Input {
     pub(crate) x: Vec<f32>,
     one: Int8,
     two: Int8,
+    /// Whose packs and tiles there are: other kernels read others.
+    made_for: Option<&'static Ops>,
     fast: bool,
     bf16_made: bool,
     /// `[width/32][m/16 rounded up][16]`, the tiles that [`crate::ops::TileOps::float`] reads.
@@ -243,6 +246,19 @@ impl Input {
                 }
             }
         });
+    }
+
+    /// Forgets packs and tiles that were made for another instruction set. The int8 forms are the same on all.
+    pub(crate) fn belong_to(&mut self, cpu: &Cpu) {
+        if self.made_for.is_some_and(|ops| std::ptr::eq(ops, cpu.ops)) {
+            return;
+        }
+        self.made_for = Some(cpu.ops);
+        for int8 in [&mut self.one, &mut self.two] {
+            int8.packed = false;
+            int8.side.ranges.clear();
+        }
+        self.bf16_made = false;
     }
 
     /// Makes the int8 form of `terms` terms of what was loaded, unless it is there.

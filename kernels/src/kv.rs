@@ -145,6 +145,7 @@ impl KvLayout {
     /// If `part`, `head`, `slot` or `key` do not fit the layout.
     pub fn read_key(&self, part: &[u8], head: usize, slot: usize, key: &mut [f32]) {
         assert_eq!(key.len(), self.key_dim, "a key");
+        assert!(slot < self.page_tokens, "slot {slot} of {}", self.page_tokens);
         let part = &part[head * self.head_bytes()..][..self.head_bytes()];
         match self.key {
             KeyType::F32 => {
@@ -171,6 +172,7 @@ impl KvLayout {
     /// If `part`, `head`, `slot` or `key` do not fit the layout.
     pub fn write_key(&self, part: &mut [u8], head: usize, slot: usize, key: &[f32]) {
         assert_eq!(key.len(), self.key_dim, "a key");
+        assert!(slot < self.page_tokens, "slot {slot} of {}", self.page_tokens);
         let part = &mut part[head * self.head_bytes()..][..self.head_bytes()];
         match self.key {
             KeyType::F32 => {
@@ -305,6 +307,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "slot 16")]
+    fn a_key_behind_the_page_is_refused() {
+        let (key, value) = (KeyType::I8, ValueType::F16);
+        let l =
+            KvLayout { key, value, page_tokens: 16, kv_heads: 1, key_dim: 16, value_dim: 16, latent: false };
+        l.write_key(&mut vec![0; l.page_bytes()], 0, 16, &[1.0; 16]);
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod ops;
 pub mod peak;
 mod read;
 mod scalar;
+mod shared;
 mod simd;
 pub mod threads;
 mod wide;

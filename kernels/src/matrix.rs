@@ -93,3 +93,25 @@ impl<'a> Experts<'a> {
         Matrix { data: &self.data[i * bytes..][..bytes], ..self.first }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Experts, Matrix, matrix_bytes};
+    use llm_format::quant::QUANTS;
+
+    #[test]
+    fn bytes_that_are_not_those_of_the_shape_are_refused() {
+        for ty in QUANTS.iter().map(|quant| quant.ty) {
+            let bytes = matrix_bytes(ty, 33, 130).expect("small") as usize;
+            let data = vec![0; 2 * bytes + 1];
+            let matrix = |rows, cols, bytes: usize| Matrix::new(ty, rows, cols, &data[..bytes]).is_some();
+            assert!(matrix(33, 130, bytes) && !matrix(33, 130, bytes - 1) && !matrix(33, 130, bytes + 1));
+            assert!(!matrix(65, 130, bytes) && !matrix(33, 257, bytes) && !matrix(usize::MAX, usize::MAX, 0));
+            let head = ty.quant().head;
+            assert!(!matrix(0, 130, head) && !matrix(33, 0, head), "a matrix of nothing");
+            let experts = |count, bytes: usize| Experts::new(ty, count, 33, 130, &data[..bytes]).is_some();
+            assert!(experts(2, 2 * bytes) && experts(1, bytes) && !experts(2, 2 * bytes + 1));
+            assert!(!experts(0, 0) && !experts(usize::MAX, bytes) && !experts(3, 2 * bytes));
+        }
+    }
+}

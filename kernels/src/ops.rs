@@ -5,8 +5,8 @@
 //! An entry that an instruction set wants to do its own way is written after it (`Ops { q4: .., ..TABLE }`).
 
 use crate::cpu::{Activation, Map, Pairs};
-use crate::generic::attention::{Join, Tile};
-use crate::generic::float::FloatBlock;
+use crate::generic::attention::{Join, Keys, Tile};
+use crate::generic::float::{FloatBlock, Widen};
 use crate::generic::norm::Norm;
 use crate::generic::panel::Packing;
 use crate::generic::rows::IntBlock;
@@ -22,6 +22,9 @@ pub struct Ops {
     pub q3: unsafe fn(&IntBlock),
     pub q2: unsafe fn(&IntBlock),
     pub float: unsafe fn(&FloatBlock),
+    pub widen: unsafe fn(&Widen),
+    /// Tokens from which on 16-bit blocks are widened for `float`.
+    pub widen_from: usize,
     /// (x, n ≤ 256, `[256]` integers, their scale, their sum)
     pub quantize: unsafe fn(*const f32, usize, *mut i8, *mut f32, *mut i32),
     /// The same in two terms: `[2][256]`, two scales, two sums.
@@ -37,6 +40,8 @@ pub struct Ops {
     /// (x, half, pairs, cos, sin)
     pub rope: unsafe fn(*mut f32, usize, Pairs, *const f32, *const f32),
     pub attend: unsafe fn(&Tile<'_>),
+    /// What `attend` calls for int8 keys.
+    pub keys: unsafe fn(&mut Keys<'_>),
     pub join: unsafe fn(&Join),
     /// (type, x, dim, vector padded to 16, its scale)
     pub store: unsafe fn(KeyType, *const f32, usize, *mut u8, *mut u16),
@@ -74,7 +79,7 @@ macro_rules! entry {
 }
 pub(crate) use entry;
 
-/// The products of an instruction set with integer matrices, and its attention: what gains from its way to multiply
+/// The products of an instruction set with integer matrices and int8 keys: what gains from its way to multiply
 /// bytes. Arguments: the type that implements `Simd`, its features.
 macro_rules! products {
     ($s:ty $(, $feature:literal)?) => {
@@ -91,7 +96,7 @@ macro_rules! products {
             entry!([$($feature)?] q3(a: &rows::IntBlock) = rows::product::<$s, { codes::Q3 }>(a, tiles));
             entry!([$($feature)?] q2(a: &rows::IntBlock) = rows::product::<$s, { codes::Q2 }>(a, tiles));
             entry!([$($feature)?] pack(a: &panel::Packing) = panel::pack::<$s>(a));
-            entry!([$($feature)?] attend(a: &attention::Tile<'_>) = attention::attend::<$s>(a));
+            entry!([$($feature)?] keys(a: &mut attention::Keys<'_>) = attention::keys::<$s>(a));
             // one for all types: a call a record costs nothing, a copy in each kernel of a type would be long
             entry!([$($feature)?] tiles(a: &panel::Tiles<'_>) = <$s>::tiles(a));
         }
@@ -114,6 +119,7 @@ macro_rules! table {
             use crate::ops::entry;
 
             entry!([$($feature)?] float(a: &float::FloatBlock) = <$s>::float_tiles(a));
+            entry!([$($feature)?] widen(a: &float::Widen) = float::widen::<$s>(a));
             entry!([$($feature)?] quantize(x: *const f32, n: usize, out: *mut i8, scale: *mut f32, sum: *mut i32)
                 = (*scale, *sum) = quantize::quantize::<$s, true>(x, n, out));
             entry!([$($feature)?] quantize_two(x: *const f32, n: usize, out: *mut i8, scale: *mut f32, sum: *mut i32)
@@ -128,6 +134,7 @@ macro_rules! table {
                 = elementwise::add::<$s>(a, b, f, n));
             entry!([$($feature)?] rope(x: *mut f32, half: usize, pairs: Pairs, cos: *const f32, sin: *const f32)
                 = elementwise::rope::<$s>(x, half, pairs, cos, sin));
+            entry!([$($feature)?] attend(a: &attention::Tile<'_>) = attention::attend::<$s>(a));
             entry!([$($feature)?] join(a: &attention::Join) = attention::join::<$s>(a));
             entry!([$($feature)?] store(kind: KeyType, x: *const f32, dim: usize, to: *mut u8, scale: *mut u16)
                 = attention::store::<$s>(kind, x, dim, to, scale));
@@ -142,6 +149,8 @@ macro_rules! table {
             q3: products::q3,
             q2: products::q2,
             float: kernels::float,
+            widen: kernels::widen,
+            widen_from: <$s as crate::simd::Simd>::WIDEN,
             quantize: kernels::quantize,
             quantize_two: kernels::quantize_two,
             pack: if <$s as crate::simd::Simd>::PACKS { Some(products::pack) } else { None },
@@ -152,7 +161,8 @@ macro_rules! table {
             gated: kernels::gated,
             add: kernels::add,
             rope: kernels::rope,
-            attend: products::attend,
+            attend: kernels::attend,
+            keys: products::keys,
             join: kernels::join,
             store: kernels::store,
             tiles: None,

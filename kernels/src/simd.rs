@@ -73,6 +73,24 @@ pub unsafe trait Simd: Copy + 'static {
             Self::mul(Self::mul(x, Self::pow2(half)), Self::pow2(Self::i_sub(n, half)))
         }
     }
+    /// [`crate::math::exp`] of several registers of which no lane is above [`crate::math::EXP_HIGH`].
+    #[inline(always)]
+    unsafe fn exps_down<const N: usize>(x: [Self::F; N]) -> [Self::F; N] {
+        // SAFETY: passed on
+        unsafe { crate::generic::math::exps_down::<Self, N>(x) }
+    }
+    /// [`crate::math::tanh`] of several registers.
+    #[inline(always)]
+    unsafe fn tanhs<const N: usize>(x: [Self::F; N]) -> [Self::F; N] {
+        // SAFETY: passed on
+        unsafe { crate::generic::math::tanhs::<Self, N>(x) }
+    }
+    /// [`crate::math::erf`].
+    #[inline(always)]
+    unsafe fn erf(x: Self::F) -> Self::F {
+        // SAFETY: passed on
+        unsafe { crate::generic::math::erf::<Self>(x) }
+    }
     unsafe fn i_splat(x: i32) -> Self::I;
     unsafe fn i_add(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn i_sub(a: Self::I, b: Self::I) -> Self::I;
@@ -321,7 +339,10 @@ pub unsafe trait Simd: Copy + 'static {
         // SAFETY: passed on
         unsafe { crate::generic::turned::tiles::<Self, 1, 4>(a) }
     }
-    /// Runs [`crate::generic::float::tile`] over 32 rows and the tokens with this machine's tile sizes.
+    /// Tokens from which on a block of 16-bit values is made f32 before it is multiplied.
+    const WIDEN: usize = 4;
+    /// [`crate::generic::float`] with this machine's tile sizes; 16-bit values only with fewer than
+    /// [`Simd::WIDEN`] tokens.
     unsafe fn float_tiles(a: &crate::generic::float::FloatBlock);
 }
 

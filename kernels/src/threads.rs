@@ -164,7 +164,7 @@ impl Pool {
     }
 
     /// [`Pool::run`] for units that are cheaper together: calls `f` with ranges of up to `most` units that cover
-    /// `0..units`, each unit once; single units at the end.
+    /// `0..units`, each unit once; single units at the end, where several threads share them.
     pub fn run_ranges(&self, units: usize, most: usize, f: impl Fn(Range<usize>) + Sync) {
         let _control = FloatControl::default_for_now();
         if units == 0 {
@@ -174,6 +174,7 @@ impl Pool {
         let lock = if units == 1 || self.threads.is_empty() { None } else { self.busy.try_lock().ok() };
         let awake = lock.map(|mut rests| (rests.awake(&self.shared.workers[..self.threads.len()]), rests));
         let Some((awake @ 1.., mut rests)) = awake else {
+            drop(awake); // a panic that unwinds through a held lock would leave the pool alone for ever
             for start in (0..units).step_by(most) {
                 f(start..(start + most).min(units));
             }

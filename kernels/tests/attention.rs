@@ -363,6 +363,50 @@ fn pages_that_no_row_sees_may_be_anywhere() {
     }
 }
 
+#[test]
+fn a_pool_may_begin_at_any_address() {
+    let mut r = Random(12);
+    let layout = KvLayout {
+        key: KeyType::I8,
+        value: ValueType::I8,
+        page_tokens: 16,
+        kv_heads: 2,
+        key_dim: 20,
+        value_dim: 36,
+        latent: false,
+    };
+    let (table, bytes) = ([0u32], layout.page_bytes());
+    let rows: Vec<Row> = (0..16).map(|p| Row { table: &table, position: p }).collect();
+    let (q, k, v) = (r.values(16 * 2 * 20), r.values(16 * 2 * 20), r.values(16 * 2 * 36));
+    let attend = |cpu: &Cpu, pool: &mut [u8]| {
+        cpu.kv_write(&layout, pool, bytes, 0, &rows, &k, &v);
+        let a = Attention {
+            layout,
+            pool,
+            stride: bytes,
+            offset: 0,
+            q: &q,
+            heads: 2,
+            rows: &rows,
+            scale: 0.3,
+            window: None,
+            softcap: None,
+            alibi: &[],
+            sinks: &[],
+            level: Level::Portable,
+        };
+        let mut out = vec![0f32; 16 * 2 * 36];
+        cpu.attention(&a, &mut out);
+        out
+    };
+    let mut memory = vec![0u8; bytes + 2];
+    for cpu in cpus() {
+        // one of the two is odd
+        let outs = [0, 1].map(|from| attend(&cpu, &mut memory[from..][..bytes]));
+        same(&outs[0], &outs[1], "from an odd address");
+    }
+}
+
 /// What a sequence computes where another holds infinities and NaN, and where its own later positions do.
 #[test]
 fn numbers_that_are_not_finite_stay_with_whom_they_belong_to() {

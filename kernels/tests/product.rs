@@ -191,6 +191,28 @@ fn a_smaller_input_after_a_larger_one_sees_nothing_of_it() {
     }
 }
 
+#[test]
+fn an_input_serves_any_instruction_set_in_turn() {
+    let mut r = Random(12);
+    let (rows, cols, m) = (40, 300, 9);
+    let cpus = cpus();
+    for ty in TYPES {
+        let data = encode(ty, &r.values(rows * cols), rows, cols);
+        let w = Matrix::new(ty, rows, cols, &data).expect("whole");
+        let x = r.values(m * cols);
+        let expected: Vec<f32> = (0..m * rows)
+            .map(|i| twin(ty, &data, rows, cols, i % rows, &x[i / rows * cols..][..cols]))
+            .collect();
+        let mut input = Input::new();
+        input.load(&cpus[0], &x, m, cols);
+        for cpu in cpus.iter().chain(cpus.iter().rev()) {
+            let mut out = vec![0.0; m * rows];
+            cpu.matmul(w, &mut input, None, &mut out);
+            same(&expected, &out, &format!("{ty} on {} after others", cpu.isa().name()));
+        }
+    }
+}
+
 /// Error of a product with float activations, as a part of its norm: in one term, and as the kernels do it.
 #[test]
 fn two_terms_make_q8_products_as_exact_as_their_weights() {

@@ -29,8 +29,8 @@ fn wild(r: &mut Random, n: usize) -> Vec<f32> {
         .collect()
 }
 
-const ACTIVATIONS: [Activation; 4] =
-    [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu];
+const ACTIVATIONS: [Activation; 5] =
+    [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Relu2];
 const CLAMPED: Activation = Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 };
 
 #[test]
@@ -51,11 +51,8 @@ fn activations_are_the_scalar_functions_value_by_value() {
                 (v * 0.5) * (1.0 + math::tanh(cubic * 0.797_884_6))
             }
             _ => {
-                if 0.0 > v {
-                    0.0
-                } else {
-                    v
-                }
+                let positive = if 0.0 > v { 0.0 } else { v };
+                if kind == Activation::Relu { positive } else { positive * positive }
             }
         };
         let expected: Vec<f32> = x.iter().map(|&v| one(v)).collect();

@@ -1,8 +1,10 @@
 //! Writing keys and values into pages, and attention over them.
 
-use super::{Cpu, Shared};
+use super::Cpu;
 use crate::generic::attention::{Join, PART, Query, Scratch, Tile, record};
+use crate::input::Line;
 use crate::kv::{KeyType, KvLayout, ValueType};
+use crate::shared::Shared;
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -268,7 +270,7 @@ impl Cpu {
         SCRATCH.with_borrow_mut(|scratch| {
             let lines = Scratch::bytes(l, count).div_ceil(size_of::<Line>());
             if scratch.len() < lines {
-                scratch.resize(lines, Line([0; 64]));
+                scratch.resize(lines, Line::default());
             }
             let tile = Tile {
                 layout: *l,
@@ -276,6 +278,7 @@ impl Cpu {
                 stride: a.stride,
                 table: table.as_ptr(),
                 queries,
+                keys: self.ops.keys,
                 scale: a.scale,
                 softcap: a.softcap.unwrap_or(0.0),
                 alibi: !a.alibi.is_empty(),
@@ -302,11 +305,6 @@ const SCRATCH_BYTES: usize = 768 << 10;
 const PIECES: usize = 2;
 /// Values of records, at most.
 const RECORDS: usize = 16 << 20;
-
-/// 64 bytes at a multiple of 64.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
 
 thread_local! {
     /// A tile's working memory: every thread's own, as large as its largest tile.
@@ -365,7 +363,6 @@ fn check_pages(
     sees: Option<Option<u32>>,
 ) {
     assert!(l.is_valid(), "{l:?}");
-    assert!(offset.is_multiple_of(2) && stride.is_multiple_of(2), "pages at even addresses");
     assert!(
         offset <= stride && l.page_bytes() <= stride - offset,
         "a layer's part of a page of {stride} bytes"

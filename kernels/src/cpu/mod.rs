@@ -18,7 +18,6 @@ pub use vector::RowNorm;
 use crate::detect::{Isa, detect};
 use crate::ops::Ops;
 use crate::threads::Pool;
-use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -120,37 +119,5 @@ impl Cpu {
             if work < SMALL { 1 } else { (self.pool.threads() * 4).min(n).min(work.div_ceil(SMALL / 2)) };
         let size = n.div_ceil(chunks.max(1)).max(1);
         self.pool.run(n.div_ceil(size), |c| f(c * size..((c + 1) * size).min(n)));
-    }
-}
-
-/// A slice that several threads write, each its own part.
-pub(crate) struct Shared<'a, T> {
-    at: *mut T,
-    len: usize,
-    of: PhantomData<&'a mut [T]>,
-}
-
-// SAFETY: it hands out parts only through `slice`, whose caller promises that they do not overlap.
-unsafe impl<T: Send> Sync for Shared<'_, T> {}
-
-impl<'a, T> Shared<'a, T> {
-    pub(crate) fn of(slice: &'a mut [T]) -> Self {
-        Shared { at: slice.as_mut_ptr(), len: slice.len(), of: PhantomData }
-    }
-
-    /// The part `at..at + n`.
-    ///
-    /// # Safety
-    /// No other part that is alive overlaps it.
-    #[allow(clippy::mut_from_ref)] // that is its purpose
-    pub(crate) unsafe fn slice(&self, at: usize, n: usize) -> &mut [T] {
-        assert!(at <= self.len && n <= self.len - at, "part {at}+{n} of {}", self.len);
-        // SAFETY: inside the slice, and unshared by the caller's promise
-        unsafe { std::slice::from_raw_parts_mut(self.at.add(at), n) }
-    }
-
-    /// The start, for kernels that stride.
-    pub(crate) fn pointer(&self) -> *mut T {
-        self.at
     }
 }

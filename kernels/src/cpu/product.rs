@@ -1,20 +1,27 @@
 //! Matrix products: cuts them into units of row blocks and tokens and runs them in one fork-join.
 
-use super::{Cpu, Shared};
+use super::Cpu;
 use crate::generic::codes;
-use crate::generic::float::{FloatBlock, FloatKind};
+use crate::generic::float::{FloatBlock, FloatKind, Widen};
 use crate::generic::panel::LANES;
 use crate::generic::rows::{IntBlock, STREAMS, TILE_STREAMS};
-use crate::input::Input;
+use crate::input::{Input, Line};
 use crate::matrix::{Experts, Matrix};
 use crate::ops::TileOps;
+use crate::shared::Shared;
 use llm_format::quant::{Type, decode_row};
+use std::cell::RefCell;
 use std::ops::Range;
 
 /// Vectors up to which several blocks are walked together: reading weights is what takes the time.
 const STREAMED: usize = 64;
 /// Vectors that are worth a unit of their own on matrix tiles.
 const TILED: usize = 256;
+
+thread_local! {
+    /// A block of weights made f32: every thread's own, as large as its largest.
+    static WIDE: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+}
 
 /// One product of a group: `out[i] = matrix · x[i] + bias` for all rows i of the shared input.
 pub struct Job<'a> {
@@ -39,9 +46,6 @@ struct Part<'a> {
     /// The kernels on matrix tiles, where they compute it.
     tiles: Option<&'static TileOps>,
 }
-
-// SAFETY: `out` is written in disjoint parts (see `product_units`).
-unsafe impl Sync for Part<'_> {}
 
 impl Part<'_> {
     /// Whether blocks are walked side by side to read well.
@@ -130,19 +134,13 @@ impl Cpu {
         }
         let (count, fast) = (jobs.len(), x.is_fast());
         let jobs = Shared::of(jobs);
-
         self.products(count, x, |i| {
-            // SAFETY: `products` asks from every thread, but only copies and the pointer's value are taken
-            let job = unsafe { &*jobs.pointer().add(i) };
-            Part {
-                matrix: job.matrix,
-                bias: job.bias,
-                out: job.out.as_ptr().cast_mut(),
-                from: 0,
-                to: m,
-                range: 0,
-                tiles: self.tile_ops(job.matrix.ty(), m, fast),
-            }
+            let job = jobs.pointer().wrapping_add(i);
+            // SAFETY: job i exists; every thread asks, but takes copies, and of the outputs a pointer that may write
+            let (matrix, bias, out) =
+                unsafe { ((*job).matrix, (*job).bias, (&raw mut *(*job).out).cast::<f32>()) };
+            let tiles = self.tile_ops(matrix.ty(), m, fast);
+            Part { matrix, bias, out, from: 0, to: m, range: 0, tiles }
         });
     }
 
@@ -190,6 +188,7 @@ impl Cpu {
 
     /// Makes the forms of `x` that products of `ty` with these ranges of tokens read.
     fn prepare(&self, ty: Type, x: &mut Input, ranges: impl Iterator<Item = Range<usize>> + Clone) {
+        x.belong_to(self);
         let most = ranges.clone().map(|tokens| tokens.len()).max().unwrap_or(0);
         let tiles = self.tile_ops(ty, most, x.is_fast());
         if ty.is_integer() {
@@ -319,8 +318,41 @@ impl Cpu {
             out,
             stride: w.rows(),
         };
-        // SAFETY: as above
-        unsafe { tiles.map_or(self.ops.float, |t| t.float)(&a) };
+        match tiles {
+            // SAFETY: as above
+            Some(tiles) => unsafe { (tiles.float)(&a) },
+            None if kind != FloatKind::F32 && to - from >= self.ops.widen_from => self.widened(&a),
+            // SAFETY: as above
+            None => unsafe { (self.ops.float)(&a) },
+        }
+    }
+
+    /// The product `a` of 16-bit weights, each block made f32 once for all tokens; the same bits.
+    fn widened(&self, a: &FloatBlock) {
+        WIDE.with_borrow_mut(|wide| {
+            // a line of 32 values a row becomes two of 16
+            let steps = a.steps * 2;
+            if wide.len() < steps * 32 {
+                wide.resize(steps * 32, Line::default());
+            }
+            let out = wide.as_mut_ptr().cast::<f32>();
+            for b in 0..a.count {
+                let block = a.only(b);
+                let from = Widen { kind: a.kind, block: block.block, steps: a.steps, out };
+                let wide = FloatBlock {
+                    kind: FloatKind::F32,
+                    block: out.cast(),
+                    block_bytes: steps * 2048,
+                    steps,
+                    ..block
+                };
+                // SAFETY: as in `product_units`; `out` holds the lines of a block
+                unsafe {
+                    (self.ops.widen)(&from);
+                    (self.ops.float)(&wide);
+                }
+            }
+        });
     }
 
     /// Rows `ids` of `w`, decoded, times `scale`: the embedding of tokens, `[ids, cols]`.

@@ -1,8 +1,8 @@
 //! Choice of experts: router logits to the experts of each token and their weights.
 //!
 //! Scores are compared as they are, equal ones by the lower index, so the choice never varies. Grouped choice
-//! follows DeepSeek-V2 (arXiv:2405.04434) and V3 (arXiv:2412.19437) as transformers implements them: experts
-//! outside the kept groups compete with the score 0.
+//! follows DeepSeek-V2 (arXiv:2405.04434) and V3 (arXiv:2412.19437): experts outside the kept groups are not chosen,
+//! whatever a bias makes of those inside.
 
 use super::Cpu;
 

@@ -1,8 +1,9 @@
 //! Norms, rotations, activations and the small passes between products.
 
-use super::{Activation, Cpu, Map, Pairs, Shared};
+use super::{Activation, Cpu, Map, Pairs};
 use crate::generic::norm::Norm;
 use crate::input::{Cut, Input};
+use crate::shared::Shared;
 use llm_format::quant::Type;
 
 /// A norm of rows, with its weights.

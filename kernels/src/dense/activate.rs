@@ -138,7 +138,7 @@ impl Dense {
     /// `y = f(x)`.
     pub fn activate(&mut self, curve: Curve, x: &[f32], y: &mut [f32]) {
         assert!(x.len() == y.len(), "{curve:?} of {} into {}", x.len(), y.len());
-        let y = Shared::new(y);
+        let y = Shared::of(y);
         self.pieces(x.len(), PIECE, |_, r| {
             // SAFETY: each piece takes its own range.
             plain_forward(self.isa, curve, &x[r.clone()], unsafe { y.part(r) });
@@ -148,7 +148,7 @@ impl Dense {
     /// Turns the gradient of [`Dense::activate`]'s output into that of its input `x`, in place.
     pub fn activate_back(&mut self, curve: Curve, dy: &mut [f32], x: &[f32]) {
         assert!(x.len() == dy.len(), "{curve:?} of {} from {}", x.len(), dy.len());
-        let dy = Shared::new(dy);
+        let dy = Shared::of(dy);
         self.pieces(x.len(), PIECE, |_, r| {
             // SAFETY: each piece takes its own range.
             plain_backward(self.isa, curve, unsafe { dy.part(r.clone()) }, &x[r]);
@@ -158,7 +158,7 @@ impl Dense {
     /// `y[rows, n] = f(gate)·up` of rows `gate[n] up[n]`.
     pub fn gated(&mut self, curve: Curve, gu: &[f32], n: usize, y: &mut [f32]) {
         assert!(n > 0 && y.len().is_multiple_of(n) && gu.len() == 2 * y.len(), "gated {} by {n}", gu.len());
-        let y = Shared::new(y);
+        let y = Shared::of(y);
         self.pieces(y.len() / n, ROWS, |_, r| {
             // SAFETY: each piece takes its own rows.
             let y = unsafe { y.part(r.start * n..r.end * n) };
@@ -170,7 +170,7 @@ impl Dense {
     pub fn gated_back(&mut self, curve: Curve, dy: &[f32], gu: &[f32], n: usize, dgu: &mut [f32]) {
         assert!(n > 0 && dy.len().is_multiple_of(n) && gu.len() == 2 * dy.len(), "gated {} by {n}", gu.len());
         assert!(dgu.len() == gu.len(), "gated {} into {}", gu.len(), dgu.len());
-        let dgu = Shared::new(dgu);
+        let dgu = Shared::of(dgu);
         self.pieces(dy.len() / n, ROWS, |_, r| {
             let both = 2 * r.start * n..2 * r.end * n;
             // SAFETY: each piece takes its own rows.

@@ -196,7 +196,7 @@ impl Dense {
     pub fn attention(&mut self, h: &Heads, qkv: &[f32], out: &mut [f32], lse: &mut [f32]) {
         let rows = check(h, qkv, out, lse);
         let (d, dv, width) = (h.dim, h.value_dim, h.heads * h.value_dim);
-        let (out, lse) = (Shared::new(out), Shared::new(lse));
+        let (out, lse) = (Shared::of(out), Shared::of(lse));
         let isa = self.isa;
         self.pool.run(rows / h.length * h.kv_heads, |piece| {
             let (first, kv) = (piece / h.kv_heads * h.length, piece % h.kv_heads);
@@ -252,7 +252,7 @@ impl Dense {
         let rows = check(h, qkv, out, lse);
         assert!(dout.len() == out.len() && dqkv.len() == qkv.len(), "attention gradient of {rows} rows");
         let (d, dv, width, stride) = (h.dim, h.value_dim, h.heads * h.value_dim, h.stride());
-        let dqkv = Shared::new(dqkv);
+        let dqkv = Shared::of(dqkv);
         let isa = self.isa;
         self.pool.run(rows / h.length * h.kv_heads, |piece| {
             let (first, kv) = (piece / h.kv_heads * h.length, piece % h.kv_heads);

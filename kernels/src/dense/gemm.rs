@@ -115,7 +115,7 @@ impl Dense {
         }
         assert!(a.cols > 0, "a product over nothing");
         let (rows, cols) = plan(shape, a.rows, b.cols, self.threads());
-        let c = Shared::new(c);
+        let c = Shared::of(c);
         let (down, across) = (a.rows.div_ceil(rows), b.cols.div_ceil(cols));
         let isa = self.isa;
         self.pool.run(down * across, |t| {
@@ -124,7 +124,7 @@ impl Dense {
             OWN.with_borrow_mut(|own| {
                 // SAFETY: the rows and columns of C of piece t belong to no other; `check` proved the extents of A,
                 // B and C.
-                unsafe { tile(isa, shape, a, (i0, rows), Right::View(b), (j0, cols), c.pointer(0), own) };
+                unsafe { tile(isa, shape, a, (i0, rows), Right::View(b), (j0, cols), c.pointer(), own) };
             });
         });
     }

@@ -73,7 +73,7 @@ impl Dense {
             logits.len()
         );
         let mut sums = vec![0.0f64; rows.div_ceil(PIECE)];
-        let (logits, shared) = (Shared::new(logits), Shared::new(&mut sums));
+        let (logits, shared) = (Shared::of(logits), Shared::of(&mut sums));
         self.pieces(rows, PIECE, |p, r| {
             // SAFETY: each piece takes its own rows and its own sum.
             let (part, sum) = unsafe { (logits.part(r.start * vocab..r.end * vocab), shared.part(p..p + 1)) };

@@ -25,7 +25,6 @@ mod norm;
 mod optim;
 mod pack;
 mod rows;
-mod shared;
 
 #[cfg(test)]
 mod tests;
@@ -38,8 +37,8 @@ pub use optim::{AdamW, Lion, Moments8};
 pub use rows::Rotated;
 
 use crate::detect::{Isa, detect};
+use crate::shared::Shared;
 use crate::threads::Pool;
-use shared::Shared;
 
 /// The dense kernels with their instruction set, threads and scratch memory.
 pub struct Dense {

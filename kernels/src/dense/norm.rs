@@ -121,7 +121,7 @@ impl Dense {
         let (rows, width, each) = (x.len() / stride, what.heads * w.len(), what.heads * 2);
         assert!(what.start + width <= stride && x.len() == rows * stride && y.len() == x.len(), "{what:?}");
         assert!(stats.len() == rows * each, "stats of {rows} rows of {} heads", what.heads);
-        let (y, stats) = (Shared::new(y), Shared::new(stats));
+        let (y, stats) = (Shared::of(y), Shared::of(stats));
         self.pieces(rows, PIECE, |_, r| {
             for row in r {
                 let span = row * stride + what.start..row * stride + what.start + width;
@@ -154,7 +154,7 @@ impl Dense {
         // Three rows of d per piece: dw, an unused db, and x̂ of the current head.
         partial.clear();
         partial.resize(pieces * d * 3, 0.0);
-        let (shared, dx) = (Shared::new(&mut partial), Shared::new(dx));
+        let (shared, dx) = (Shared::of(&mut partial), Shared::of(dx));
         self.pieces(rows, PIECE, |p, r| {
             // SAFETY: a piece's three rows of partial sums belong to that piece alone.
             let (dw, db, hat) = unsafe {
@@ -190,7 +190,7 @@ impl Dense {
         let rows = x.len() / d;
         assert!(x.len() == rows * d && y.len() == x.len() && stats.len() == rows * 2, "norm of {}", x.len());
         assert!(b.is_none_or(|b| b.len() == d && center), "norm bias");
-        let (y, stats) = (Shared::new(y), Shared::new(stats));
+        let (y, stats) = (Shared::of(y), Shared::of(stats));
         self.pieces(rows, PIECE, |_, r| {
             let span = r.start * d..r.end * d;
             // SAFETY: rows of a piece belong to that piece alone.
@@ -222,7 +222,7 @@ impl Dense {
         // Three rows of d per piece: dw, db, and x̂ of the current row.
         partial.clear();
         partial.resize(pieces * d * 3, 0.0);
-        let (shared, dx) = (Shared::new(&mut partial), Shared::new(dx));
+        let (shared, dx) = (Shared::of(&mut partial), Shared::of(dx));
         self.pieces(rows, PIECE, |p, r| {
             let span = r.start * d..r.end * d;
             // SAFETY: rows of a piece, and its three rows of partial sums, belong to that piece alone.

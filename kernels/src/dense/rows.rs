@@ -125,7 +125,7 @@ impl Dense {
         let mut partial = std::mem::take(&mut self.partial);
         partial.clear();
         partial.resize(pieces * n, 0.0);
-        let shared = Shared::new(&mut partial);
+        let shared = Shared::of(&mut partial);
         self.pieces(m, ROWS, |p, r| {
             // SAFETY: each piece takes its own row of partial sums.
             let sums = unsafe { shared.part(p * n..(p + 1) * n) };
@@ -140,7 +140,7 @@ impl Dense {
     /// `a += b`.
     pub fn add(&mut self, a: &mut [f32], b: &[f32]) {
         assert!(a.len() == b.len(), "sum of {} and {}", a.len(), b.len());
-        let a = Shared::new(a);
+        let a = Shared::of(a);
         self.pieces(b.len(), PIECE, |_, r| {
             // SAFETY: each piece takes its own range.
             add_to(self.isa, unsafe { a.part(r.clone()) }, &b[r]);
@@ -154,7 +154,7 @@ impl Dense {
     pub fn embed(&mut self, ids: &[u32], table: &[f32], positions: Option<&[f32]>, out: &mut [f32]) {
         let d = out.len() / ids.len();
         assert!(out.len() == d * ids.len(), "{} ids into {}", ids.len(), out.len());
-        let out = Shared::new(out);
+        let out = Shared::of(out);
         self.pieces(ids.len(), ROWS, |_, r| {
             // SAFETY: each piece takes its own rows.
             let rows = unsafe { out.part(r.start * d..r.end * d) };
@@ -170,7 +170,7 @@ impl Dense {
 
     /// Writes zeros.
     pub fn zero(&mut self, x: &mut [f32]) {
-        let x = Shared::new(x);
+        let x = Shared::of(x);
         self.pieces(x.len(), PIECE, |_, r| {
             // SAFETY: each piece takes its own range.
             unsafe { x.part(r) }.fill(0.0);
@@ -188,7 +188,7 @@ impl Dense {
         );
         if let Some(positions) = positions {
             let length = positions.len();
-            let positions = Shared::new(positions);
+            let positions = Shared::of(positions);
             self.pieces(length, PIECE, |_, r| {
                 // SAFETY: each piece takes its own range.
                 let part = unsafe { positions.part(r.clone()) };
@@ -198,7 +198,7 @@ impl Dense {
                 }
             });
         }
-        let table = Shared::new(table);
+        let table = Shared::of(table);
         self.pieces(d, COLUMNS, |_, cols| {
             for (id, dy) in ids.iter().zip(dy.chunks_exact(d)) {
                 let at = *id as usize * d;
@@ -226,7 +226,7 @@ impl Dense {
         assert!(cos.len() == half * period && sin.len() == cos.len(), "rope tables");
         let last = what.start + what.heads.saturating_sub(1) * what.step + half * 2;
         assert!(last <= stride && x.len().is_multiple_of(stride), "{what:?} of {} by {stride}", x.len());
-        let x = Shared::new(x);
+        let x = Shared::of(x);
         self.pieces(x.len() / stride, 16, |_, r| {
             // SAFETY: each piece takes its own rows.
             let rows = unsafe { x.part(r.start * stride..r.end * stride) };
@@ -237,7 +237,7 @@ impl Dense {
     /// Zeroes the elements of `x` that `(key, index)` chooses with probability `rate` and scales the others by
     /// `1/(1 − rate)`: dropout, and, with the same key, its gradient.
     pub fn dropout(&mut self, x: &mut [f32], rate: f32, key: u64) {
-        let x = Shared::new(x);
+        let x = Shared::of(x);
         let factor = 1.0 / (1.0 - rate);
         self.pieces(x.len(), PIECE, |_, r| {
             // SAFETY: each piece takes its own range.

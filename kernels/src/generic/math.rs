@@ -1,4 +1,5 @@
-//! exp, tanh, erf on sixteen lanes: the same sequences of IEEE operations as `crate::math`, lane by lane.
+//! exp, tanh, erf on sixteen lanes: the same sequences of IEEE operations as `crate::math`, lane by lane. They are called
+//! through [`Simd`], since the scalar instruction set takes that module's instead.
 
 use crate::math::{ERF_BIG, ERF_SMALL, EXP, EXP_HIGH, EXP_LOW, LN2_HIGH, LN2_LOW, ROUND, TANH};
 use crate::simd::Simd;
@@ -33,7 +34,7 @@ pub unsafe fn exps<S: Simd, const N: usize>(x: [S::F; N]) -> [S::F; N] {
         for i in 0..N {
             x[i] = S::min(S::splat(EXP_HIGH), x[i]);
         }
-        exps_down::<S, N>(x)
+        S::exps_down(x)
     }
 }
 
@@ -68,7 +69,7 @@ pub unsafe fn exps_down<S: Simd, const N: usize>(x: [S::F; N]) -> [S::F; N] {
 #[inline(always)]
 pub unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
     // SAFETY: arithmetic only; the machine has S
-    unsafe { tanhs::<S, 1>([x])[0] }
+    unsafe { S::tanhs([x])[0] }
 }
 
 /// tanh of several registers, side by side.
@@ -130,7 +131,7 @@ unsafe fn one_plus_exp_minus<S: Simd>(x: S::F) -> S::F {
 pub unsafe fn gelu<S: Simd>(x: S::F) -> S::F {
     // SAFETY: arithmetic only; the machine has S
     unsafe {
-        let e = erf::<S>(S::mul(x, S::splat(core::f32::consts::FRAC_1_SQRT_2)));
+        let e = S::erf(S::mul(x, S::splat(core::f32::consts::FRAC_1_SQRT_2)));
         S::mul(S::mul(x, S::splat(0.5)), S::add(S::splat(1.0), e))
     }
 }

@@ -86,8 +86,13 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock, tiles: unsafe fn(&p
         }
         for first in 0..a.run.min(a.count) {
             match vectors {
-                2 => few::<S, BITS, 2>(a, first, a.from),
-                1 if terms(BITS) == 1 => few::<S, BITS, 1>(a, first, a.from),
+                // plain Rust gains nothing from two together, and the code is long
+                2 if terms(BITS) == 2 || S::ACCUMULATORS > 1 => few::<S, BITS, 2>(a, first, a.from),
+                1 | 2 if terms(BITS) == 1 => {
+                    for v in a.from..a.to {
+                        few::<S, BITS, 1>(a, first, v);
+                    }
+                }
                 _ if S::PACKS => panel::product::<S, BITS>(a, first, tiles),
                 _ => {
                     // without packs, twos and fours of up to six

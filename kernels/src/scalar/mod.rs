@@ -1,6 +1,7 @@
 //! The scalar instruction set: sixteen lanes as an array, plain Rust, any machine. What every other must equal.
 
 use crate::generic::{float, panel};
+use crate::math;
 use crate::simd::Simd;
 use half::{bf16, f16};
 
@@ -47,6 +48,16 @@ unsafe impl Simd for Scalar {
     const BIAS: i32 = 0;
     const PACKS: bool = true;
     const ACCUMULATORS: usize = 1;
+    const WIDEN: usize = 1;
+
+    #[inline(never)]
+    unsafe fn exps_down<const N: usize>(x: [Self::F; N]) -> [Self::F; N] {
+        x.map(|x| map(x, math::exp))
+    }
+    #[inline(never)]
+    unsafe fn tanhs<const N: usize>(x: [Self::F; N]) -> [Self::F; N] {
+        x.map(|x| map(x, math::tanh))
+    }
 
     lanes! {
         call fn splat(x: f32) -> Self::F { [x; 16] }
@@ -97,6 +108,7 @@ unsafe impl Simd for Scalar {
             let v: [i8; 16] = core::array::from_fn(|i| x[i] as i8);
             p.cast::<[i8; 16]>().write_unaligned(v)
         }
+        call fn erf(x: Self::F) -> Self::F { map(x, math::erf) }
         call fn tree(a: Self::F) -> f32 {
             let mut a = a;
             for half in [8, 4, 2, 1] {

@@ -147,6 +147,8 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::threads::Pool;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -171,6 +173,17 @@ mod tests {
         }
         assert_eq!(record.rest, LONGEST_REST);
         assert!(rested > 20 * worked, "rested {rested:?}, worked {worked:?}");
+    }
+
+    #[test]
+    fn a_panic_while_all_workers_rest_leaves_the_pool_its_lock() {
+        let pool = Pool::new(2);
+        let mut rests = pool.busy.lock().expect("no panic yet");
+        rests.any = true;
+        rests.workers[0].until = Some(Instant::now() + Duration::from_secs(3600));
+        drop(rests);
+        let caught = catch_unwind(AssertUnwindSafe(|| pool.run(4, |unit| panic!("unit {unit}"))));
+        assert!(caught.is_err() && !pool.busy.is_poisoned());
     }
 
     #[test]

@@ -340,6 +340,11 @@ unsafe impl<L: Bytes> Simd for Neon<L> {
             core::arch::asm!("prfm pldl1keep, [{}]", in(reg) p, options(nostack, preserves_flags, readonly))
         }
         fn turned_tiles(a: &turned::Tiles) { L::turned_tiles(a) }
-        fn float_tiles(a: &float::FloatBlock) { float::tiles::<Self, 2, 2, 4>(a) }
+        fn float_tiles(a: &float::FloatBlock) {
+            match a.kind {
+                float::FloatKind::F32 => float::tiles::<Self, 2, 2, 4>(a),
+                _ => float::halves::<Self, 4>(a),
+            }
+        }
     }
 }

@@ -60,7 +60,7 @@ impl Dense {
         let n = w.len();
         let same = g.len() == n && m.len() == n && v.len() == n;
         assert!(same, "adamw of {n}, {}, {}, {}", g.len(), m.len(), v.len());
-        let (w, m, v) = (Shared::new(w), Shared::new(m), Shared::new(v));
+        let (w, m, v) = (Shared::of(w), Shared::of(m), Shared::of(v));
         self.pieces(n, PIECE, |_, r| {
             // SAFETY: each piece takes its own range.
             let (w, m, v) = unsafe { (w.part(r.clone()), m.part(r.clone()), v.part(r.clone())) };

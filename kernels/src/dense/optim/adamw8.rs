@@ -104,9 +104,9 @@ impl Dense {
             && (moments.first.len(), moments.second.len()) == (n, n)
             && (moments.first_top.len(), moments.second_top.len()) == (blocks, blocks);
         assert!(same, "adamw8 of {n}, {}, {}", g.len(), moments.first.len());
-        let w = Shared::new(w);
-        let (m, v) = (Shared::new(&mut moments.first), Shared::new(&mut moments.second));
-        let (m_top, v_top) = (Shared::new(&mut moments.first_top), Shared::new(&mut moments.second_top));
+        let w = Shared::of(w);
+        let (m, v) = (Shared::of(&mut moments.first), Shared::of(&mut moments.second));
+        let (m_top, v_top) = (Shared::of(&mut moments.first_top), Shared::of(&mut moments.second_top));
         self.pieces(n, PIECE, |_, r| {
             for at in r.clone().step_by(BLOCK) {
                 let part = at..(at + BLOCK).min(r.end);

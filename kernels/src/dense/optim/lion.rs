@@ -39,7 +39,7 @@ impl Dense {
     pub fn lion(&mut self, o: &Lion, w: &mut [f32], g: &[f32], m: &mut [f32]) {
         let n = w.len();
         assert!(g.len() == n && m.len() == n, "lion of {n}, {}, {}", g.len(), m.len());
-        let (w, m) = (Shared::new(w), Shared::new(m));
+        let (w, m) = (Shared::of(w), Shared::of(m));
         self.pieces(n, PIECE, |_, r| {
             // SAFETY: each piece takes its own range.
             let (w, m) = unsafe { (w.part(r.clone()), m.part(r.clone())) };

@@ -48,7 +48,7 @@ impl Dense {
     /// `Σ x²`, in f64.
     pub fn sum_squares(&mut self, x: &[f32]) -> f64 {
         let mut sums = vec![0.0f64; x.len().div_ceil(PIECE)];
-        let shared = Shared::new(&mut sums);
+        let shared = Shared::of(&mut sums);
         self.pieces(x.len(), PIECE, |p, r| {
             // SAFETY: each piece takes its own sum.
             let sum = unsafe { shared.part(p..p + 1) };
@@ -64,7 +64,7 @@ impl Dense {
     pub fn nesterov(&mut self, beta: f32, scale: f32, g: &[f32], m: &mut [f32], out: &mut [f32]) {
         let n = g.len();
         assert!(m.len() == n && out.len() == n, "nesterov of {n}, {}, {}", m.len(), out.len());
-        let (m, out) = (Shared::new(m), Shared::new(out));
+        let (m, out) = (Shared::of(m), Shared::of(out));
         self.pieces(n, PIECE, |_, r| {
             // SAFETY: each piece takes its own range.
             let (m, out) = unsafe { (m.part(r.clone()), out.part(r.clone())) };
@@ -79,7 +79,7 @@ impl Dense {
     pub fn apply(&mut self, keep: f32, step: f32, w: &mut [f32], u: &[f32]) {
         assert!(w.len() == u.len(), "update of {} by {}", w.len(), u.len());
         let n = w.len();
-        let w = Shared::new(w);
+        let w = Shared::of(w);
         self.pieces(n, PIECE, |_, r| {
             // SAFETY: each piece takes its own range.
             decayed_step(self.isa, keep, step, unsafe { w.part(r.clone()) }, &u[r]);

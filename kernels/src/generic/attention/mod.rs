@@ -23,6 +23,7 @@ mod store;
 mod values;
 
 pub use join::{Join, join};
+pub use scores::{Keys, keys};
 pub use scratch::Scratch;
 pub use store::store;
 
@@ -61,6 +62,8 @@ pub struct Tile<'a> {
     pub stride: usize,
     pub table: *const u32,
     pub queries: &'a [Query],
+    /// [`keys`] of the instruction set.
+    pub keys: unsafe fn(&mut Keys<'_>),
     pub scale: f32,
     /// 0: none.
     pub softcap: f32,

@@ -22,23 +22,42 @@ macro_rules! groups {
 }
 pub(super) use groups;
 
+/// A block with int8 keys.
+pub struct Keys<'a> {
+    tile: &'a Tile<'a>,
+    scratch: &'a Scratch,
+    block: &'a Block,
+    ahead: &'a mut Ahead,
+}
+
+/// Scores of all queries with the block's int8 keys. It is all in which instruction sets with the same vectors and
+/// another way to multiply bytes differ, and so a function of its own.
+#[inline(always)]
+pub unsafe fn keys<S: Simd>(k: &mut Keys) {
+    let (a, s, b) = (k.tile, k.scratch, k.block);
+    // SAFETY: as `products`
+    unsafe {
+        if S::ACCUMULATORS > 1 && b.runs.iter().all(|r| !r.page.is_null()) {
+            whole::<S>(a, s, b, k.ahead);
+            return;
+        }
+        for g in 0..BLOCK / 16 {
+            if !b.runs[g].page.is_null() {
+                for i in 0..a.queries.len() {
+                    dots::<S, 1, 1>(a, s, b, i, g, k.ahead);
+                }
+            }
+        }
+    }
+}
+
 /// Scores of all queries with the block's keys, into `s.p`.
 #[inline(always)]
 pub unsafe fn products<S: Simd>(a: &Tile, s: &Scratch, b: &Block, ahead: &mut Ahead) {
     // SAFETY: as `attend`; a sixteen that holds a visible position lies in one page, all of it readable
     unsafe {
         if a.layout.key == KeyType::I8 {
-            if S::ACCUMULATORS > 1 && b.runs.iter().all(|r| !r.page.is_null()) {
-                whole::<S>(a, s, b, ahead);
-                return;
-            }
-            for g in 0..BLOCK / 16 {
-                if !b.runs[g].page.is_null() {
-                    for i in 0..a.queries.len() {
-                        dots::<S, 1, 1>(a, s, b, i, g, ahead);
-                    }
-                }
-            }
+            (a.keys)(&mut Keys { tile: a, scratch: s, block: b, ahead });
         } else {
             for g in 0..BLOCK / 16 {
                 if !b.runs[g].page.is_null() {
@@ -147,7 +166,7 @@ unsafe fn floats<S: Simd, const HALF: bool>(a: &Tile, s: &Scratch, b: &Block, g:
         let run = &b.runs[g];
         let keys = run.page.add(run.slot * a.layout.key_bytes());
         let out = s.p.add(g * 16);
-        if HALF && n == 1 {
+        if HALF && n == 1 && S::ACCUMULATORS > 1 {
             S::store(out, rows::<S, true>(s.q, keys, width, ahead));
             return;
         }

@@ -5,7 +5,7 @@
 use super::ahead::Ahead;
 use super::spans::Span;
 use super::{BLOCK, Block, SOFTMAX, Scratch, Tile};
-use crate::generic::math::{exp, exps_down, tanhs};
+use crate::generic::math::exp;
 use crate::kv::{KeyType, ValueType};
 use crate::simd::Simd;
 
@@ -114,7 +114,7 @@ unsafe fn exponentials<S: Simd, const Q: usize, const N: usize>(
                 v[q * STEPS + g] = S::sub(S::load(p.add(q * BLOCK + g * 16)), top);
             }
         }
-        let e = exps_down::<S, N>(v);
+        let e = S::exps_down(v);
         for q in 0..Q {
             let e = &e[q * STEPS..];
             sums[q] = S::add(S::add(S::add(e[0], e[1]), e[2]), e[3]);
@@ -141,7 +141,7 @@ unsafe fn logits<S: Simd>(a: &Tile, s: &Scratch, b: &Block, i: usize) -> S::F {
             for g in 0..STEPS {
                 v[g] = S::div(v[g], cap);
             }
-            v = tanhs::<S, STEPS>(v);
+            v = S::tanhs(v);
             for g in 0..STEPS {
                 v[g] = S::mul(cap, v[g]);
             }

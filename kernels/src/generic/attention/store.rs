@@ -7,7 +7,7 @@ use crate::simd::{Simd, runs};
 /// Stores one head's vector of a token: `dim` values, padded with zeros to 16, as the type asks.
 #[inline(always)]
 pub unsafe fn store<S: Simd>(kind: KeyType, x: *const f32, dim: usize, to: *mut u8, scale: *mut u16) {
-    // SAFETY: x holds dim values, `to` the padded vector, `scale` one half for int8
+    // SAFETY: x holds dim values, `to` the padded vector, `scale` one half for int8, wherever it lies
     unsafe {
         match kind {
             KeyType::F32 => {
@@ -32,7 +32,7 @@ pub unsafe fn store<S: Simd>(kind: KeyType, x: *const f32, dim: usize, to: *mut 
                 let finite = S::tree(odd) == 0.0 && half.is_finite();
                 let used = half.to_f32();
                 let inverse = if finite && used > 0.0 { 1.0 / used } else { 0.0 };
-                *scale = if finite { half } else { half::f16::NAN }.to_bits();
+                scale.write_unaligned(if finite { half } else { half::f16::NAN }.to_bits());
                 runs!(dim, |k, n| {
                     let v = fetch::<S>(x.add(k), n, 0.0);
                     let q = S::round(S::mul(if finite { v } else { S::splat(0.0) }, S::splat(inverse)));

@@ -11,8 +11,14 @@ use crate::simd::Simd;
 
 /// Dimensions that are converted together.
 pub const SLICE: usize = 64;
-/// Queries from which on values are converted beforehand.
-const MANY: usize = 9;
+/// Queries from which on values of these kinds are converted beforehand. Where there are fewer registers that is for
+/// fewer; code for the rest is not worth its length.
+const fn many<S: Simd>(kind: u8) -> usize {
+    match (S::ACCUMULATORS, kind) {
+        (16, F16 | I8) | (4, F16) => 9,
+        _ => 0,
+    }
+}
 
 const F32: u8 = 0;
 const F16: u8 = 1;
@@ -56,11 +62,11 @@ pub unsafe fn add<S: Simd>(a: &Tile, s: &Scratch, b: &Block, ahead: &mut Ahead) 
     let spread = l.latent && kind == I8;
     // SAFETY: as `attend`; padded values reach the next multiple of 16
     unsafe {
-        if n < MANY && kind == F16 {
+        if kind == F16 && n < many::<S>(F16) {
             all::<S, F16>(s, &source, n, 0, width, width, ahead);
             return;
         }
-        if n < MANY && kind == I8 && !spread {
+        if kind == I8 && !spread && n < many::<S>(I8) {
             all::<S, I8>(s, &source, n, 0, width, width, ahead);
             return;
         }

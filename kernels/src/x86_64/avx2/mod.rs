@@ -358,7 +358,12 @@ unsafe impl<M: Multiply> Simd for Wide<M> {
         }
         fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         fn tiles(a: &panel::Tiles) { panel::tiles::<Self, 1, 4, 4>(a) }
-        fn float_tiles(a: &float::FloatBlock) { float::tiles::<Self, 2, 2, 4>(a) }
+        fn float_tiles(a: &float::FloatBlock) {
+            match a.kind {
+                float::FloatKind::F32 => float::tiles::<Self, 2, 2, 4>(a),
+                _ => float::halves::<Self, 4>(a),
+            }
+        }
     }
 }
 

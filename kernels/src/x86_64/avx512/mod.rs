@@ -70,6 +70,7 @@ unsafe impl Simd for Avx512 {
     const BIAS: i32 = 128;
     const PACKS: bool = true;
     const ACCUMULATORS: usize = 16;
+    const WIDEN: usize = 48;
 
     lanes! {
         fn splat(x: f32) -> Self::F { _mm512_set1_ps(x) }
@@ -289,8 +290,7 @@ unsafe impl Simd for Avx512 {
         fn tiles(a: &panel::Tiles) { panel::tiles::<Self, 3, 8, 16>(a) }
         fn float_tiles(a: &float::FloatBlock) {
             // up to here reading takes the time, and a block is read once for eight tokens
-            const FEW: usize = 48;
-            if a.to - a.from < FEW { float::turns::<Self>(a) } else { float::tiles::<Self, 4, 6, 16>(a) }
+            if a.to - a.from < Self::WIDEN { float::turns::<Self>(a) } else { float::tiles::<Self, 4, 6, 16>(a) }
         }
     }
 }

@@ -41,7 +41,7 @@ pub static OPS: Ops = Ops {
     q3: products::q3,
     q2: products::q2,
     pack: Some(products::pack),
-    attend: products::attend,
+    keys: products::keys,
     ..super::avx2::OPS
 };
 
