@@ -275,15 +275,14 @@ impl Layout {
     /// What the reader would refuse is refused here.
     fn check(&self) -> Result<()> {
         let mut front = lay_front(&self.sections, self.front_len);
-        let sections: Vec<Section> = self.sections.iter().map(|(s, _)| *s).collect();
+        // A required section of a kind that this library does not know may be written, though it is then not read.
+        let optional = |(section, _): &(Section, Vec<u8>)| Section { flags: 0, ..*section };
+        let sections: Vec<Section> = self.sections.iter().map(optional).collect();
         let header = header::encode(self.minor, self.file_len, [0; 32], &sections);
         front[..header.len()].copy_from_slice(&header);
         match Index::parse_front(&front, self.file_len) {
-            // A required section of a kind that this library does not know may be written, and is then not read.
-            Err(e) if e.kind != ErrorKind::Unsupported => {
-                Err(Error::new(ErrorKind::Invalid, format!("cannot write such a file: {}", e.message)))
-            }
-            _ => Ok(()),
+            Ok(_) => Ok(()),
+            Err(e) => Err(Error::new(ErrorKind::Invalid, format!("cannot write such a file: {}", e.message))),
         }
     }
 
@@ -325,6 +324,9 @@ fn lay_front(sections: &[(Section, Vec<u8>)], len: u64) -> Vec<u8> {
 /// and more it makes page-table entries of their own kind, 500 times fewer.
 const PIECE: u64 = 4 << 20;
 
+/// Temporary names that are tried where files of these names are there.
+const TRIES: u32 = 10_000;
+
 /// A file that has a temporary name until it is complete; dropped before that, it is removed.
 pub struct TempFile {
     file: fs::File,
@@ -347,13 +349,22 @@ impl TempFile {
             let message = format!("{} exists and is not a file", target.display());
             return Err(Error::new(ErrorKind::Invalid, message));
         }
-        let mut temp_name = std::ffi::OsString::from(".");
-        temp_name.push(name);
-        temp_name.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-        let temp = target.with_file_name(temp_name);
-        let file = fs::File::options().write(true).create_new(true).open(&temp);
-        let file = file.map_err(|e| Error::io(format!("creating {}", temp.display()), &e))?;
-        Ok(TempFile { file, piece: Vec::new(), at: 0, temp, target: target.to_owned(), done: false })
+        let mut tries = 0;
+        loop {
+            let mut temp_name = std::ffi::OsString::from(".");
+            temp_name.push(name);
+            temp_name.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+            let temp = target.with_file_name(temp_name);
+            match fs::File::options().write(true).create_new(true).open(&temp) {
+                Ok(file) => {
+                    let target = target.to_owned();
+                    return Ok(TempFile { file, piece: Vec::new(), at: 0, temp, target, done: false });
+                }
+                // Left by a killed process of the same number; in a container the first one is always number 1.
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && tries < TRIES => tries += 1,
+                Err(e) => return Err(Error::io(format!("creating {}", temp.display()), &e)),
+            }
+        }
     }
 
     /// Makes the bytes durable, then the name.

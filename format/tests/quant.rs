@@ -127,6 +127,18 @@ fn zeros_tiny_huge_and_non_finite_weights_decode_to_what_they_are() {
 }
 
 #[test]
+fn the_scale_of_every_exponent_is_the_f16_times_two_to_its_power() {
+    let mut matrix = quant::encode(Type::Q8, &[1.0; 4], 1, 4);
+    let f16 = half::f16::from_le_bytes([matrix[HEAD], matrix[HEAD + 1]]).to_f64();
+    for e in i8::MIN..=i8::MAX {
+        matrix[16] = e as u8;
+        let scale = quant::decode_int8(Type::Q8, &matrix, 1, 4, 0, 0, &mut [0; INPUTS]);
+        assert_eq!(scale, (f16 * 2f64.powi(i32::from(e))) as f32, "exponent {e}");
+        assert!(scale > 0.0, "exponent {e}");
+    }
+}
+
+#[test]
 fn absmax_finds_the_greatest_magnitude_and_every_nan() {
     assert_eq!(quant::absmax(&[]), 0.0);
     assert_eq!(quant::absmax(&[1.0, -3.0, 2.0]), 3.0);

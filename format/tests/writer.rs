@@ -74,6 +74,34 @@ fn two_writers_of_one_name_do_not_disturb_each_other() {
 }
 
 #[test]
+fn what_a_killed_process_of_the_same_number_left_is_not_in_the_way() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for nth in 0..300 {
+        let left = folder.path().join(format!(".model.llm.{}-{nth}.tmp", std::process::id()));
+        std::fs::write(left, b"half").expect("a file");
+    }
+    let path = folder.path().join("model.llm");
+    let mut writer =
+        Writer::create(&path, &Map::new(), vec![], &[plan("a", Type::F32, &[1])]).expect("a writer");
+    writer.append_values(0, &[1.0]).expect("a value");
+    writer.finish().expect("a file");
+    assert!(path.exists());
+    assert_eq!(names(folder.path()).len(), 301, "files of others stay");
+}
+
+#[test]
+fn a_required_section_of_an_unknown_kind_excuses_nothing_else() {
+    let new = |plans: &[TensorPlan]| {
+        let stranger = NewSection { kind: 900, required: true, data: vec![1] };
+        Writer::new(Cursor::new(Vec::new()), &Map::new(), vec![stranger], plans).map(|_| ())
+    };
+    let a = plan("a", Type::F32, &[1]);
+    new(std::slice::from_ref(&a)).expect("it may be written");
+    let error = new(&[a.clone(), a]).expect_err("a name twice");
+    assert!(error.kind == ErrorKind::Invalid && error.message.contains("ascend"), "{error}");
+}
+
+#[test]
 fn an_impossible_place_is_an_error_with_the_systems_code() {
     let error =
         Writer::create("/nowhere/at/all/model.llm", &Map::new(), vec![], &[]).err().expect("no such folder");

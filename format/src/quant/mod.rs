@@ -325,9 +325,9 @@ fn low_set(i: usize) -> usize {
     32 * (i / 16) + i % 16
 }
 
-/// 2^e of the head's exponent.
+/// 2^e of the head's exponent: in f64, where that of −128 is no less a number than the others.
 fn exponent(head: &[u8]) -> f32 {
-    2f32.powi(i32::from(head[16] as i8))
+    2f64.powi(i32::from(head[16] as i8)) as f32
 }
 
 /// The scale of row `r` of a record: f16 times the matrix's power of two.

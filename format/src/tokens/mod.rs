@@ -3,7 +3,7 @@
 //! ```text
 //! header | part directory | parts, each at a multiple of 8
 //!          tokens: offsets + bytes + flags + index      model: pair table, byte ids, scores
-//!          added tokens: two sorted lists + their text  programs: normalizer, pre-tokenizer, decoder, template
+//!          added tokens: two sorted lists + their text  programs: normalizer, pre-tokenizer, decoder
 //! ```
 //!
 //! [`Tables`] builds a section, [`Layout`] checks its extents without touching the vocabulary, [`View`] answers
