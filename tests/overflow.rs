@@ -6,9 +6,10 @@ mod support;
 use llm::kv::{KvOptions, KvPool, KvType};
 use llm::model::Model;
 use llm::model::spec::Attention;
+use llm::runtime::Memory;
 use llm::sampler::{Sampler, SamplingParams};
 use llm::session::generate::{Generation, GenerationOptions, Kind};
-use llm::session::{Control, Overflow, Progress, Session, SessionOptions};
+use llm::session::{Control, MemoryPlan, Overflow, Progress, Session, SessionOptions};
 use llm::{Cancel, Status};
 use llm_format::quant::Type;
 use llm_kernels::{KeyType, KvLayout, ValueType};
@@ -170,6 +171,37 @@ fn moved_keys_are_those_of_their_new_positions_and_values_the_same_bytes() {
     assert!(refused % 4 == 0);
 }
 
+/// A window that is shorter than the tail has let the head go when the tail moves behind it.
+#[test]
+fn keys_move_behind_a_head_that_windows_have_let_go() {
+    for name in ["mistral_swa", "gpt_oss"] {
+        let Some((model, ids)) = reference(name) else { return };
+        let kv = KvType::F32;
+        let options =
+            SessionOptions { kv, max_tokens: 256, chunk: 50, ..options(Overflow::Shift { head: 5 }) };
+        let mut session = Session::new(&model, options.clone()).unwrap();
+        session.prefill(&ids[..256], None, None).unwrap();
+        for (step, &id) in ids[256..400].iter().enumerate() {
+            session.decode(id, None).unwrap();
+            if ![0, 40, 143].contains(&step) {
+                continue;
+            }
+            assert!(session.dropped() > 120 && session.tokens()[..5] == ids[..5]);
+            assert_eq!(session.tokens()[5..], ids[..257 + step][262 + step - session.len()..]);
+            let mut twin = Session::new(&model, options.clone()).unwrap();
+            twin.prefill(session.tokens(), None, None).unwrap();
+            let (moved, computed) = (first_layer(&mut session, kv), first_layer(&mut twin, kv));
+            assert_eq!(moved.len(), computed.len());
+            for (i, (moved, computed)) in moved.iter().zip(&computed).enumerate() {
+                let top = computed.0.iter().fold(0f32, |m, v| m.max(v.abs()));
+                let far = moved.0.iter().zip(&computed.0).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+                assert!(far <= 1e-5 * top, "{name} step {step} token {i}: {far:e} of {top}");
+                assert_eq!(moved.1, computed.1, "{name} step {step} token {i}: values");
+            }
+        }
+    }
+}
+
 #[test]
 fn text_goes_on_past_the_context_and_stays_likely() {
     let Some(place) = llm_testdata::shared("data/weights/stories260K") else { return };
@@ -264,6 +296,10 @@ fn room_can_be_made_before_it_is_needed() {
         let mut session = Session::new(&model, options(overflow)).unwrap();
         session.prefill(&ids[..CAPACITY], None, None).unwrap();
         assert_eq!(session.make_room(0, None).unwrap(), 0);
+        for more in [usize::MAX, i64::MAX as usize] {
+            let error = session.make_room(more, None).unwrap_err();
+            assert_eq!((error.status(), error.detail("needed")), (Status::CONTEXT_FULL, Some(i64::MAX)));
+        }
         if overflow == Overflow::Error {
             assert_eq!(session.make_room(1, None).unwrap_err().status(), Status::CONTEXT_FULL);
             continue;
@@ -378,4 +414,34 @@ fn moving_and_recomputing_mostly_choose_the_same_token() {
         }
     }
     assert!(all > 180 && same * 10 >= all * 8, "{same} of {all}");
+}
+
+/// Old pages and new ones are begun apart, so halves of a page do not add up.
+#[test]
+fn a_session_with_its_own_pages_has_them_for_any_number_of_tokens() {
+    let Some((model, ids)) = reference("llama_untied") else { return };
+    for max_tokens in [33, 40, 48, 49] {
+        for overflow in [Overflow::Recompute { head: 0 }, Overflow::Shift { head: 3 }] {
+            let options = SessionOptions { max_tokens, ..options(overflow) };
+            for n in [1, max_tokens / 2, max_tokens - 3] {
+                let mut session = Session::new(&model, options.clone()).unwrap();
+                session.prefill(&ids[..max_tokens], None, None).unwrap();
+                session.prefill(&ids[100..100 + n], None, None).unwrap();
+                assert!(session.dropped() > 0, "{overflow:?}, {max_tokens} and {n} tokens");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_plan_counts_the_pages_that_are_there_while_tokens_go() {
+    let Some((model, ids)) = reference("llama_untied") else { return };
+    let kv = KvOptions { page: 16, ..Default::default() };
+    let plan = |overflow| MemoryPlan::new(&model, &kv, &options(overflow), 1, None).unwrap().kv_total;
+    for overflow in [Overflow::Recompute { head: 5 }, Overflow::Shift { head: 5 }] {
+        let mut session = Session::new(&model, options(overflow)).unwrap();
+        ids[..200].chunks(9).for_each(|chunk| session.prefill(chunk, None, None).unwrap());
+        let used = model.runtime().memory_use(Memory::Kv);
+        assert!(used > plan(Overflow::Error) && used <= plan(overflow), "{overflow:?}: {used}");
+    }
 }

@@ -253,6 +253,28 @@ fn what_is_reserved_is_there_and_a_full_pool_says_so() {
 }
 
 #[test]
+fn what_is_reserved_stays_where_a_restore_is_refused_and_adapters_are_set() {
+    let Some((_runtime, model, ids)) = tiny() else { return };
+    let pool = pool(&model, 4, KvOptions { page: 16, ..Default::default() });
+    let make = || Session::in_pool(&pool, SessionOptions::default()).unwrap();
+    let mut whole = Session::new(&model, SessionOptions { page: 16, ..Default::default() }).unwrap();
+    whole.prefill(&ids[..40], None, None).unwrap();
+    let snapshot = whole.snapshot(&[]).unwrap();
+    let (mut session, mut other) = (make(), make());
+    session.reserve(20).unwrap();
+    other.reserve(32).unwrap();
+    assert_eq!(session.restore(&snapshot).unwrap_err().status(), Status::KV_FULL);
+    assert_eq!(pool.stats().used, 4);
+    session.set_adapters(&[]).unwrap();
+    assert_eq!(other.reserve(33).unwrap_err().status(), Status::KV_FULL);
+    session.prefill(&ids[..20], None, None).unwrap();
+    drop(other);
+    session.reset();
+    session.restore(&snapshot).unwrap();
+    assert_eq!(pool.stats().used, 3);
+}
+
+#[test]
 fn what_a_snapshot_brings_is_never_found_by_others() {
     let Some((_runtime, model, ids)) = tiny() else { return };
     let make_pool =

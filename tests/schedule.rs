@@ -10,8 +10,8 @@ use llm::model::Model;
 use llm::sampler::{Sampler, SamplingParams};
 use llm::session::generate::{Event, Generation, GenerationOptions, Kind, Reason};
 use llm::session::schedule::{Ended, Request, RequestId, ScheduleOptions, Scheduler, Update};
-use llm::session::speculative::SpecOptions;
-use llm::session::{Session, SessionOptions};
+use llm::session::speculative::{Lengths, Replay, SpecOptions, Speculation};
+use llm::session::{Overflow, Session, SessionOptions};
 use llm::{Cancel, Status};
 use llm_format::quant::Type;
 use support::{Reference, model, runtime};
@@ -358,6 +358,77 @@ fn short_prompts_do_not_wait_behind_a_long_one() {
 }
 
 #[test]
+fn where_there_is_less_than_a_token_for_each_prompt_a_long_one_has_its_turns() {
+    let Some((model, text)) = reference("llama_untied") else { return };
+    let pool = pool(&model, 60, KvOptions { prefix_cache: false, ..Default::default() });
+    let options = ScheduleOptions { chunk: 1, sessions: 4, ..Default::default() };
+    let mut server = Server::new(&pool, options);
+    let asked = Asked::new(&text[..24], 2);
+    let long = server.submit(asked.request(&model));
+    // Short ones come without end.
+    let mut short: Vec<RequestId> = Vec::new();
+    for _ in 0..400 {
+        short.retain(|id| !server.ended.contains_key(id));
+        while short.len() < 3 {
+            short.push(server.submit(Asked::new(&text[30..36], 1).request(&model)));
+        }
+        server.step();
+        if server.ended.contains_key(&long) {
+            break;
+        }
+    }
+    assert_eq!(server.told(long), &asked.alone(&model));
+}
+
+#[test]
+fn pages_that_are_pinned_and_in_use_are_not_missed_twice() {
+    let Some((model, text)) = reference("llama_untied") else { return };
+    let pool = pool(&model, 9, KvOptions::default());
+    let make = || Session::in_pool(&pool, SessionOptions { max_tokens: 256, ..Default::default() }).unwrap();
+    let mut system = make();
+    system.prefill(&text[..64], None, None).unwrap();
+    assert_eq!(system.pin(), 64);
+    drop(system);
+    let reversed: Vec<i32> = text.iter().rev().take(64).copied().collect();
+    make().prefill(&reversed, None, None).unwrap();
+    assert_eq!((pool.stats().cached, pool.stats().pinned, pool.stats().free), (8, 4, 1));
+    let mut server = Server::new(&pool, ScheduleOptions::default());
+    let asked = [100, 110].map(|i| Asked::new(&[&text[..64], &text[i..i + 2]].concat(), 10));
+    let ids = asked.each_ref().map(|asked| {
+        let id = server.submit(asked.request(&model));
+        server.step();
+        id
+    });
+    // The second one's page is one of the others' that nobody holds.
+    assert_eq!(server.scheduler.stats().running, 2);
+    server.run();
+    for (id, asked) in ids.into_iter().zip(&asked) {
+        assert_eq!(server.told(id), &asked.alone(&model));
+    }
+}
+
+#[test]
+fn guesses_that_find_no_page_end_no_request() {
+    let Some((model, text)) = reference("llama_untied") else { return };
+    let pool = pool(&model, 4, KvOptions::default());
+    let mut asked = Asked::new(&text[..50], 30);
+    asked.sampling = SamplingParams { temperature: 0.9, seed: 4, ..Default::default() };
+    let plain = asked.alone(&model).ids;
+    // It ends where its tokens still fit, and its tokens with guesses behind them do not.
+    let last = (8..13).rev().find(|&i| !plain[..i].contains(&plain[i])).unwrap();
+    (asked.options.max_tokens, asked.options.stop_tokens) = (0, vec![plain[last]]);
+    let lengths = Lengths { least: 1, most: 8, adaptive: false, min_gain: 0.0 };
+    let replay = Replay::new(50, plain, 0.0, std::time::Duration::ZERO, 1);
+    let mut request = asked.request(&model);
+    request.generation.speculate(Speculation::new(Box::new(replay), &lengths).unwrap());
+    let mut server = Server::new(&pool, ScheduleOptions::default());
+    let id = server.submit(request);
+    server.run();
+    assert_eq!(server.told(id), &asked.alone(&model));
+    assert!(server.ended[&id].generation.spec_stats().unwrap().failed > 0);
+}
+
+#[test]
 fn a_prompt_that_another_request_runs_is_not_run_twice() {
     let Some((model, text)) = reference("llama_untied") else { return };
     let pool = pool(&model, 100, KvOptions::default());
@@ -397,6 +468,27 @@ fn a_higher_priority_takes_the_pages_of_lower_ones() {
         for (id, asked) in low_ids.iter().zip(&low).chain([(&high_id, &high)]) {
             assert_eq!(server.told(*id), &asked.alone(&model));
         }
+    }
+}
+
+#[test]
+fn who_is_of_equal_priority_is_not_sent_away_with_a_lower_one() {
+    let Some((model, text)) = reference("llama_untied") else { return };
+    let pool = pool(&model, 9, KvOptions::default());
+    let mut server = Server::new(&pool, ScheduleOptions { sessions: 2, ..Default::default() });
+    let mut asked = [&text[..70], &text[80..90], &text[40..110]].map(|prompt| Asked::new(prompt, 8));
+    (asked[0].priority, asked[2].priority) = (1, 1);
+    let mut ids: Vec<_> = asked[..2].iter().map(|asked| server.submit(asked.request(&model))).collect();
+    (0..2).for_each(|_| drop(server.step()));
+    assert_eq!(server.scheduler.stats().running, 2);
+    // The last is in the place of the second, and finds too few pages beside the first.
+    ids.push(server.submit(asked[2].request(&model)));
+    assert_eq!(server.step().get(&ids[0]), Some(&1));
+    let stats = server.scheduler.stats();
+    assert_eq!((stats.running, stats.swapped + stats.dropped), (1, 1), "{stats:?}");
+    server.run();
+    for (id, asked) in ids.into_iter().zip(&asked) {
+        assert_eq!(server.told(id), &asked.alone(&model));
     }
 }
 
@@ -479,6 +571,31 @@ fn a_session_comes_back_and_goes_on() {
 }
 
 #[test]
+fn what_windows_have_let_go_of_a_session_runs_again_in_chunks() {
+    let Some((model, text)) = reference("mistral_swa") else { return };
+    let pool = pool(&model, 60, KvOptions { prefix_cache: false, ..Default::default() });
+    let mut server = Server::new(&pool, ScheduleOptions { chunk: 16, ..Default::default() });
+    let ids: Vec<i32> = text.iter().cycle().take(250).copied().collect();
+    let options = SessionOptions { max_tokens: 256, ..Default::default() };
+    let mut session = Session::in_pool(&pool, options).unwrap();
+    session.prefill(&ids, None, None).unwrap();
+    session.truncate(100).unwrap();
+    let asked = Asked::new(&[7, 8], 5);
+    let id = server.submit(Request { session: Some(session), ..asked.request(&model) });
+    let mut steps = 0;
+    while !server.told.contains_key(&id) {
+        let before = server.scheduler.stats().prompt_rows;
+        server.step();
+        assert!(server.scheduler.stats().prompt_rows - before <= 16);
+        steps += 1;
+    }
+    assert_eq!(steps, 7);
+    server.run();
+    let alone = Asked { prompt: [&ids[..100], &[7, 8]].concat(), ..asked }.alone(&model);
+    assert_eq!(server.told(id), &alone);
+}
+
+#[test]
 fn what_cannot_be_done_is_refused_and_handed_back() {
     let Some((model, text)) = reference("llama_untied") else { return };
     let make = || pool(&model, 6, KvOptions::default());
@@ -498,6 +615,12 @@ fn what_cannot_be_done_is_refused_and_handed_back() {
     refuse(Request { prompt: text[..100].to_vec(), ..request() }, Status::KV_FULL);
     let short = SessionOptions { max_tokens: 19, ..Default::default() };
     refuse(Request { options: short, ..request() }, Status::CONTEXT_FULL);
+    for overflow in [Overflow::Recompute { head: 4 }, Overflow::Shift { head: 4 }] {
+        let options = || SessionOptions { max_tokens: 64, overflow, ..Default::default() };
+        refuse(Request { options: options(), ..request() }, Status::INVALID_ARG);
+        let session = Some(Session::in_pool(&here, options()).unwrap());
+        refuse(Request { session, ..request() }, Status::INVALID_ARG);
+    }
     let session = |pool| Some(Session::in_pool(pool, SessionOptions::default()).unwrap());
     refuse(Request { session: session(&other), ..request() }, Status::INVALID_ARG);
     refuse(Request { session: session(&here), prompt: Vec::new(), ..request() }, Status::INVALID_ARG);

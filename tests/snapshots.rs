@@ -323,7 +323,7 @@ fn a_snapshot_of_anything_else_is_a_mismatch_and_changes_nothing() {
     let short = SessionOptions { max_tokens: 19, ..options() };
     mismatch(&model, kv(), short, &path, Status::CONTEXT_FULL);
     mismatch(&model, kv(), options(), &place.path().join("none"), Status::NOT_FOUND);
-    mismatch(&model, kv(), options(), place.path(), Status::IO);
+    mismatch(&model, kv(), options(), place.path(), Status::INVALID_ARG);
     let text = place.path().join("text");
     std::fs::write(&text, "no snapshot").unwrap();
     mismatch(&model, kv(), options(), &text, Status::BAD_FORMAT);
@@ -444,6 +444,28 @@ fn adapters_and_models_other_than_the_snapshots_are_refused_and_nothing_changes(
         let model = support::model(&runtime, dir, ty);
         mismatch(&model, kv(), SessionOptions::default(), &path, Status::MISMATCH);
     }
+}
+
+/// Processes in containers have the same number each time.
+#[test]
+fn what_a_killed_process_left_beside_a_snapshot_hinders_nobody() {
+    let Some(reference) = reference("llama_untied") else { return };
+    let model = model(&runtime(1, None), &reference.dir, Type::Q4);
+    let mut session = Session::new(&model, SessionOptions::default()).unwrap();
+    session.prefill(&[1, 2, 3], None, None).unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("session.snap");
+    for n in 0..3 {
+        let name = format!("session.snap.{}.{n}.part", std::process::id());
+        std::fs::write(place.path().join(name), "begun").unwrap();
+    }
+    session.snapshot_to(&path, b"").unwrap();
+    assert_eq!(SnapshotInfo::read(&std::fs::read(&path).unwrap()).unwrap().tokens, [1, 2, 3]);
+    assert_eq!(std::fs::read_dir(&place).unwrap().count(), 4);
+    // What is no file is not taken away.
+    assert_eq!(session.snapshot_to(place.path(), b"").unwrap_err().status(), Status::INVALID_ARG);
+    assert_eq!(session.snapshot_to(Path::new(".."), b"").unwrap_err().status(), Status::INVALID_ARG);
+    assert_eq!(std::fs::read_dir(&place).unwrap().count(), 4);
 }
 
 #[test]

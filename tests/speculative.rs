@@ -419,3 +419,34 @@ fn guesses_of_several_sessions_are_verified_in_one_step() {
     }
     assert!(steps <= 32, "{steps}: the one without guesses sets the pace");
 }
+
+#[test]
+fn rows_of_a_verification_are_gone_once_anything_else_is_done() {
+    let Some(reference) = Reference::all().into_iter().find(|r| r.name == "llama_untied") else { return };
+    let model = model(&runtime(1, None), &reference.dir, Type::Q8);
+    let ids = reference.ids("short.input_ids");
+    let pool = KvPool::new(&model, &KvOptions { page: 16, ..Default::default() }).unwrap();
+    let mut session = Session::in_pool(&pool, SessionOptions::default()).unwrap();
+    session.prefill(&ids[..6], None, None).unwrap();
+    type Change<'a> = &'a dyn Fn(&mut Session);
+    let changes: [Change<'_>; 4] = [
+        &|session| session.truncate(8).unwrap(),
+        &|session| session.decode(ids[10], None).unwrap(),
+        &|session| {
+            let mut batch = Batch::new(&pool).unwrap();
+            batch.run(&mut [Slot { session, ids: &ids[10..11], want: Want::Last }], None).unwrap();
+            batch.status(0).unwrap();
+        },
+        &|session| session.reset(),
+    ];
+    for change in changes {
+        session.truncate(6.min(session.len())).unwrap();
+        session.prefill(&ids[session.len()..6], None, None).unwrap();
+        session.verify(&ids[6..10], 4, None).unwrap();
+        assert!(session.verified_row(3).is_ok());
+        change(&mut session);
+        assert_eq!(session.verified_row(0).unwrap_err().status(), llm::Status::BAD_STATE);
+        let held = session.len();
+        assert_eq!(session.keep(held, None).unwrap_err().status(), llm::Status::BAD_STATE);
+    }
+}

@@ -2,10 +2,12 @@
 
 mod support;
 
+use llm::Status;
 use llm::kv::{KvOptions, KvPool};
 use llm::model::Model;
 use llm::model::spec::Attention;
-use llm::session::{Session, SessionOptions};
+use llm::runtime::Memory;
+use llm::session::{Control, MemoryPlan, Progress, Session, SessionOptions};
 use llm_format::quant::Type;
 use support::{Reference, logits, model, runtime};
 
@@ -128,5 +130,90 @@ fn forks_snapshots_and_what_was_out_go_on_behind_a_window() {
         pool.clear_cache();
         let stats = pool.stats();
         assert_eq!((stats.used, stats.cached, stats.swapped_bytes), (0, 0, 0), "{name}");
+    }
+}
+
+#[test]
+fn a_call_taken_back_behind_its_last_chunk_leaves_what_was_seen_before() {
+    for (name, model, ids) in windowed() {
+        for cache in [false, true] {
+            let pool = pool(&model, 400);
+            let options = SessionOptions { chunk: 32, ..Default::default() };
+            let mut session = Session::in_pool(&pool, options).unwrap();
+            session.prefill(&ids[..100], None, None).unwrap();
+            let before = bits(session.logits().unwrap());
+            let mut at_the_end =
+                |p: Progress| if p.done == p.total { Control::Cancel } else { Control::Continue };
+            let error = session.prefill(&ids[100..], None, Some(&mut at_the_end)).unwrap_err();
+            assert_eq!(error.status(), Status::CANCELLED);
+            assert_eq!((session.len(), bits(session.logits().unwrap())), (100, before));
+            if !cache {
+                pool.clear_cache();
+            }
+            session.decode(ids[100], None).unwrap();
+            assert_eq!(bits(session.logits().unwrap()), fresh(&model, &ids[..101]), "{name}");
+            // With a progress function that lets it end, pages are let go as they are without one.
+            let mut goes_on = |_: Progress| Control::Continue;
+            session.prefill(&ids[101..], None, Some(&mut goes_on)).unwrap();
+            let mut twin =
+                Session::in_pool(&pool, SessionOptions { chunk: 32, ..Default::default() }).unwrap();
+            twin.prefill(&ids, None, None).unwrap();
+            assert_eq!(session.stats().pages, twin.stats().pages, "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_is_taken_over_in_parts_holds_no_more_than_at_once() {
+    for (name, model, ids) in windowed() {
+        let pool = pool(&model, 600);
+        let make = || Session::in_pool(&pool, SessionOptions::default()).unwrap();
+        make().prefill(&ids, None, None).unwrap();
+        let (mut once, mut parts) = (make(), make());
+        let whole = ids.len() / PAGE * PAGE;
+        assert_eq!(once.reuse(&ids).unwrap(), whole, "{name}");
+        assert_eq!(parts.reuse(&ids[..96]).unwrap(), 96, "{name}");
+        assert_eq!(parts.reuse(&ids[96..]).unwrap(), whole - 96, "{name}");
+        assert_eq!(parts.stats().pages, once.stats().pages, "{name}");
+    }
+}
+
+#[test]
+fn keeping_less_than_a_window_left_runs_what_is_kept_again() {
+    for (name, model, ids) in windowed() {
+        let pool = pool(&model, 400);
+        let mut session = Session::in_pool(&pool, SessionOptions::default()).unwrap();
+        for keep in [50, 1] {
+            session.reset();
+            session.prefill(&ids, None, None).unwrap();
+            pool.clear_cache();
+            let row = vec![1.0; model.spec().vocab as usize];
+            session.keep(keep, Some(&row)).unwrap();
+            assert_eq!((session.len(), session.logits().unwrap()), (keep, &row[..]));
+            session.decode(ids[keep], None).unwrap();
+            assert_eq!(bits(session.logits().unwrap()), fresh(&model, &ids[..keep + 1]), "{name} {keep}");
+        }
+    }
+}
+
+#[test]
+fn a_plan_counts_what_windows_keep_and_is_never_passed() {
+    for (name, model, ids) in windowed() {
+        let kv = KvOptions { page: PAGE, ..Default::default() };
+        let options = SessionOptions { max_tokens: 300, chunk: 32, page: PAGE, ..Default::default() };
+        let plan = |options: &SessionOptions| MemoryPlan::new(&model, &kv, options, 1, None).unwrap();
+        let most = plan(&options).kv_total;
+        let mut session = Session::new(&model, options.clone()).unwrap();
+        let mut from = 0;
+        for n in [100, 150, 1, 30] {
+            let to = (from + n).min(ids.len());
+            session.prefill(&ids[from..to], None, None).unwrap();
+            from = to;
+        }
+        let used = model.runtime().memory_use(Memory::Kv);
+        assert!(used <= most, "{name}: {used} of {most}");
+        let long = SessionOptions { max_tokens: 1 << 20, ..options };
+        let (long, groups) = (plan(&long), pool(&model, 16).stats().groups);
+        assert!(long.kv_total < long.kv_per_token * (1 << 20), "{name}: {groups} groups");
     }
 }

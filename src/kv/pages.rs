@@ -160,7 +160,8 @@ impl Pages {
         for group in 0..self.store.shape().groups() {
             let end = if self.store.shape().windows[group].is_some() { near.min(to) } else { to };
             for i in first..end.div_ceil(size) {
-                let page = self.table(id).pages[group].get(i).copied();
+                // In a table whose tokens were moved, what is before a window may have been let go.
+                let page = self.table(id).pages[group].get(i).copied().filter(|page| *page != NONE);
                 if page.is_some_and(|page| self.writable(page)) {
                     continue;
                 }
@@ -182,6 +183,11 @@ impl Pages {
         for (group, i, page) in taken {
             self.refs[page as usize] = 1;
             match self.table(id).pages[group].get(i).copied() {
+                Some(NONE) => {
+                    let table = self.table_mut(id);
+                    table.pages[group][i] = page;
+                    table.let_go[group] = table.let_go[group].min(i);
+                }
                 Some(old) => {
                     // Only the page that `from` lies in has anything to keep.
                     if i == first && !from.is_multiple_of(size) {
@@ -196,6 +202,15 @@ impl Pages {
             }
         }
         Ok(())
+    }
+
+    /// Gives an empty table pages for `tokens` tokens, as many as it or another one has just given back. Returns for how
+    /// many tokens it has some now: all or none.
+    pub(crate) fn reserved_again(&mut self, id: TableId, tokens: usize) -> usize {
+        match self.room(id, 0, tokens, tokens) {
+            Ok(()) => tokens,
+            Err(_) => 0,
+        }
     }
 
     /// Whether the table has all pages that the token behind its first `tokens` sees.
@@ -426,8 +441,7 @@ impl Pages {
     /// `KV_FULL` if more are in use or pinned, `NO_MEMORY`; nothing has changed then.
     pub(crate) fn resize(&mut self, limit: u32) -> Result<()> {
         let committed = self.store.committed();
-        let bare = (0..committed).filter(|&page| self.held(page) && !self.tree.contains(page)).count();
-        let kept = bare + self.tree.kept();
+        let kept = self.kept();
         if kept > limit as usize {
             let message = format!("{kept} pages are in use or pinned; the pool cannot shrink to {limit}");
             return Err(Error::new(Status::KV_FULL, message).with("needed", kept as i64));
@@ -439,6 +453,21 @@ impl Pages {
         self.limit = limit;
         self.defragment();
         Ok(())
+    }
+
+    /// Pages that are free or can be made so.
+    pub(crate) fn available(&self) -> u64 {
+        let taken = match self.eviction {
+            Eviction::None => (0..self.store.committed()).filter(|&page| self.in_use(page)).count(),
+            _ => self.kept(),
+        };
+        u64::from(self.limit).saturating_sub(taken as u64)
+    }
+
+    /// Pages that are held or pinned, or needed by those.
+    fn kept(&self) -> usize {
+        let bare = |&page: &u32| self.held(page) && !self.tree.contains(page);
+        (0..self.store.committed()).filter(bare).count() + self.tree.kept()
     }
 
     /// Numbers of this moment.

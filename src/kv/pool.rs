@@ -58,10 +58,11 @@ impl KvPool {
         Self::with_pages(model, options, shape, pages)
     }
 
-    /// A pool for `tokens` tokens of one session.
-    pub(crate) fn private(model: &Model, options: &KvOptions, tokens: usize) -> Result<Self> {
+    /// A pool for `tokens` tokens of one session, and beside them for `beside` tokens in pages of their own.
+    pub(crate) fn private(model: &Model, options: &KvOptions, tokens: usize, beside: usize) -> Result<Self> {
         let shape = Self::shape(model, options)?;
-        let pages = tokens.div_ceil(shape.tokens).saturating_mul(shape.groups());
+        let pages = tokens.div_ceil(shape.tokens).saturating_add(beside.div_ceil(shape.tokens));
+        let pages = pages.saturating_mul(shape.groups());
         Self::with_pages(model, options, shape, pages)
     }
 

@@ -183,7 +183,7 @@ impl Tree {
 
     /// Adds a pin to a node's pages.
     pub(crate) fn pin(&mut self, node: u32) {
-        self.set_pins(node, |pins| pins + 1);
+        self.set_pins(node, |pins| pins.saturating_add(1));
     }
 
     /// Takes a pin from a node's pages, if they have one.

@@ -82,6 +82,8 @@ impl PageShape {
         let count = |window| layers.iter().filter(|&&(_, w)| w == window).count();
         let most = windows.iter().map(|&window| count(window)).max().unwrap_or(1);
         let groups_of = |each: usize| windows.iter().map(|&w| count(w).div_ceil(each)).sum::<usize>();
+        // Each kind has a group at least: where there are too many, no size need be tried.
+        let most = if windows.len() <= MOST_GROUPS { most } else { 0 };
         let sized = (1..=most).filter(|&each| groups_of(each) <= MOST_GROUPS);
         let shapes = sized.map(|each| Self::of_groups(layers, &windows, each, tokens));
         // The last of equals has the fewest groups.
@@ -154,6 +156,17 @@ impl PageShape {
     pub(crate) fn held(&self, tokens: usize, step: usize) -> usize {
         let first = |group| self.first_kept(group, tokens.saturating_sub(step));
         (0..self.groups()).map(|group| tokens.div_ceil(self.tokens) - first(group)).sum()
+    }
+
+    /// Pages that a sequence of `tokens` tokens takes at most at any time, if it runs in steps of `step`: behind a window
+    /// those that a step sees and fills, and beside them those that a call goes back to where it fails.
+    pub(crate) fn most(&self, tokens: usize, step: usize) -> usize {
+        let all = tokens.div_ceil(self.tokens);
+        let near = |window: usize| {
+            let seen = window.saturating_add(BACK).div_ceil(self.tokens);
+            seen.saturating_mul(2).saturating_add(step.div_ceil(self.tokens)).saturating_add(2)
+        };
+        self.windows.iter().map(|window| window.map_or(all, |window| all.min(near(window)))).sum()
     }
 }
 
@@ -246,5 +259,30 @@ mod tests {
             let kept = (tokens + 1).saturating_sub(16 + 64 + 20) / 16;
             assert_eq!(shape.held(tokens, 16), pages + pages - kept);
         }
+    }
+
+    #[test]
+    fn a_window_takes_no_more_than_a_step_sees_and_fills_and_goes_back_to() {
+        for (window, step) in [(1, 1), (20, 7), (20, 16), (33, 50), (64, 64)] {
+            let shape = shape(&[Some(window), None]);
+            let group = shape.windows.iter().position(Option::is_some).unwrap();
+            // A call of steps that began with `before` tokens and stands at `at`.
+            for before in (0..400).step_by(3) {
+                for at in (before..before + 300).step_by(step) {
+                    let pages = (at + step).div_ceil(16);
+                    let old = shape.first_kept(group, before)..before.div_ceil(16);
+                    let kept = |i: &usize| old.contains(i) || *i >= shape.first_kept(group, at);
+                    let held = pages + (0..pages).filter(kept).count();
+                    assert!(
+                        held <= shape.most(at + step, step),
+                        "window {window}, {before} to {at} by {step}"
+                    );
+                }
+            }
+            // However long it is.
+            assert_eq!(shape.most(1 << 20, step) - shape.most(1 << 16, step), ((1 << 20) - (1 << 16)) / 16);
+        }
+        assert_eq!(shape(&[None; 3]).most(100, 16), 7);
+        assert_eq!(shape(&[Some(usize::MAX)]).most(100, usize::MAX), 7);
     }
 }

@@ -37,7 +37,7 @@ impl Turn {
         };
         let of_layer = |attention: &Attention| match attention {
             Attention::Heads(h) => h.rope.map(|rope| turn(rope, 0)),
-            Attention::Latent(a) => Some(turn(a.rope, a.kv_rank)),
+            Attention::Latent(a) => (a.rope_dim > 0).then(|| turn(a.rope, a.kv_rank)),
         };
         spec.layers.iter().map(|layer| of_layer(&layer.attention)).collect()
     }
@@ -73,8 +73,10 @@ impl Pages {
     ) -> Result<Option<TableId>> {
         let size = self.store.shape().tokens;
         let windows = self.store.shape().windows.clone();
-        // Before they move: where the tokens are that each group sees afterwards.
-        let sees = |window: &Option<usize>| window.map_or(0, |w| (head + tail + 1).saturating_sub(w));
+        // From where on each group's tokens are carried: whole pages, since a step back takes a page that is there for
+        // one that holds all its tokens.
+        let sees =
+            |window: &Option<usize>| window.map_or(0, |w| (head + tail + 1).saturating_sub(w) / size * size);
         let origin = |i: usize| if i < head { i } else { held - tail + i - head };
         for (window, pages) in windows.iter().zip(&self.table(id).pages) {
             if (sees(window)..head + tail).any(|i| pages[origin(i) / size] == NONE) {

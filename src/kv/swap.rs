@@ -162,6 +162,7 @@ impl Pages {
         let before = swapped.bytes.len();
         if !whole || pages == 0 {
             swapped.bytes.truncate(pages * each);
+            swapped.bytes.shrink_to_fit(); // what is not counted any more must not be there
         }
         let less = (before - swapped.bytes.len()) as u64;
         if pages <= swapped.foreign {

@@ -299,6 +299,37 @@ fn what_is_behind_a_window_is_not_held() {
     assert_eq!(pages.find(root, &ids[..320]), 0);
 }
 
+/// A session that drops tokens keeps its head where layers with a window let it go long ago.
+#[test]
+fn a_tail_moves_behind_a_head_that_a_window_let_go() {
+    let runtime = Runtime::new(RuntimeOptions { threads: 1, ..Default::default() }).unwrap();
+    for (window, head, tail) in [(20, 5, 100), (20, 16, 100), (20, 5, 25), (90, 5, 100)] {
+        let windows = vec![None, Some(window)];
+        let shape = PageShape { layers: Vec::new(), windows, tokens: PAGE, bytes: PAGE * 8 };
+        let store = Store::new(&runtime, shape, 80).unwrap();
+        let mut pages = Pages::new(store, 80, Eviction::LeastRecent, false, 0);
+        let id = pages.open(None, 0);
+        let mut s = Sequence { id, tokens: Vec::new(), reserved: 0, root: None };
+        append(&mut pages, &mut s, &(0..300).collect::<Vec<i32>>(), false).unwrap();
+        assert_eq!(pages.table(id).pages[1][0], NONE);
+        let moved = pages.moved(id, 300, (head, tail), &[], None).unwrap().unwrap();
+        pages.close(id);
+        let mut tokens = head + tail;
+        assert!(pages.covers(moved, tokens));
+        for _ in 0..20 {
+            pages.room(moved, tokens, tokens + 9, tokens + 9).unwrap();
+            tokens += 9;
+            pages.let_go(moved, 0, tokens);
+            assert!(pages.covers(moved, tokens));
+        }
+        // Nothing stays that only the head needed.
+        let held = pages.store.shape().held(tokens, 0);
+        assert_eq!(pages.held_by(moved).0, held, "window {window}, {head} + {tail}");
+        pages.close(moved);
+        assert_eq!(pages.stats().free, 80);
+    }
+}
+
 /// A layer's part of a page, for widths of heads from 64 on.
 #[test]
 fn int8_keys_with_f16_values_take_at_most_76_percent_of_f16() {

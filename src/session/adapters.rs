@@ -83,6 +83,7 @@ impl Session {
         let mut pages = self.pool.lock();
         let table = pages.open(self.root, self.options.priority);
         pages.close(std::mem::replace(&mut self.table, table));
+        self.reserved = pages.reserved_again(table, self.reserved);
     }
 
     /// The largest rank of its adapters.

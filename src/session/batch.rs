@@ -141,6 +141,7 @@ impl Batch {
                     pages.let_go(session.table, 0, session.tokens.len());
                 }
                 session.logits_at = None;
+                session.verified = 0;
             }
             if let Some(last) = outcome.logits.clone().last() {
                 let row = &self.scratch.logits.host((last + 1) * vocab)[last * vocab..];

@@ -119,8 +119,8 @@ impl Session {
             prefix_cache: false,
             ..KvOptions::default()
         };
-        let tokens = capacity + options.overflow.beside(capacity);
-        Self::make(KvPool::private(model, &kv, tokens)?, options, capacity)
+        let beside = options.overflow.beside(capacity);
+        Self::make(KvPool::private(model, &kv, capacity, beside)?, options, capacity)
     }
 
     /// An empty session of the pool's model with pages of the pool.
@@ -321,7 +321,21 @@ impl Session {
         self.pool.truncate_soon(self.table, tokens, self.reserved);
     }
 
+    /// Forgets the tokens whose pages are gone.
+    fn forget_missing(&mut self) {
+        let computed = self.tokens.len() - std::mem::take(&mut self.missing);
+        self.logits_at = None;
+        self.forget(computed);
+    }
+
+    /// Gives back what is reserved.
+    fn unreserve(&mut self) {
+        self.reserved = 0;
+        self.pool.truncate_soon(self.table, self.tokens.len() - self.missing, 0);
+    }
+
     fn keep_tokens(&mut self, tokens: usize) {
+        self.verified = 0;
         self.tokens.truncate(tokens);
         self.moved_from = self.moved_from.filter(|&from| from < tokens);
         self.truncate_hidden();

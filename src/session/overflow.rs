@@ -210,6 +210,7 @@ impl Session {
             "{more} tokens more do not fit: the session holds at most {} and keeps {head}; raise max_tokens",
             self.capacity
         );
-        Error::new(Status::CONTEXT_FULL, message).with("needed", head as i64 + more as i64)
+        let needed = i64::try_from(head.saturating_add(more)).unwrap_or(i64::MAX);
+        Error::new(Status::CONTEXT_FULL, message).with("needed", needed)
     }
 }

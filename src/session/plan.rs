@@ -18,7 +18,8 @@ pub struct MemoryPlan {
     pub tokens: u64,
     /// Keys and values of a page, all layers, divided by its tokens and rounded up.
     pub kv_per_token: u64,
-    /// Pages of all sessions, nothing shared and of layers with a window none let go.
+    /// Pages of all sessions, nothing shared: of layers with a window those that a prefill's chunk sees and fills and those
+    /// that a call may go back to, and with an [`super::Overflow`] as many again, which are there while tokens go.
     pub kv_total: u64,
     /// Activations and logits of all sessions.
     pub scratch: u64,
@@ -48,9 +49,14 @@ impl MemoryPlan {
         let shape = KvPool::shape(model, kv)?;
         let (file, copied) = (model.file_index().file_len(), model.is_copied());
         let (weights_mapped, weights_copied) = if copied { (0, file) } else { (file, 0) };
-        // Layers with a window let pages go; while a chunk runs they may have all of them.
         let row = (shape.groups() as u64).saturating_mul(shape.bytes as u64);
-        let pages = |tokens: u64| tokens.div_ceil(shape.tokens as u64).saturating_mul(row);
+        let bytes =
+            |tokens: usize| (shape.most(tokens, options.chunk) as u64).saturating_mul(shape.bytes as u64);
+        // Where tokens go to make room, the old pages stay until those behind them have new ones.
+        let pages = |tokens: u64| {
+            let tokens = tokens as usize; // at most `Session::most_tokens`
+            bytes(tokens).saturating_add(bytes(options.overflow.beside(tokens)))
+        };
         let scratch = |tokens: u64| {
             // Logits are there twice: as computed, and as kept.
             let rows = (options.chunk as u64).min(tokens).max(1);

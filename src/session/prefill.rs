@@ -170,8 +170,10 @@ impl Session {
             }
             if done == total {
                 pages.publish(self.table, &self.tokens);
-                pages.let_go(self.table, 0, self.tokens.len());
-                call.whole = true;
+                // A progress function may still take it all back: what the session saw before has to be there then.
+                let back = if call.progress.is_some() { before } else { 0 };
+                pages.let_go(self.table, back, self.tokens.len());
+                call.whole = back == 0 || !pages.store().shape().is_windowed();
             } else {
                 self.let_go_after(&mut pages, before);
             }

@@ -59,6 +59,8 @@ impl Session {
         pages.swap_in(self.table, &self.tokens)?;
         let reused = pages.adopt(self.table, self.tokens.len(), ids, ids.len());
         self.tokens.extend_from_slice(&ids[..reused]);
+        pages.let_go(self.table, 0, self.tokens.len());
+        self.verified = 0;
         self.counters.call(ids.len(), reused, 0, std::time::Duration::ZERO);
         Ok(reused)
     }

@@ -18,7 +18,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use llm_format::crc32c;
 use llm_kernels::Level;
@@ -26,12 +26,15 @@ use llm_kernels::Level;
 use super::Session;
 use crate::error::{Error, Result, Status};
 use crate::kv::{KvType, Root};
+use crate::mmap::{self, Bytes};
 
 const MAGIC: &[u8; 8] = b"llmsnap\n";
 const VERSION: u32 = 1;
 const HEADER: usize = 136;
 /// Bytes that the checksum does not cover: those before and in it.
 const BEFORE_CHECKED: usize = 28;
+/// Temporary names beside a snapshot that may be taken already.
+const MOST_LEFT: u32 = 1000;
 
 /// What a snapshot says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,21 +138,11 @@ impl Session {
     /// Writes a snapshot to `path`: to a name beside it first, then renamed.
     ///
     /// # Errors
-    /// As [`Session::snapshot`], and `IO`.
+    /// As [`Session::snapshot`], `INVALID_ARG` where there is something else than a file, `NOT_FOUND` (of its directory),
+    /// `IO`.
     pub fn snapshot_to(&mut self, path: &Path, extra: &[u8]) -> Result<()> {
         let bytes = self.snapshot(extra)?;
-        let mut name = path.file_name().unwrap_or_default().to_os_string();
-        name.push(format!(".{}.part", std::process::id()));
-        let beside = path.with_file_name(name);
-        let write = || {
-            let mut file = File::create_new(&beside)?;
-            let written = file.write_all(&bytes).and_then(|()| file.sync_all());
-            drop(file);
-            written.and_then(|()| std::fs::rename(&beside, path)).inspect_err(|_| {
-                let _ = std::fs::remove_file(&beside); // what is told is why the writing failed
-            })
-        };
-        write().map_err(|e: std::io::Error| Error::from(e).context(path.display()))
+        replace(path, &bytes).map_err(|e| e.context(path.display()))
     }
 
     /// Makes an empty session what `bytes` hold. Returns the host's own bytes.
@@ -168,7 +161,12 @@ impl Session {
         let ids = &parsed.info.tokens;
         self.check_ids(ids)?;
         let most = parsed.moved_from.unwrap_or(ids.len());
-        self.pool.lock().import(self.table, ids, most, parsed.pages)?;
+        let mut pages = self.pool.lock();
+        if let Err(e) = pages.import(self.table, ids, most, parsed.pages) {
+            self.reserved = pages.reserved_again(self.table, self.reserved);
+            return Err(e);
+        }
+        drop(pages);
         self.tokens.extend_from_slice(ids);
         (self.dropped, self.moved_from) = (parsed.dropped, parsed.moved_from);
         self.reserved = 0;
@@ -185,9 +183,12 @@ impl Session {
     /// As [`Session::restore`] of the file at `path`.
     ///
     /// # Errors
-    /// As [`Session::restore`], and `NOT_FOUND`, `IO`.
+    /// As [`Session::restore`], and `NOT_FOUND`, `IO`, `INVALID_ARG` for what is no file and need not end.
     pub fn restore_from(&mut self, path: &Path) -> Result<Vec<u8>> {
-        let mut read = || self.restore(&std::fs::read(path)?);
+        let mut read = || -> Result<Vec<u8>> {
+            let bytes = Bytes::read(&mmap::open(path)?, 0, 0, &mut |_, _| Ok(()))?;
+            self.restore(&bytes)
+        };
         read().map_err(|e| e.context(path.display()))
     }
 
@@ -240,6 +241,41 @@ impl Session {
             return differs("vocabulary", &self.model.spec().vocab, &snapshot.vocab);
         }
         Ok(())
+    }
+}
+
+/// Writes `bytes` to a name beside `path`, then renames it.
+fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    // Renaming onto a device or a pipe would take it away.
+    if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        return Err(mmap::no_file());
+    }
+    let (mut file, beside) = create_beside(path)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    drop(file);
+    written.and_then(|()| std::fs::rename(&beside, path)).inspect_err(|_| {
+        let _ = std::fs::remove_file(&beside); // what is told is why the writing failed
+    })?;
+    // The name lasts once its directory is written. Not every system can do that; the file is whole either way.
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Ok(directory) = File::open(directory.unwrap_or(Path::new("."))) {
+        let _ = directory.sync_all();
+    }
+    Ok(())
+}
+
+/// A new file beside `path`, and its name. Names that were left by a process of the same number are passed over.
+fn create_beside(path: &Path) -> std::io::Result<(File, PathBuf)> {
+    let name = path.file_name().ok_or_else(|| std::io::Error::other("names no file"))?;
+    let mut attempt = 0u32;
+    loop {
+        let mut beside = name.to_os_string();
+        beside.push(format!(".{}.{attempt}.part", std::process::id()));
+        let beside = path.with_file_name(beside);
+        match File::create_new(&beside) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && attempt < MOST_LEFT => attempt += 1,
+            made => return made.map(|file| (file, beside)),
+        }
     }
 }
 

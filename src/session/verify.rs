@@ -105,10 +105,23 @@ impl Session {
                 self.logits.copy_from_slice(row);
             }
         }
-        self.verified = 0;
-        self.forget(tokens);
-        self.logits_at = Some(tokens);
-        self.publish(None);
+        let reached = held - self.missing;
+        self.keep_tokens(tokens);
+        self.logits_at = Some(tokens).filter(|&tokens| tokens > 0);
+        let mut pages = self.pool.lock();
+        let covered = match tokens <= reached {
+            true => pages.truncate(self.table, tokens, self.reserved),
+            false => reached,
+        };
+        self.missing = tokens - covered;
+        if self.missing > 0 {
+            // Further back than a window: what is kept runs again with the next call.
+            self.reserved = 0;
+            self.moved_from = self.moved_from.filter(|&from| from < covered);
+            return Ok(());
+        }
+        pages.publish(self.table, &self.tokens);
+        pages.let_go(self.table, 0, tokens);
         Ok(())
     }
 }

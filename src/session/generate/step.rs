@@ -108,9 +108,9 @@ impl Generation {
         }
         let rows = rows.filter(|_| ran);
         let clock = Instant::now();
-        let held = session.tokens().len() - self.step.drafts;
+        let held = session.tokens().len().saturating_sub(self.step.drafts);
         let mut event = Event::of(Kind::Text, String::new());
-        let place = session.position() - self.step.drafts as u64;
+        let place = session.position().saturating_sub(self.step.drafts as u64);
         let outcome = self.choose(session, place, rows, sampler, &mut event);
         self.perf.sample += clock.elapsed();
         if self.step.drafts > 0 {

@@ -59,11 +59,22 @@ pub(super) fn insert(list: &mut Vec<Item>, item: Item) {
     list.insert(at, item);
 }
 
+/// Empties a session that will hold the same tokens again. Noise belongs to a token's place among all there were.
+fn empty(session: &mut Session) {
+    let dropped = session.dropped;
+    session.reset();
+    session.dropped = dropped;
+}
+
 impl Item {
     pub(super) fn new(id: RequestId, request: Request) -> Self {
-        let Request { prompt, session, options, sampler, generation, priority, cancel } = request;
+        let Request { prompt, mut session, options, sampler, generation, priority, cancel } = request;
         let mut goal = session.as_ref().map_or(Vec::new(), |session| session.tokens().to_vec());
         goal.extend(prompt);
+        if let Some(session) = session.as_mut().filter(|session| session.missing > 0) {
+            // What windows have let go runs again in chunks like a prompt.
+            session.forget_missing();
+        }
         Self {
             id,
             priority,
@@ -107,6 +118,14 @@ impl Item {
         }
     }
 
+    /// Makes sure of pages for what was told, where there are none for the drafts behind it: its part of the step then
+    /// fails, and its generation decodes without them. Returns whether that helps.
+    pub(super) fn reserve_told(&mut self) -> bool {
+        let Part::Decode(rows) = self.part else { return false };
+        let told = (self.generation.planned().len() + 1).saturating_sub(rows);
+        rows > 1 && self.session.as_mut().is_some_and(|session| session.reserve(told).is_ok())
+    }
+
     /// How many tokens of its goal it runs where `most` may be: up to the end of a page, so that it can go on with pages
     /// that another session makes meanwhile.
     pub(super) fn chunk(&self, most: usize, page: usize) -> usize {
@@ -137,7 +156,7 @@ impl Item {
         if self.reused >= session.len() {
             // They stay where they can be found.
             self.reused = 0;
-            session.reset();
+            empty(session);
         } else {
             self.preempt();
         }
@@ -155,7 +174,7 @@ impl Item {
             self.goal = session.tokens().to_vec();
         }
         self.reused = 0;
-        session.reset();
+        empty(session);
         false
     }
 
@@ -227,8 +246,7 @@ impl Item {
 
     pub(super) fn end(mut self, error: Option<Error>) -> Ended {
         if let Some(session) = &mut self.session {
-            session.reserved = 0;
-            session.forget(session.tokens.len());
+            session.unreserve();
         }
         Ended { session: self.session, sampler: self.sampler, generation: self.generation, error }
     }

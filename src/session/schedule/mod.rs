@@ -19,7 +19,7 @@ mod room;
 
 use super::batch::{Batch, Slot, Want};
 use super::generate::{Event, Generation, Kind, Plan};
-use super::{Progress, Session, SessionOptions, check_vocab};
+use super::{Overflow, Progress, Session, SessionOptions, check_vocab};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
 use crate::kv::KvPool;
@@ -194,9 +194,10 @@ impl Scheduler {
     /// Puts a request into the queue.
     ///
     /// # Errors
-    /// `BUSY` where as many wait as may; `INVALID_ARG` for a session of another pool, of another level or with a running
-    /// rotary length, for ids outside the vocabulary, and without anything to go on from; `CONTEXT_FULL` for a prompt
-    /// that the session cannot hold; `KV_FULL` for one that all pages of the pool cannot hold.
+    /// `BUSY` where as many wait as may; `INVALID_ARG` for a session of another pool, of another level, with a running
+    /// rotary length, with an [`Overflow`] other than an error or with keys that one has moved, for ids outside the
+    /// vocabulary, and without anything to go on from; `CONTEXT_FULL` for a prompt that the session cannot hold; `KV_FULL`
+    /// for one that all pages of the pool cannot hold.
     pub fn submit(&mut self, mut request: Request) -> Result<RequestId, Box<Refused>> {
         request.options.determinism = self.options.determinism;
         if let Err(error) = self.check(&request) {
@@ -219,6 +220,12 @@ impl Scheduler {
         if options.rope_running {
             return invalid("a session whose rotary scaling follows a running length cannot be scheduled");
         }
+        if options.overflow != Overflow::Error {
+            return invalid(
+                "a session that lets tokens go where they do not fit cannot be scheduled: a step makes no room; take \
+                 Overflow::Error",
+            );
+        }
         let (held, capacity) = match &request.session {
             Some(session) => {
                 session.check_ids(&request.prompt)?;
@@ -227,6 +234,11 @@ impl Scheduler {
                 }
                 if session.options.determinism != self.options.determinism {
                     return invalid("a session of another determinism level cannot be scheduled here");
+                }
+                if session.moved_from.is_some() {
+                    return invalid(
+                        "a session whose keys were moved cannot be scheduled: nothing computes them again",
+                    );
                 }
                 if request.prompt.is_empty() && session.logits().is_err() {
                     return invalid("without a prompt a request needs a session with logits");
@@ -340,10 +352,12 @@ impl Scheduler {
             if prompts.is_empty() {
                 continue;
             }
-            // Where there is less than a token for each, they take turns.
+            // Where there is less than a token for each, they take turns, however long they are.
             let first = turn % prompts.len();
             prompts.rotate_left(first);
-            prompts.sort_by_key(|item| item.todo().len());
+            if left >= prompts.len() {
+                prompts.sort_by_key(|item| item.todo().len());
+            }
             for (i, item) in (1..=prompts.len()).rev().zip(prompts) {
                 let n = item.chunk(left.div_ceil(i).min(left), self.shape.tokens);
                 item.part = if n == 0 { Part::Rest } else { Part::Prompt(n) };

@@ -19,6 +19,7 @@ impl Scheduler {
                     return;
                 }
                 self.preempt_last();
+                continue; // the one that is last now may be of no lower priority
             }
             let available = self.available();
             let wait = !lower && !self.running.is_empty();
@@ -55,18 +56,23 @@ impl Scheduler {
             session.keep_hidden(); // of the prompt as well
         }
         let alone = self.running.is_empty();
-        let out = session.is_swapped_out();
-        if !out {
+        if !session.is_swapped_out() {
             item.reuse()?;
         }
         let (shape, step) = (&self.shape, self.options.chunk);
         let pages = |tokens| shape.held(tokens, step);
-        let held = if out { 0 } else { pages(item.held()) };
-        let needed = pages(item.length() + 1).saturating_sub(held);
-        // What those that run have not taken of their prompts' pages, and a page for each to go on.
-        let missing = |item: &Item| pages(item.length()).saturating_sub(pages(item.held())) + shape.groups();
-        let promised: usize = self.running.iter().map(missing).sum();
-        if !alone && self.available() < (needed + promised) as u64 {
+        let fits = {
+            let pool = self.pool.lock();
+            let has = |session: Option<&Session>| session.map_or(0, |session| pool.held_by(session.table).0);
+            let needed = pages(item.length() + 1).saturating_sub(has(item.session.as_ref()));
+            // What those that run have not taken of their prompts' pages, and a page for each to go on.
+            let missing = |item: &Item| {
+                pages(item.length()).saturating_sub(has(item.session.as_ref())) + shape.groups()
+            };
+            let promised: usize = self.running.iter().map(missing).sum();
+            pool.available() >= (needed + promised) as u64
+        };
+        if !alone && !fits {
             item.let_go();
             return Ok(false);
         }
@@ -87,8 +93,7 @@ impl Scheduler {
 
     /// Pages that are free or can be made so.
     fn available(&self) -> u64 {
-        let stats = self.pool.stats();
-        stats.free + stats.cached.saturating_sub(stats.pinned)
+        self.pool.lock().available()
     }
 
     /// Makes sure of the pages that the step needs, in order of rank.
@@ -110,8 +115,13 @@ impl Scheduler {
                 // The last one may be this one, which then waits itself.
                 Err(e) if is_full(&e) && self.running.len() > 1 => self.preempt_last(),
                 Err(e) if is_full(&e) => {
-                    let item = self.running.remove(0);
-                    item.ended(Some(e), updates);
+                    let mut item = self.running.remove(0);
+                    if item.reserve_told() {
+                        self.running.push(item);
+                        i += 1;
+                    } else {
+                        item.ended(Some(e), updates);
+                    }
                 }
                 // Anything else the step itself finds, and says.
                 _ => i += 1,
