@@ -8,7 +8,6 @@
 //! number of sessions may run it with other adapters, or none. It does not know where products are computed.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +18,7 @@ use llm_kernels::Matrix as MatrixView;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, Status};
-use crate::mmap::Bytes;
+use crate::mmap::{self, Bytes};
 use crate::model::Model;
 use crate::model::arch::{self, LayerSlot as L, Slot, Want};
 use crate::runtime::{Charge, Memory};
@@ -143,7 +142,7 @@ impl Adapter {
     /// in the file; `MISMATCH` for an adapter of another architecture, of other shapes, or of another model where it
     /// names one.
     pub fn open_path(model: &Model, path: &Path) -> Result<Self> {
-        let open = || Self::open_memory(model, Bytes::map(&File::open(path)?, 0, 0)?);
+        let open = || Self::open_memory(model, Bytes::map(&mmap::open(path)?, 0, 0)?);
         open().map_err(|e| e.context(path.display()))
     }
 
@@ -312,8 +311,9 @@ fn change(target: &Target, shape: &[u64], index: &Index, file: &Bytes) -> Result
         )));
     }
     let a = Matrix { ty, rows, columns, bytes };
-    let (_, bytes) = find(B, &[rank * out])?;
-    let b = Vector::new(bytes, rows * out as usize)
-        .ok_or_else(|| bad(format!("tensor `{}{B}` is misaligned", target.tensor)))?;
+    let (ty, bytes) = find(B, &[rank * out])?;
+    let b = Vector::new(bytes, rows * out as usize).filter(|_| ty == Type::F32).ok_or_else(|| {
+        bad(format!("tensor `{}{B}`: it should be a vector of f32, got {}", target.tensor, ty.name()))
+    })?;
     Ok(Change { a, b, scale: target.scale })
 }

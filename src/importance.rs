@@ -49,11 +49,11 @@ impl Importance {
     ) {
         let columns = input.k();
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let sums = all.entry(bytes.as_ptr() as usize).or_insert_with(|| Sums {
-            columns,
-            rows: vec![0; count],
-            squares: vec![0.0; count * columns],
-        });
+        let none = || Sums { columns, rows: vec![0; count], squares: vec![0.0; count * columns] };
+        let sums = all.entry(bytes.as_ptr() as usize).or_insert_with(none);
+        if (sums.columns, sums.rows.len()) != (columns, count) {
+            *sums = none(); // of a tensor that is gone, whose place another has
+        }
         sums.rows[index] += range.len() as u64;
         let squares = &mut sums.squares[index * columns..][..columns];
         for row in range {

@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::ops::{Deref, DerefMut, Range};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -24,6 +25,22 @@ use crate::error::{Error, Result, Status};
 #[cfg(unix)]
 const PAGE: usize = 64 << 10;
 
+/// Opens a file to read. What is none is refused: to open a pipe would be to wait for somebody who writes to it.
+///
+/// # Errors
+/// `NOT_FOUND`, `IO`, and `INVALID_ARG` for what is no file; none of them names it.
+pub(crate) fn open(path: &Path) -> Result<File> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(no_file());
+    }
+    Ok(File::open(path)?)
+}
+
+/// What a path is answered with that leads to something else.
+pub(crate) fn no_file() -> Error {
+    Error::new(Status::INVALID_ARG, "expected a file, got a directory, a pipe or a device")
+}
+
 /// A shared, immutable stretch of bytes. Cloning and slicing copy nothing.
 #[derive(Clone)]
 pub struct Bytes {
@@ -37,6 +54,8 @@ pub struct Bytes {
 enum Owner {
     /// Kept apart, because only a mapping takes advice.
     Mapping(#[cfg_attr(not(unix), allow(dead_code))] Arc<Mmap>), // elsewhere held for its drop alone
+    /// A copy of ours, which can be locked in memory as a mapping can.
+    Copy(#[cfg_attr(not(unix), allow(dead_code))] Arc<Memory>), // as above
     Other(#[allow(dead_code)] Arc<dyn Send + Sync>), // held for its drop alone
 }
 
@@ -79,27 +98,34 @@ impl Bytes {
         Ok(Self { start: mapping.as_ptr(), len: mapping.len(), owner: Owner::Mapping(Arc::new(mapping)) })
     }
 
-    /// Locks a mapping in memory until it ends, which reads all of it; other bytes are left as they are.
+    /// Locks a mapping or a copy of ours in memory until it ends, which reads all of it; other bytes are left as they are.
     ///
     /// # Errors
     /// `UNSUPPORTED` where systems cannot, `IO` if this one refuses.
     pub fn lock(&self) -> Result<()> {
         #[cfg(unix)]
-        if let Owner::Mapping(mapping) = &self.owner {
-            return mapping.lock().map_err(|e| {
+        {
+            let locked = match &self.owner {
+                Owner::Mapping(mapping) => mapping.lock(),
+                Owner::Copy(memory) => memory.lock(),
+                Owner::Other(_) => Ok(()),
+            };
+            locked.map_err(|e| {
                 let what = format!(
                     "locking {} bytes in memory (the limit on locked memory, `ulimit -l`, must allow them)",
                     self.len
                 );
                 Error::from(e).context(&what)
-            });
+            })
         }
         #[cfg(not(unix))]
-        if let Owner::Mapping(_) = &self.owner {
+        {
+            if matches!(self.owner, Owner::Other(_)) {
+                return Ok(());
+            }
             let message = "locking a mapping in memory: expected a Unix system; map or copy it";
-            return Err(Error::new(Status::UNSUPPORTED, message));
+            Err(Error::new(Status::UNSUPPORTED, message))
         }
-        Ok(())
     }
 
     /// Reads `len` bytes of `file` from `offset` on into memory of our own; `len` 0 means to the end of the file.
@@ -156,8 +182,8 @@ impl Bytes {
     /// `NO_MEMORY`.
     pub fn aligned_copy(&self) -> Result<Self> {
         let mut memory = Reservation::new(self.len)?;
-        memory.copy_from_slice(self);
-        Ok(memory.freeze())
+        memory[..self.len].copy_from_slice(self); // it has a byte even where there are none to copy
+        Ok(memory.freeze().slice(0..self.len))
     }
 
     /// The part `range` of these bytes.
@@ -396,7 +422,8 @@ impl Reservation {
 
     /// Makes it read-only.
     fn freeze(self) -> Bytes {
-        Bytes::from_owner(self.0)
+        let memory = Arc::new(self.0);
+        Bytes { start: memory.as_ptr(), len: memory.len(), owner: Owner::Copy(memory) }
     }
 }
 
@@ -452,12 +479,6 @@ mod heap {
         fn deref_mut(&mut self) -> &mut [u8] {
             // SAFETY: as `deref`, and borrowed for us alone.
             unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
-        }
-    }
-
-    impl AsRef<[u8]> for Memory {
-        fn as_ref(&self) -> &[u8] {
-            self
         }
     }
 
@@ -536,6 +557,28 @@ mod tests {
         let file = file(&[1; 100]);
         for (offset, len) in [(0, 101), (100, 0), (101, 0), (u64::MAX, 2), (50, u64::MAX)] {
             assert_eq!(Bytes::map(&file, offset, len).unwrap_err().status(), Status::BAD_FORMAT);
+        }
+    }
+
+    #[test]
+    fn a_copy_of_nothing_is_nothing() {
+        assert!(Bytes::from(Vec::<u8>::new()).aligned_copy().unwrap().is_empty());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_copy_of_ours_is_locked_as_a_mapping_is() {
+        let copy = Bytes::from(vec![7u8; 1 << 20]).aligned_copy().unwrap();
+        match copy.lock() {
+            Ok(()) => {
+                let status = std::fs::read_to_string("/proc/self/status").unwrap();
+                let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+                assert!(
+                    locked.trim().trim_end_matches(" kB").parse::<usize>().unwrap() >= 1 << 10,
+                    "{locked}"
+                );
+            }
+            Err(e) => assert!(e.status() == Status::IO && e.message().contains("ulimit -l"), "{e}"),
         }
     }
 

@@ -120,6 +120,8 @@ struct Inner {
     limit: Option<u64>,
     /// Live bytes by category.
     used: [AtomicU64; Memory::ALL.len()],
+    /// Those of all categories, which the limit is for.
+    total: AtomicU64,
     caches: Mutex<Vec<Weak<dyn Cache>>>,
 }
 
@@ -155,6 +157,7 @@ impl Runtime {
             level: AtomicU8::new(level as u8),
             limit: host_limit,
             used: Default::default(),
+            total: AtomicU64::new(0),
             caches: Mutex::default(),
         }));
         runtime.log(LogLevel::Info, &format!("runtime: {}", runtime.0.backend.name()));
@@ -250,13 +253,14 @@ impl Charge {
     /// Adds `more` bytes.
     pub(crate) fn grow(&mut self, more: u64) -> Result<()> {
         let inner = &self.runtime.0;
-        let used: u64 = inner.used.iter().map(|u| u.load(Ordering::Relaxed)).sum();
-        if let Some(limit) = inner.limit
-            && used.saturating_add(more) > limit
-        {
+        let limit = inner.limit.unwrap_or(u64::MAX);
+        // Checked and counted in one step: of two threads that ask for the last bytes, one gets them.
+        let within = |used: u64| used.checked_add(more).filter(|&sum| sum <= limit);
+        if let Err(used) = inner.total.try_update(Ordering::Relaxed, Ordering::Relaxed, within) {
             let message =
                 format!("{more} bytes more exceed the runtime's limit: {used} of {limit} bytes are in use");
-            return Err(Error::new(Status::BUDGET, message).with("needed", more as i64));
+            let needed = i64::try_from(more).unwrap_or(i64::MAX);
+            return Err(Error::new(Status::BUDGET, message).with("needed", needed));
         }
         inner.used[self.memory as usize].fetch_add(more, Ordering::Relaxed);
         self.bytes += more;
@@ -266,13 +270,49 @@ impl Charge {
     /// Takes `less` bytes away.
     pub(crate) fn shrink(&mut self, less: u64) {
         let less = less.min(self.bytes);
-        self.runtime.0.used[self.memory as usize].fetch_sub(less, Ordering::Relaxed);
+        let inner = &self.runtime.0;
+        inner.used[self.memory as usize].fetch_sub(less, Ordering::Relaxed);
+        inner.total.fetch_sub(less, Ordering::Relaxed);
         self.bytes -= less;
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.runtime.0.used[self.memory as usize].fetch_sub(self.bytes, Ordering::Relaxed);
+        self.shrink(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_holds_for_all_categories_and_threads_together() {
+        let options = RuntimeOptions { threads: 1, host_limit: Some(500), ..RuntimeOptions::default() };
+        let runtime = Runtime::new(options).unwrap();
+        let take = |memory| {
+            let mut charge = runtime.charge(memory, 0).unwrap();
+            while charge.grow(1).is_ok() {}
+            charge
+        };
+        let take = &take;
+        // Threads meet at the limit only now and then, so several times.
+        let mut charges: Vec<Charge> = Vec::new();
+        for _ in 0..50 {
+            charges.clear();
+            std::thread::scope(|scope| {
+                let begun = |i: usize| scope.spawn(move || take(Memory::ALL[i % 3]));
+                let threads: Vec<_> = (0..6).map(begun).collect();
+                charges.extend(threads.into_iter().map(|thread| thread.join().unwrap()));
+            });
+            assert_eq!(charges.iter().map(|charge| charge.bytes).sum::<u64>(), 500);
+            assert_eq!(Memory::ALL.map(|memory| runtime.memory_use(memory)).iter().sum::<u64>(), 500);
+        }
+        let e = runtime.charge(Memory::Kv, u64::MAX).unwrap_err();
+        assert_eq!((e.status(), e.detail("needed")), (Status::BUDGET, Some(i64::MAX)));
+        drop(charges);
+        assert_eq!(Memory::ALL.map(|memory| runtime.memory_use(memory)), [0; 3]);
+        runtime.charge(Memory::Scratch, 500).unwrap();
     }
 }

@@ -15,20 +15,22 @@ pub(crate) struct Tensor {
 }
 
 impl Tensor {
-    /// Makes room for `[rows, width]`; returns the bytes that were added.
-    pub(crate) fn room(&mut self, rows: usize, width: usize) -> Result<u64> {
-        let refused = || {
-            let message =
-                format!("activations of {rows} rows of {width} do not fit memory; a smaller chunk may");
-            Error::new(Status::NO_MEMORY, message)
-        };
-        let len = rows.checked_mul(width).ok_or_else(refused)?;
-        let more = len.saturating_sub(self.data.len());
+    /// Bytes that room for `[rows, width]` adds; those of several tensors together fit u64.
+    pub(crate) fn lacks(&self, rows: usize, width: usize) -> Result<u64> {
+        let most = u64::MAX / 1024;
+        let len =
+            rows.checked_mul(width).filter(|len| *len as u64 <= most).ok_or_else(|| full(rows, width))?;
+        Ok(len.saturating_sub(self.data.len()) as u64 * 4)
+    }
+
+    /// Makes room for `[rows, width]`.
+    pub(crate) fn room(&mut self, rows: usize, width: usize) -> Result<()> {
+        let more = (self.lacks(rows, width)? / 4) as usize;
         if more > 0 {
-            self.data.try_reserve_exact(more).map_err(|_| refused())?;
-            self.data.resize(len, 0.0);
+            self.data.try_reserve_exact(more).map_err(|_| full(rows, width))?;
+            self.data.resize(self.data.len() + more, 0.0);
         }
-        Ok(more as u64 * 4)
+        Ok(())
     }
 
     /// The first `n` values.
@@ -40,6 +42,11 @@ impl Tensor {
     pub(crate) fn host_mut(&mut self, n: usize) -> &mut [f32] {
         &mut self.data[..n]
     }
+}
+
+fn full(rows: usize, width: usize) -> Error {
+    let message = format!("activations of {rows} rows of {width} do not fit memory; a smaller chunk may");
+    Error::new(Status::NO_MEMORY, message)
 }
 
 /// A weight matrix `[rows, columns]` in the file's records.

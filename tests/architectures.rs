@@ -89,6 +89,19 @@ fn old_and_new_layouts_of_a_rope_read_alike() {
 }
 
 #[test]
+fn phi3_was_trained_for_4096_positions_where_its_config_does_not_say() {
+    let config = json!({"model_type": "phi3", "hidden_size": 64, "num_attention_heads": 16,
+        "max_position_embeddings": 131_072, "rope_scaling": {"type": "su", "short_factor": [1.0, 1.5],
+            "long_factor": [1.0, 40.0]}});
+    let (_, spec) = arch::read_config(&config).unwrap();
+    let Scaling::Longrope { original, attention_factor, .. } = spec.ropes[0].scaling else {
+        panic!("longrope")
+    };
+    assert_eq!(original, 4096);
+    assert!((attention_factor - (1.0 + 32f64.ln() / 4096f64.ln()).sqrt()).abs() < 1e-12);
+}
+
+#[test]
 fn gemma3_has_its_two_tables_in_both_layouts() {
     let old = json!({"model_type": "gemma3_text", "rope_theta": 1e6, "rope_local_base_freq": 1e4,
         "rope_scaling": {"rope_type": "linear", "factor": 8.0}});
@@ -153,8 +166,82 @@ fn defaults_of_missing_keys_are_those_of_the_families() {
             }
             let (_, spec) = arch::read_config(&config).unwrap_or_else(|e| panic!("{name}: {e}"));
             assert_eq!(&spec.architecture, name);
+            let (_, expected) = DEFAULTS.iter().find(|(family, _)| family == name).expect(name);
+            let (heads, kv_heads, head_dim) = match &spec.layers[0].attention {
+                Attention::Heads(h) => (h.heads, h.kv_heads, h.head_dim),
+                Attention::Latent(a) => (a.heads, a.heads, a.nope_dim + a.rope_dim),
+            };
+            let layers = spec.layers.len() as u32;
+            let found = [spec.vocab, spec.width, spec.context, layers, heads, kv_heads, head_dim];
+            assert_eq!(found, *expected, "{name}");
+            let tied = ["gpt2", "gemma2", "gemma3", "gemma3_text", "bloom", "mpt"].contains(name);
+            assert_eq!(spec.tied, tied, "{name}");
         }
     }
+}
+
+/// Vocabulary, width, positions, layers, heads, key-value heads and a head's width of the families' classes.
+const DEFAULTS: &[(&str, [u32; 7])] = &[
+    ("gpt2", [50_257, 768, 1024, 12, 12, 12, 64]),
+    ("llama", [32_000, 4096, 2048, 32, 32, 32, 128]),
+    ("mistral", [32_000, 4096, 131_072, 32, 32, 8, 128]),
+    ("mixtral", [32_000, 4096, 131_072, 32, 32, 8, 128]),
+    ("qwen2", [151_936, 4096, 32_768, 32, 32, 32, 128]),
+    ("qwen3", [151_936, 4096, 32_768, 32, 32, 32, 128]),
+    ("qwen2_moe", [151_936, 2048, 32_768, 24, 16, 16, 128]),
+    ("qwen3_moe", [151_936, 2048, 32_768, 24, 32, 4, 64]),
+    ("olmo2", [50_304, 4096, 2048, 32, 32, 32, 128]),
+    ("phi3", [32_064, 3072, 4096, 32, 32, 32, 96]),
+    ("gemma2", [256_000, 2304, 8192, 26, 8, 4, 256]),
+    ("gemma3_text", [262_208, 2304, 131_072, 26, 8, 4, 256]),
+    ("gemma3", [262_208, 2304, 131_072, 26, 8, 4, 256]),
+    ("gpt_neox", [50_432, 6144, 2048, 44, 64, 64, 96]),
+    ("bloom", [250_880, 64, 2048, 2, 8, 8, 8]),
+    ("mpt", [50_368, 2048, 2048, 24, 16, 16, 128]),
+    ("deepseek_v2", [32_000, 4096, 2048, 32, 32, 32, 192]),
+    ("deepseek_v3", [129_280, 7168, 4096, 61, 128, 128, 192]),
+    ("gpt_oss", [201_088, 2880, 131_072, 36, 64, 8, 64]),
+];
+
+#[test]
+fn of_blooms_two_names_for_the_width_the_old_one_counts() {
+    let config = json!({"model_type": "bloom", "hidden_size": 128, "n_embed": 64});
+    assert_eq!(arch::read_config(&config).unwrap().1.width, 64);
+}
+
+#[test]
+fn windows_lie_where_the_families_have_them() {
+    let windows = |config: Value| -> Vec<u32> {
+        let (_, spec) = arch::read_config(&config).unwrap();
+        let window = |layer: &llm::model::spec::Layer| match &layer.attention {
+            Attention::Heads(h) => h.window.unwrap_or(0),
+            Attention::Latent(_) => 0,
+        };
+        spec.layers.iter().map(window).collect()
+    };
+    let config = |name: &str, more: Value| {
+        let mut config = json!({"model_type": name, "num_hidden_layers": 4, "sliding_window": 8});
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        config
+    };
+    let on = json!({"use_sliding_window": true, "max_window_layers": 3});
+    let off = json!({"max_window_layers": 0});
+    assert_eq!(windows(config("mistral", json!({}))), [8; 4]);
+    assert_eq!(windows(config("mixtral", json!({}))), [8; 4]);
+    assert_eq!(windows(config("phi3", json!({}))), [8; 4]);
+    assert_eq!(windows(config("gemma2", json!({}))), [8, 0, 8, 0]);
+    assert_eq!(windows(config("gemma3_text", json!({"sliding_window_pattern": 3}))), [8, 8, 0, 8]);
+    assert_eq!(windows(config("gpt_oss", json!({}))), [8, 0, 8, 0]);
+    assert_eq!(windows(config("qwen2", on.clone())), [0, 0, 0, 8]);
+    assert_eq!(windows(config("qwen3", on.clone())), [0, 0, 0, 8]);
+    assert_eq!(windows(config("qwen2_moe", on.clone())), [8, 0, 8, 0]);
+    assert_eq!(windows(config("qwen3_moe", on)), [8; 4]);
+    for name in ["qwen2", "qwen3", "qwen2_moe", "qwen3_moe"] {
+        assert_eq!(windows(config(name, off.clone())), [0; 4], "{name}");
+    }
+    let listed =
+        json!({"layer_types": ["full_attention", "sliding_attention", "full_attention", "full_attention"]});
+    assert_eq!(windows(config("gemma2", listed)), [0, 8, 0, 0]);
 }
 
 #[test]
@@ -196,6 +283,10 @@ fn impossible_numbers_are_refused() {
         json!({"model_type": "llama", "num_attention_heads": 0}),
         json!({"model_type": "llama", "num_hidden_layers": 4000000000u32}),
         json!({"model_type": "llama", "num_hidden_layers": 0}),
+        // A slope for each of 4294967295 heads, a name for each of 67 million experts.
+        json!({"model_type": "bloom", "hidden_size": u32::MAX, "n_head": u32::MAX}),
+        json!({"model_type": "mpt", "d_model": 1 << 24, "n_heads": 1 << 24, "n_layers": 4096}),
+        json!({"model_type": "mixtral", "num_local_experts": 16384, "num_hidden_layers": 4096}),
         json!({"model_type": "llama", "num_key_value_heads": 5}),
         json!({"model_type": "llama", "hidden_size": -1}),
         json!({"model_type": "llama", "hidden_size": "big"}),

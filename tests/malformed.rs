@@ -3,7 +3,7 @@
 mod support;
 
 use llm::mmap::Bytes;
-use llm::model::{Model, OpenOptions, Verify};
+use llm::model::{Load, Model, OpenOptions, Verify};
 use llm::runtime::Runtime;
 use llm::session::{Session, SessionOptions};
 use llm::{Result, Status};
@@ -40,6 +40,16 @@ fn truncated_files_are_refused() {
             let error = use_it(&runtime, bytes[..len].to_vec(), Verify::Header).unwrap_err();
             assert_eq!(error.status(), Status::BAD_FORMAT, "{name} cut to {len}: {error}");
         }
+    }
+}
+
+#[test]
+fn memory_of_no_bytes_is_refused_in_every_load_mode() {
+    let runtime = runtime(1, None);
+    for load in [Load::Map, Load::Copy, Load::MapAndLock] {
+        let options = OpenOptions { load, ..Default::default() };
+        let error = Model::open_memory(&runtime, Bytes::from(Vec::<u8>::new()), &options, None).unwrap_err();
+        assert_eq!(error.status(), Status::BAD_FORMAT, "{load:?}: {error}");
     }
 }
 

@@ -16,8 +16,8 @@ pub(crate) const BLOOM: Arch = Arch { names: &["bloom"], prefix: "transformer.",
 fn read(config: &Value) -> Result<Spec> {
     let c = Config::new(config)?;
     c.only("apply_residual_connection_post_layernorm", &json!(false))?;
-    let width = c.u32(c.spelling(&["hidden_size", "n_embed"]), 64)?;
-    let heads = c.u32(c.spelling(&["n_head", "num_attention_heads"]), 8)?;
+    let width = c.u32(c.spelling(&["n_embed", "hidden_size"]), 64)?;
+    let heads = c.heads(c.spelling(&["n_head", "num_attention_heads"]), 8)?;
     let norm = layer_norm(c.f32("layer_norm_epsilon", 1e-5)?, true);
     let head_dim = share(width, heads)?;
     let layer = Layer {

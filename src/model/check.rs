@@ -13,11 +13,13 @@ pub(crate) const LAYERS: usize = 4096;
 /// Any one dimension: width, inner width, positions.
 const DIM: u32 = 1 << 24;
 /// Heads of a layer.
-const HEADS: u32 = 1 << 14;
+pub(crate) const HEADS: u32 = 1 << 14;
 /// Width of one head; also of MLA's compressed vectors.
 const HEAD_DIM: u32 = 1 << 14;
 /// Experts of a layer.
 const EXPERTS: u32 = 1 << 14;
+/// Experts of all layers: the list of a model's tensors has a place for each.
+const ALL_EXPERTS: u64 = 1 << 17;
 /// Positions.
 const CONTEXT: u32 = 1 << 30;
 /// Rotary tables.
@@ -44,6 +46,11 @@ fn norm(what: &str, norm: Option<Norm>) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// A norm that the list of tensors has no bias for.
+fn unbiased(what: &str, n: Norm) -> Result<()> {
+    if n.bias { Err(wrong(&format!("the {what}"), "without a bias", "one")) } else { norm(what, Some(n)) }
 }
 
 impl Spec {
@@ -81,10 +88,20 @@ impl Spec {
         for (i, rope) in self.ropes.iter().enumerate() {
             check_rope(rope).map_err(|e| e.context(format_args!("rotary table {i}")))?;
         }
+        // Each token has the angles of all of them, also of those that no layer names.
+        let rotated: u32 = self.ropes.iter().map(|rope| rope.dim).sum();
+        range("the rotated parts of all tables together", rotated.max(1), HEAD_DIM)?;
         for (i, layer) in self.layers.iter().enumerate() {
             self.check_layer(layer).map_err(|e| e.context(format_args!("layer {i}")))?;
         }
-        Ok(())
+        let experts = self.layers.iter().map(|layer| match &layer.ffn {
+            Ffn::Experts(x) => u64::from(x.count),
+            Ffn::Plain(_) | Ffn::Gated(_) => 0,
+        });
+        match experts.sum::<u64>() {
+            n if n <= ALL_EXPERTS => Ok(()),
+            n => Err(wrong("the experts of all layers", format_args!("at most {ALL_EXPERTS}"), n)),
+        }
     }
 
     fn check_layer(&self, layer: &Layer) -> Result<()> {
@@ -144,7 +161,7 @@ impl Spec {
             return Err(wrong("the number of ALiBi slopes", h.heads, h.alibi.len()));
         }
         h.alibi.iter().try_for_each(|slope| positive("an ALiBi slope", f64::from(*slope)))?;
-        norm("norm of queries and keys", h.qk_norm.map(|q| q.norm))
+        h.qk_norm.map_or(Ok(()), |q| unbiased("norm of queries and keys", q.norm))
     }
 
     fn check_latent(&self, a: &Latent) -> Result<()> {
@@ -162,7 +179,7 @@ impl Spec {
         let widest = a.nope_dim.max(a.value_dim).max(a.kv_rank) + a.rope_dim;
         range("the heads' width together", a.heads.saturating_mul(widest), DIM)?;
         positive("the score scale", f64::from(a.scale))?;
-        norm("norm of the compressed vectors", Some(a.norm))?;
+        unbiased("norm of the compressed vectors", a.norm)?;
         if a.rope_dim == 0 {
             return Ok(()); // without rotation the index names no table
         }
@@ -319,6 +336,11 @@ mod tests {
             ("llama", |s| heads(s).head_dim = 64),
             ("llama", |s| heads(s).window = Some(0)),
             ("llama", |s| heads(s).alibi = vec![1.0]),
+            ("qwen3", |s| heads(s).qk_norm.as_mut().unwrap().norm.bias = true),
+            ("llama", |s| {
+                let wide = Rope { dim: HEAD_DIM, ..s.ropes[0].clone() };
+                s.ropes.push(wide);
+            }),
             ("llama", |s| s.ropes[0].dim = 0),
             ("llama", |s| s.ropes[0].dim = 31),
             ("llama", |s| s.ropes[0].theta = f64::NAN),
@@ -328,12 +350,17 @@ mod tests {
             ("bloom", |s| heads(s).alibi[3] = f32::NAN),
             ("mixtral", |s| experts(s).active = 9),
             ("mixtral", |s| experts(s).count = 0),
+            ("mixtral", |s| {
+                experts(s).count = 1024;
+                s.layers = vec![s.layers[0].clone(); 129];
+            }),
             ("mixtral", |s| experts(s).groups = 3),
             ("mixtral", |s| (experts(s).groups, experts(s).active_groups) = (8, 1)),
             ("mixtral", |s| experts(s).expert.inner = 0),
             ("gpt_oss", |s| {
                 experts(s).expert.activation = Activation::ClampedSwiglu { alpha: 1.0, limit: f32::NAN };
             }),
+            ("deepseek_v3", |s| latent(s).norm.bias = true),
             ("deepseek_v3", |s| latent(s).q_rank = Some(0)),
             ("deepseek_v3", |s| latent(s).rope_dim = 32),
             ("deepseek_v3", |s| latent(s).kv_rank = u32::MAX),

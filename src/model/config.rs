@@ -100,9 +100,18 @@ impl<'a> Config<'a> {
 
     /// The number of layers, bounded before anything is made of each.
     pub(crate) fn layers(&self, key: &str, default: u32) -> Result<u32> {
+        self.at_most(super::check::LAYERS as u32, key, default)
+    }
+
+    /// The number of heads, bounded before there is a slope for each.
+    pub(crate) fn heads(&self, key: &str, default: u32) -> Result<u32> {
+        self.at_most(super::check::HEADS, key, default)
+    }
+
+    fn at_most(&self, most: u32, key: &str, default: u32) -> Result<u32> {
         match self.u32(key, default)? {
-            n if n as usize <= super::check::LAYERS => Ok(n),
-            n => Err(malformed(&self.full(key), &format!("at most {}", super::check::LAYERS), &n.into())),
+            n if n <= most => Ok(n),
+            n => Err(malformed(&self.full(key), &format!("at most {most}"), &n.into())),
         }
     }
 
@@ -239,7 +248,7 @@ impl<'a> Config<'a> {
     pub(crate) fn scaling(&self, params: &Config<'_>, defaults: &RopeDefaults) -> Result<Scaling> {
         let original = match self.whole("original_max_position_embeddings")? {
             Some(n) => n,
-            None => params.u32("original_max_position_embeddings", defaults.context)?,
+            None => params.u32("original_max_position_embeddings", defaults.original)?,
         };
         let ratio = f64::from(defaults.context) / f64::from(original.max(1));
         let kind = params.text(params.spelling(&["rope_type", "type"]))?.unwrap_or("default");
@@ -318,13 +327,15 @@ pub(crate) struct RopeDefaults {
     pub(crate) head_dim: u32,
     /// `max_position_embeddings`
     pub(crate) context: u32,
+    /// `original_max_position_embeddings` where it is missing.
+    pub(crate) original: u32,
     pub(crate) pairs: Pairs,
 }
 
 impl RopeDefaults {
     /// Whole heads, pairs of halves.
     pub(crate) fn new(theta: f64, head_dim: u32, context: u32) -> Self {
-        Self { theta, partial: 1.0, head_dim, context, pairs: Pairs::Halves }
+        Self { theta, partial: 1.0, head_dim, context, original: context, pairs: Pairs::Halves }
     }
 }
 

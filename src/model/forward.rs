@@ -94,7 +94,6 @@ pub(crate) struct Forward<'a> {
 impl Scratch {
     /// Makes room for `m` rows through all layers. Charges what is added.
     pub(crate) fn room(&mut self, spec: &Spec, m: usize, charge: &mut Charge) -> Result<()> {
-        let mut more = 0;
         let tensors = [
             &mut self.x,
             &mut self.h,
@@ -111,16 +110,14 @@ impl Scratch {
             &mut self.expert,
             &mut self.router,
         ];
-        for (tensor, columns) in tensors.into_iter().zip(Self::columns(spec)) {
-            more += tensor.room(m, columns)?;
-        }
+        room(tensors, Self::columns(spec), m, charge)?;
         self.angles.resize_with(spec.ropes.len(), Angles::default);
-        charge.grow(more)
+        Ok(())
     }
 
     /// Makes room for adapters of `rank` over `m` rows.
     pub(crate) fn room_for_adapters(&mut self, m: usize, rank: usize, charge: &mut Charge) -> Result<()> {
-        charge.grow(self.low.room(m, rank)?)
+        room([&mut self.low], [rank], m, charge)
     }
 
     /// Columns of x, h, y, z, q, k, v, a, b, attended, gate, up, expert, router.
@@ -143,13 +140,32 @@ impl Scratch {
     /// Makes room for the logits of `rows` rows.
     pub(crate) fn room_for_logits(&mut self, spec: &Spec, rows: usize, charge: &mut Charge) -> Result<()> {
         self.room_for_hidden(spec, rows, charge)?;
-        charge.grow(self.logits.room(rows, spec.vocab as usize)?)
+        room([&mut self.logits], [spec.vocab as usize], rows, charge)
     }
 
     /// Makes room for the hidden states of `rows` rows.
     pub(crate) fn room_for_hidden(&mut self, spec: &Spec, rows: usize, charge: &mut Charge) -> Result<()> {
-        charge.grow(self.last.room(rows, spec.width as usize)?)
+        room([&mut self.last], [spec.width as usize], rows, charge)
     }
+}
+
+/// Makes room for `[rows, width]` in each tensor. What is added is charged before it is taken, so that who was refused it
+/// and asks again is refused again.
+pub(super) fn room<const N: usize>(
+    tensors: [&mut Tensor; N],
+    widths: [usize; N],
+    rows: usize,
+    charge: &mut Charge,
+) -> Result<()> {
+    let lacking = tensors.iter().zip(widths).map(|(tensor, width)| tensor.lacks(rows, width));
+    let mut more = lacking.sum::<Result<u64>>()?;
+    charge.grow(more)?;
+    for (tensor, width) in tensors.into_iter().zip(widths) {
+        let bytes = tensor.lacks(rows, width)?;
+        tensor.room(rows, width).inspect_err(|_| charge.shrink(more))?;
+        more -= bytes;
+    }
+    Ok(())
 }
 
 /// The widest use of each buffer.
@@ -556,5 +572,28 @@ fn route<'a>(x: &spec::Experts, choice_bias: Option<&'a Vector>) -> RouteSpec<'a
             spec::GroupRank::TopTwo => GroupRank::TopTwo,
         },
         choice_bias: choice_bias.map(Vector::values),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Status;
+    use crate::runtime::{Memory, Runtime, RuntimeOptions};
+
+    #[test]
+    fn buffers_beyond_the_limit_are_refused_however_often_they_are_asked_for() {
+        let config = serde_json::json!({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4,
+            "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 100});
+        let (_, spec) = crate::model::arch::read_config(&config).unwrap();
+        let host_limit = Some(Scratch::bytes(&spec, 8, 0));
+        let runtime = Runtime::new(RuntimeOptions { threads: 1, host_limit, ..Default::default() }).unwrap();
+        let (mut charge, mut scratch) = (runtime.charge(Memory::Scratch, 0).unwrap(), Scratch::default());
+        for _ in 0..2 {
+            let refused = scratch.room(&spec, 9, &mut charge).unwrap_err();
+            assert_eq!((refused.status(), runtime.memory_use(Memory::Scratch)), (Status::BUDGET, 0));
+        }
+        scratch.room(&spec, 8, &mut charge).unwrap();
+        assert_eq!(Some(runtime.memory_use(Memory::Scratch)), host_limit);
     }
 }

@@ -6,7 +6,7 @@ use super::arch::{Arch, LayerSlot as L, Slot, Want};
 use super::config::{Config, RopeDefaults, inverse_root, layer_norm, share};
 use super::fused;
 use super::list::{self, Origin};
-use super::spec::{Attention, Dense, Ffn, Heads, Layer, Pairs, Spec};
+use super::spec::{Attention, Dense, Ffn, Heads, Layer, Spec};
 use crate::error::Result;
 
 /// `gpt_neox`
@@ -22,7 +22,7 @@ fn read(config: &Value) -> Result<Spec> {
     let bias = c.flag("attention_bias", true)?;
     let rope = c.rope(
         "full_attention",
-        RopeDefaults { theta: 10_000.0, partial: 0.25, head_dim, context, pairs: Pairs::Halves },
+        RopeDefaults { partial: 0.25, ..RopeDefaults::new(10_000.0, head_dim, context) },
     )?;
     let layer = Layer {
         attention_norm: Some(norm),

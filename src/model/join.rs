@@ -1,6 +1,6 @@
 //! What a self-drafting head adds to a forward pass: hidden vectors in.
 
-use super::forward::{Forward, Scratch};
+use super::forward::{Forward, Scratch, room};
 use super::spec::Spec;
 use crate::backend::Runs;
 use crate::error::Result;
@@ -11,8 +11,7 @@ impl Scratch {
     /// Makes room for `m` hidden vectors that are joined with tokens.
     pub(crate) fn room_for_join(&mut self, spec: &Spec, m: usize, charge: &mut Charge) -> Result<()> {
         let width = spec.width as usize;
-        let more = self.hidden.room(m, width)? + self.joined.room(m, 2 * width)?;
-        charge.grow(more)
+        room([&mut self.hidden, &mut self.joined], [width, 2 * width], m, charge)
     }
 }
 

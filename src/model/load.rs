@@ -25,7 +25,7 @@ use crate::chat::Template;
 use crate::error::{Error, Result, Status};
 use crate::importance::{Columns, Importance};
 use crate::kv::{KvType, PageShape};
-use crate::mmap::{Bytes, Prefetch};
+use crate::mmap::{self, Bytes, Prefetch};
 use crate::runtime::{Charge, LogLevel, Memory, Runtime};
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
@@ -161,7 +161,7 @@ impl Model {
         options: &OpenOptions,
         cancel: Option<&Cancel>,
     ) -> Result<Self> {
-        let open = || Self::open_file(runtime, &File::open(path)?, 0, 0, options, cancel);
+        let open = || Self::open_file(runtime, &mmap::open(path)?, 0, 0, options, cancel);
         open().map_err(|e| e.context(path.display()))
     }
 
@@ -215,9 +215,8 @@ impl Model {
         match load {
             Load::Map => Self::open(runtime, Bytes::map(file, offset, len)?, None, options, cancel),
             Load::MapAndLock => {
-                let bytes = Bytes::map(file, offset, len)?;
-                let model = Self::open(runtime, bytes.clone(), None, options, cancel)?;
-                bytes.lock()?; // last, since it reads all of the file
+                let model = Self::open(runtime, Bytes::map(file, offset, len)?, None, options, cancel)?;
+                model.0.file.lock()?; // last, since it reads all of the file; of a misaligned one the copy
                 Ok(model)
             }
             Load::Copy => {
@@ -261,7 +260,7 @@ impl Model {
         options: &OpenOptions,
         cancel: Option<&Cancel>,
     ) -> Result<Self> {
-        tell(options, cancel, 0, file.len() as u64)?;
+        cancel.map_or(Ok(()), Cancel::check)?;
         let index = Index::parse(&file)?;
         if !file.as_ptr().addr().is_multiple_of(64) {
             // Vectors are used in place as floats, matrices as lines of 64 bytes.
@@ -461,6 +460,7 @@ fn tell(options: &OpenOptions, cancel: Option<&Cancel>, done: u64, total: u64) -
 }
 
 fn verify(index: &Index, file: &[u8], options: &OpenOptions, cancel: Option<&Cancel>) -> Result<()> {
+    tell(options, cancel, 0, file.len() as u64)?;
     let mut stopped = None;
     let verified = index.verify(file, &mut |done, total| match tell(options, cancel, done, total) {
         Ok(()) => ControlFlow::Continue(()),
@@ -499,4 +499,60 @@ fn runnable(spec: &Spec) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Mutex;
+
+    use llm_format::{TensorPlan, Writer};
+
+    use super::*;
+    use crate::model::arch;
+    use crate::runtime::RuntimeOptions;
+
+    /// The file of a model of zeros.
+    fn zeros(place: &Path) -> PathBuf {
+        let config = serde_json::json!({"model_type": "llama", "hidden_size": 32, "num_attention_heads": 2,
+            "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 8});
+        let (arch, spec) = arch::read_config(&config).unwrap();
+        let mut metadata = Map::new();
+        metadata.insert("model".into(), serde_json::to_value(&spec).unwrap());
+        let plan = |want: arch::Want| TensorPlan { name: want.name, ty: Type::F32, shape: want.shape };
+        let plan: Vec<TensorPlan> = (arch.tensors)(&spec).into_iter().map(plan).collect();
+        let path = place.join("model.llm");
+        let mut writer = Writer::create(&path, &metadata, Vec::new(), &plan).unwrap();
+        for (i, tensor) in plan.iter().enumerate() {
+            writer.append_values(i, &vec![0.0; tensor.shape.iter().product::<u64>() as usize]).unwrap();
+        }
+        writer.finish().unwrap();
+        path
+    }
+
+    #[test]
+    fn what_is_told_of_an_opening_ends_with_the_whole() {
+        let place = tempfile::tempdir().unwrap();
+        let path = zeros(place.path());
+        let whole = std::fs::metadata(&path).unwrap().len();
+        let runtime = Runtime::new(RuntimeOptions { threads: 1, ..RuntimeOptions::default() }).unwrap();
+        for (load, verify, works) in [
+            (Load::Map, Verify::Structure, false),
+            (Load::Map, Verify::Full, true),
+            (Load::Copy, Verify::Structure, true),
+            (Load::Copy, Verify::Full, true),
+        ] {
+            let told = Arc::new(Mutex::new(Vec::new()));
+            let seen = told.clone();
+            let progress: OpenProgress = Arc::new(move |done, total| {
+                seen.lock().unwrap().push((done, total));
+                Ok(())
+            });
+            let options = OpenOptions { load, verify, progress: Some(progress), ..OpenOptions::default() };
+            Model::open_path(&runtime, &path, &options, None).unwrap();
+            let told = told.lock().unwrap();
+            let last = works.then_some((whole, whole));
+            assert_eq!(told.last().copied(), last, "{load:?}, {verify:?}: {told:?}");
+        }
+    }
 }

@@ -18,7 +18,7 @@ fn read(config: &Value) -> Result<Spec> {
     // A factor on the logits; none of the published checkpoints sets it.
     c.only("logit_scale", &Value::Null)?;
     let width = c.u32(c.spelling(&["d_model", "hidden_size"]), 2048)?;
-    let heads = c.u32(c.spelling(&["n_heads", "num_attention_heads"]), 16)?;
+    let heads = c.heads(c.spelling(&["n_heads", "num_attention_heads"]), 16)?;
     let head_dim = share(width, heads)?;
     let norm = layer_norm(c.f32("layer_norm_epsilon", 1e-5)?, false);
     let (mut slope_max, mut scale) = (8.0, inverse_root(head_dim));

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::arch::{Arch, LayerSlot as L, Rows, Slot, Take, Want};
-use super::config::Config;
+use super::config::{Config, RopeDefaults};
 use super::list::{self, Origin};
 use super::llama::{self, Common, Defaults};
 use super::spec::{Attention, Dense, Ffn, Heads, Spec};
@@ -33,7 +33,8 @@ fn read(config: &Value) -> Result<Spec> {
     let activation = c.activation("hidden_act", "silu")?;
     let ffn = Ffn::Gated(Dense { inner: common.inner, activation, bias: false });
     let layers = (0..common.layers).map(|_| common.layer(heads.clone(), ffn.clone())).collect();
-    let rope = c.rope("full_attention", common.rope(10_000.0))?;
+    // Its class gives `original_max_position_embeddings` a default of its own.
+    let rope = c.rope("full_attention", RopeDefaults { original: 4096, ..common.rope(10_000.0) })?;
     Ok(common.spec("phi3", vec![rope], layers, c.flag("tie_word_embeddings", false)?))
 }
 
