@@ -51,8 +51,38 @@ impl Object for Generator {
 const LAZY: [&str; 9] =
     ["map", "select", "reject", "selectattr", "rejectattr", "items", "unique", "batch", "slice"];
 
+/// The most pieces that `batch` and `slice` make, or fill a piece up to.
+const MOST_PIECES: u64 = 1 << 20;
+
 /// Adds everything to an environment.
 pub(super) fn add(environment: &mut Environment<'static>, clock: Clock) {
+    eager(environment, clock);
+    // The engine's own lazy filters stay reachable behind ours, in an environment whose other filters and tests are
+    // ours, too: `map` and `select` look others up by name.
+    let mut engine = Environment::new();
+    eager(&mut engine, clock);
+    let engine = Arc::new(engine);
+    for name in LAZY {
+        let engine = Arc::clone(&engine);
+        environment.add_filter(name, move |args: Rest<ValueOrKwargs>| -> Result<Value, Error> {
+            let args = args.into_values();
+            // `none | items` is an error in Python only once something is asked of it.
+            if name == "items" && args.first().is_some_and(Value::is_undefined) {
+                return Ok(Value::from_object(Generator(Vec::new())));
+            }
+            let count = args.get(1).and_then(|count| u64::try_from(count.clone()).ok());
+            if ["batch", "slice"].contains(&name) && count.is_some_and(|count| count > MOST_PIECES) {
+                return Err(wrong(format!("{name}: expected a number of at most {MOST_PIECES}")));
+            }
+            let found = engine.empty_state().apply_filter(name, &args)?;
+            let items = found.try_iter()?.collect();
+            Ok(Value::from_object(Generator(items)))
+        });
+    }
+}
+
+/// Adds everything that does not need the engine's own.
+fn eager(environment: &mut Environment<'static>, clock: Clock) {
     environment.add_function("raise_exception", |text: &Value| -> Result<Value, Error> {
         let text = python::str(text)?;
         Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(text)))
@@ -89,21 +119,6 @@ pub(super) fn add(environment: &mut Environment<'static>, clock: Clock) {
     environment.add_test("callable", |value: &Value| {
         value.kind() == ValueKind::Plain && value.downcast_object_ref::<Generator>().is_none()
     });
-    // A plain environment keeps the engine's own filters reachable behind ours.
-    let engine = Arc::new(Environment::new());
-    for name in LAZY {
-        let engine = Arc::clone(&engine);
-        environment.add_filter(name, move |args: Rest<ValueOrKwargs>| -> Result<Value, Error> {
-            let args = args.into_values();
-            // `none | items` is an error in Python only once something is asked of it.
-            if name == "items" && args.first().is_some_and(Value::is_undefined) {
-                return Ok(Value::from_object(Generator(Vec::new())));
-            }
-            let found = engine.empty_state().apply_filter(name, &args)?;
-            let items = found.try_iter()?.collect();
-            Ok(Value::from_object(Generator(items)))
-        });
-    }
 }
 
 fn wrong(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
@@ -122,7 +137,10 @@ fn length(value: &Value) -> Result<usize, Error> {
 
 fn replace(text: &Value, old: &str, new: &str, count: Option<i64>) -> Result<String, Error> {
     let text = python::str(text)?;
-    Ok(match count.and_then(|count| usize::try_from(count).ok()) {
+    let most = count.and_then(|count| usize::try_from(count).ok());
+    let found = text.matches(old).take(most.unwrap_or(usize::MAX)).count();
+    python::fits(text.len().saturating_add(found.saturating_mul(new.len())))?;
+    Ok(match most {
         Some(count) => text.replacen(old, new, count),
         None => text.replace(old, new),
     })
@@ -157,6 +175,7 @@ fn indent(
     let text = format!("{text}\n");
     let mut out = String::new();
     for (index, line) in methods::lines(&text, false).into_iter().enumerate() {
+        python::fits(out.len())?;
         if index > 0 {
             out.push('\n');
         }
@@ -184,17 +203,9 @@ fn groupby(value: &Value, by: &str, default: Option<Value>, kwargs: Kwargs) -> R
             None => groups.push((key, vec![item])),
         }
     }
-    let mut failed = None;
-    groups.sort_by(|a, b| {
-        compare(&a.0, &b.0).unwrap_or_else(|e| {
-            failed.get_or_insert(e);
-            Ordering::Equal
-        })
-    });
-    match failed {
-        Some(e) => Err(e),
-        None => Ok(groups.into_iter().map(|(k, items)| Value::from((k, Value::from(items)))).collect()),
-    }
+    let order = sorted(groups.len(), |a, b| Ok(compare(&groups[a].0, &groups[b].0)?.is_lt()))?;
+    let pair = |at: usize| Value::from((groups[at].0.clone(), Value::from(groups[at].1.clone())));
+    Ok(order.into_iter().map(pair).collect())
 }
 
 fn default(
@@ -339,7 +350,7 @@ fn sort(
         Some(text) if !case_sensitive => Value::from(text.to_lowercase()),
         _ => key,
     };
-    let mut keyed: Vec<(Vec<Value>, Value)> = value
+    let keyed: Vec<(Vec<Value>, Value)> = value
         .try_iter()?
         .map(|item| {
             let keys = match &by {
@@ -349,26 +360,44 @@ fn sort(
             (keys, item)
         })
         .collect();
-    let mut failed = None;
-    let mut order = |a: &[Value], b: &[Value]| {
-        for (x, y) in a.iter().zip(b) {
-            match compare(x, y) {
-                Ok(Ordering::Equal) => {}
-                Ok(order) => return order,
-                Err(e) => {
-                    failed.get_or_insert(e);
-                    return Ordering::Equal;
-                }
+    let order = sorted(keyed.len(), |a, b| {
+        // Python's reverse keeps the order of equal items: compare the other way round.
+        let (a, b) = if reverse { (b, a) } else { (a, b) };
+        for (x, y) in keyed[a].0.iter().zip(&keyed[b].0) {
+            let order = compare(x, y)?;
+            if order.is_ne() {
+                return Ok(order.is_lt());
             }
         }
-        Ordering::Equal
-    };
-    // Python's reverse keeps the order of equal items: compare the other way round.
-    keyed.sort_by(|a, b| if reverse { order(&b.0, &a.0) } else { order(&a.0, &b.0) });
-    match failed {
-        Some(e) => Err(e),
-        None => Ok(keyed.into_iter().map(|(_, item)| item).collect()),
+        Ok(false)
+    })?;
+    Ok(order.into_iter().map(|at| keyed[at].1.clone()).collect())
+}
+
+/// The places of `count` items in order, equal ones as they stand: by merging, because what a template compares need
+/// not have a total order (NaN has none), which the standard library's sort may answer with a panic.
+fn sorted(
+    count: usize,
+    mut before: impl FnMut(usize, usize) -> Result<bool, Error>,
+) -> Result<Vec<usize>, Error> {
+    let mut order: Vec<usize> = (0..count).collect();
+    let mut merged = order.clone();
+    let mut width = 1;
+    while width < count {
+        for start in (0..count).step_by(2 * width) {
+            let (middle, end) = ((start + width).min(count), (start + 2 * width).min(count));
+            let (mut left, mut right) = (start, middle);
+            for slot in &mut merged[start..end] {
+                let from_right = right < end && (left == middle || before(order[right], order[left])?);
+                let taken = if from_right { &mut right } else { &mut left };
+                *slot = order[*taken];
+                *taken += 1;
+            }
+        }
+        std::mem::swap(&mut order, &mut merged);
+        width *= 2;
     }
+    Ok(order)
 }
 
 /// `json.dumps` with the transformers library's arguments, in its order.

@@ -7,6 +7,16 @@ use minijinja::{Error, ErrorKind, Value};
 
 /// Nesting that printing follows.
 const MAX_DEPTH: usize = 100;
+/// Bytes that one value may have as text: a list may hold a long text many times.
+const MAX_TEXT: usize = 1 << 26;
+
+/// Refuses a text of more bytes than one value may have.
+pub(super) fn fits(bytes: usize) -> Result<(), Error> {
+    match bytes {
+        0..=MAX_TEXT => Ok(()),
+        _ => Err(Error::from(ErrorKind::WriteFailure)),
+    }
+}
 
 /// A JSON value as the template sees it; the order of keys stays.
 pub fn value(json: &serde_json::Value) -> Value {
@@ -44,6 +54,7 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error
     if depth == 0 {
         return Err(Error::new(ErrorKind::InvalidOperation, "value nests too deep to be printed"));
     }
+    fits(out.len())?;
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::None => out.push_str("None"),
@@ -169,6 +180,7 @@ impl Json {
         if level > MAX_DEPTH {
             return Err(Error::new(ErrorKind::InvalidOperation, "value nests too deep for tojson"));
         }
+        fits(out.len())?;
         match value.kind() {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),

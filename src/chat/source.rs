@@ -14,13 +14,26 @@
 /// Words that are operators, unless an operand is due.
 const WORDS: [&str; 6] = ["if", "else", "in", "is", "and", "or"];
 
+/// The most words, texts and signs in a tag between two commas, with those before the brackets that they stand in.
+/// Published templates have up to 62 in a whole tag.
+const LONGEST: usize = 1000;
+/// The most `elif` in a template. Published ones have up to 22.
+const MOST_ELIF: usize = 500;
+
 /// The template as the engine reads it.
-pub(super) fn prepare(source: &str) -> String {
+///
+/// # Errors
+/// The line and what about it is too long: the engine recurses over chains of operators and of conditions without a
+/// bound of its own.
+pub(super) fn prepare(source: &str) -> Result<String, (usize, String)> {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
+    let mut elifs = 0;
     while let Some(at) = rest.find('{') {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
+        let too_much = |what: String| (1 + source[..source.len() - rest.len()].matches('\n').count(), what);
+        let long = || too_much(format!("an expression of more than {LONGEST} words and signs"));
         let taken = match rest.as_bytes().get(1) {
             Some(b'#') => copy(&mut out, rest, "#}"),
             Some(b'%') => match raw_block(rest) {
@@ -28,9 +41,15 @@ pub(super) fn prepare(source: &str) -> String {
                     out.push_str(&rest[..end]);
                     end
                 }
-                None => tag(&mut out, rest, "%}"),
+                None => {
+                    elifs += usize::from(tag_word(rest).is_some_and(|(words, _)| words.starts_with("elif")));
+                    if elifs > MOST_ELIF {
+                        return Err(too_much(format!("more than {MOST_ELIF} `elif`")));
+                    }
+                    tag(&mut out, rest, "%}").ok_or_else(long)?
+                }
             },
-            Some(b'{') => tag(&mut out, rest, "}}"),
+            Some(b'{') => tag(&mut out, rest, "}}").ok_or_else(long)?,
             _ => {
                 out.push('{');
                 1
@@ -39,7 +58,7 @@ pub(super) fn prepare(source: &str) -> String {
         rest = &rest[taken..];
     }
     out.push_str(rest);
-    out
+    Ok(out)
 }
 
 /// Copies through `end`; the number of bytes taken.
@@ -51,11 +70,11 @@ fn copy(out: &mut String, text: &str, end: &str) -> usize {
 
 /// What stands between `{%` and the end of a tag, without whitespace control.
 fn tag_word(text: &str) -> Option<(&str, usize)> {
-    let end = text.find("%}")?;
+    let end = 2 + text.get(2..)?.find("%}")?;
     Some((text[2..end].trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim(), end + 2))
 }
 
-/// Length of a raw block with its tags, if one begins here.
+/// Length of a raw block with its tags, if one begins here. One without an end, which is an error, is all there is.
 fn raw_block(text: &str) -> Option<usize> {
     let (word, mut at) = tag_word(text)?;
     if word != "raw" {
@@ -63,13 +82,13 @@ fn raw_block(text: &str) -> Option<usize> {
     }
     while let Some(next) = text[at..].find("{%") {
         at += next;
-        let (word, length) = tag_word(&text[at..])?;
+        let Some((word, length)) = tag_word(&text[at..]) else { break };
         at += length;
         if word == "endraw" {
             return Some(at);
         }
     }
-    None
+    Some(text.len())
 }
 
 /// What was read last within a tag.
@@ -82,9 +101,12 @@ enum Last {
     BeforeName,
 }
 
-/// Rewrites one tag up to `end`; the number of bytes taken.
-fn tag(out: &mut String, text: &str, end: &str) -> usize {
+/// Rewrites one tag up to `end`; the number of bytes taken. `None` where an expression has more than [`LONGEST`] parts.
+fn tag(out: &mut String, text: &str, end: &str) -> Option<usize> {
     let mut at = 2;
+    // Since the last comma, and before each open bracket.
+    let mut parts = 0;
+    let mut open: Vec<usize> = Vec::new();
     out.push_str(&text[..2]);
     if let Some(sign) = text[at..].chars().next().filter(|c| matches!(c, '-' | '+')) {
         out.push(sign);
@@ -93,14 +115,18 @@ fn tag(out: &mut String, text: &str, end: &str) -> usize {
     // A statement begins with its name.
     let mut last = if end == "%}" { Last::BeforeName } else { Last::Operator };
     let mut statement = end == "%}";
-    let mut depth = 0usize;
     // After a sign that stands before an operand.
     let mut signed = false;
     while let Some(c) = text[at..].chars().next() {
         let rest = &text[at..];
-        if depth == 0 && rest.starts_with(end) {
+        if open.is_empty() && rest.starts_with(end) {
             out.push_str(end);
-            return at + end.len();
+            return Some(at + end.len());
+        }
+        // A plus may become two signs.
+        parts += if c == '+' { 2 } else { usize::from(!c.is_whitespace()) };
+        if parts > LONGEST {
+            return None;
         }
         let length = match c {
             c if c.is_whitespace() => {
@@ -137,7 +163,7 @@ fn tag(out: &mut String, text: &str, end: &str) -> usize {
                     last = Last::Operand;
                 } else if last == Last::Operator && WORDS.contains(&word) {
                     // A named argument keeps its name.
-                    let named = depth > 0 && {
+                    let named = !open.is_empty() && {
                         let after = rest[length..].trim_start();
                         after.starts_with('=') && !after.starts_with("==")
                     };
@@ -166,8 +192,9 @@ fn tag(out: &mut String, text: &str, end: &str) -> usize {
             c => {
                 out.push(c);
                 match c {
-                    '(' | '[' | '{' => depth += 1,
-                    ')' | ']' | '}' => depth = depth.saturating_sub(1),
+                    '(' | '[' | '{' => open.push(parts),
+                    ')' | ']' | '}' => parts = open.pop().map_or(parts, |before| before + 1),
+                    ',' => parts = open.last().copied().unwrap_or(0),
                     _ => {}
                 }
                 last = match c {
@@ -181,7 +208,7 @@ fn tag(out: &mut String, text: &str, end: &str) -> usize {
         signed = matches!(c, '-' | '+') && last == Last::Operator || signed && c.is_whitespace();
         at += length;
     }
-    at
+    Some(at)
 }
 
 /// Copies a quoted text. Python keeps the backslash of `\/`, the engine drops it.
@@ -214,7 +241,9 @@ fn string_length(text: &str, quote: char) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::prepare;
+    fn prepare(source: &str) -> String {
+        super::prepare(source).unwrap()
+    }
 
     #[test]
     fn only_what_the_engine_does_not_read_changes() {
@@ -228,6 +257,8 @@ mod tests {
             "{{ {'a': {'b': 1}} }}{{ f(x, y=1)[1:] | join('+') }}",
             "{{ 'it\\'s {{ +x }}' }}",
             "{{ unclosed + 'text",
+            "{% raw %}{% raw %}{{ +x }}",
+            "{%} x {%",
         ] {
             assert_eq!(prepare(same), same);
         }
@@ -249,5 +280,23 @@ mod tests {
         assert_eq!(prepare("{{ +x * (+y) + z }}"), "{{ --x * (--y) + z }}");
         assert_eq!(prepare("{{ 'a' \"b\" }}"), "{{ 'a' ~\"b\" }}");
         assert_eq!(prepare("{% if if in in %}"), "{% if variable_if in variable_in %}");
+    }
+
+    #[test]
+    fn chains_too_long_for_the_engine_are_refused_with_their_line() {
+        for tag in ["-", "+", "not ", "1 + ", "a.", "a | trim | ", "1 if 1 else ", "a(0, 1)[2, 3]", "a(0)("] {
+            let e = super::prepare(&format!("a\n\n{{{{ {}1 }}}}", tag.repeat(20_000))).unwrap_err();
+            assert_eq!(e, (3, "an expression of more than 1000 words and signs".to_owned()), "{tag}");
+        }
+        let conditions = |n: usize| format!("{{% if a %}}{}{{% endif %}}", "\n{%- elif a %}".repeat(n));
+        assert_eq!(super::prepare(&conditions(500)).unwrap(), conditions(500));
+        let e = super::prepare(&conditions(501)).unwrap_err();
+        assert_eq!(e, (502, "more than 500 `elif`".to_owned()));
+        // Lists may be long, text outside of tags, comments and raw blocks may be of any length.
+        let text = "1 + ".repeat(2000);
+        let list = "{'a': [1, 2 + f(3, 4)]}, ".repeat(2000);
+        assert_eq!(super::prepare(&format!("{{{{ [{list}] }}}}")).unwrap(), format!("{{{{ [{list}] }}}}"));
+        let whole = format!("{text}{{# {text} #}}{{% raw %}}{{{{ {text} {{% endraw %}}{{{{ '{text}' }}}}");
+        assert_eq!(super::prepare(&whole).unwrap(), whole);
     }
 }

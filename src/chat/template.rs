@@ -133,7 +133,11 @@ impl Template {
         });
         environment.set_unknown_method_callback(methods::call);
         functions::add(&mut environment, clock);
-        environment.add_template_owned(NAME, source::prepare(source)).map_err(|e| {
+        let prepared = source::prepare(source).map_err(|(line, what)| {
+            Error::new(Status::BAD_FORMAT, format!("chat template, line {line}: {what}"))
+                .with("line", i64::try_from(line).unwrap_or(-1))
+        })?;
+        environment.add_template_owned(NAME, prepared).map_err(|e| {
             let line = e.line().map_or(-1, |line| i64::try_from(line).unwrap_or(-1));
             Error::new(Status::BAD_FORMAT, format!("chat template, line {line}: {e}")).with("line", line)
         })?;

@@ -128,6 +128,11 @@ fn methods_and_filters_do_what_python_does() {
         ("['it\\'s', 'a\"b', '\\t\\\\']", "[\"it's\", 'a\"b', '\\t\\\\']"),
         ("(1,) ~ [none, true] ~ {'a': 1}", "(1,)[None, True]{'a': 1}"),
         ("{'ü': '<\"'} | tojson", "{\"ü\": \"<\\\"\"}"),
+        // Filters and tests by name are the same ones.
+        ("[{'a': '<b> &'}] | map('tojson') | join", "{\"a\": \"<b> &\"}"),
+        ("['7', 'B'] | map('int') | list", "[7, 0]"),
+        ("['a a'] | map('replace', 'a', 'b', 1) | list", "['b a']"),
+        ("['x'] | select('sequence') | list", "['x']"),
         ("'é😀' | tojson(ensure_ascii=true)", "\"\\u00e9\\ud83d\\ude00\""),
     ] {
         assert_eq!(eval(expression), want, "{expression}");
@@ -152,6 +157,12 @@ fn a_template_cannot_run_without_end() {
         ),
         Status::BUDGET
     );
+    // Values whose text would fill the memory, though their parts are small.
+    assert_eq!(run("{{ ['x' * 100000] * 100000 }}"), Status::BUDGET);
+    assert_eq!(run("{{ (['x' * 100000] * 100000) | tojson }}"), Status::BUDGET);
+    assert_eq!(run("{{ ('x' * 100000) | replace('x', 'y' * 100000) }}"), Status::BUDGET);
+    assert_eq!(run("{{ [1] | slice(9223372036854775807) }}"), Status::INVALID_ARG);
+    assert_eq!(run("{{ [1] | batch(9223372036854775807, 0) }}"), Status::INVALID_ARG);
     // Recursion ends with an error, not with the stack.
     run("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}");
     run("{% set x = [] %}{% for i in range(500) %}{% set x = [x] %}{% endfor %}{{ nothing.here }}");
@@ -200,4 +211,25 @@ fn a_model_brings_its_templates_by_name() {
     assert_eq!(source(Some("rag")).unwrap_err().status(), Status::NOT_FOUND);
     let e = Template::of_model(&Map::new(), None, None).err().unwrap();
     assert_eq!(e.status(), Status::NOT_FOUND);
+}
+
+#[test]
+fn sorting_what_has_no_order_is_an_error_or_some_order() {
+    // Long enough for a sort that looks out for such orders.
+    let list = |item: &dyn Fn(usize) -> String| (0..300).map(item).collect::<Vec<_>>().join(", ");
+    let count = |list: &str, filter: &str| eval(&format!("[{list}] | {filter} | length"));
+    let numbers =
+        list(&|i| if i % 3 == 0 { "'nan' | float".to_owned() } else { (i * 7919 % 301).to_string() });
+    assert_eq!(count(&numbers, "sort"), "300");
+    assert_eq!(count(&numbers, "sort(reverse=true)"), "300");
+    let mixed =
+        list(&|i| if i % 2 == 0 { format!("'{}'", i * 7919 % 301) } else { (i * 7919 % 301).to_string() });
+    assert!(count(&mixed, "sort").contains("have no order"), "{}", count(&mixed, "sort"));
+    let groups = list(&|i| format!("{{'k': {}}}", if i % 2 == 0 { format!("'{i}'") } else { i.to_string() }));
+    assert!(count(&groups, "groupby('k')").contains("have no order"));
+    // Equal items keep their places, the other way round too.
+    let pairs = "[{'k': 2, 'v': 1}, {'k': 1, 'v': 2}, {'k': 2, 'v': 3}, {'k': 1, 'v': 4}, {'k': 1, 'v': 5}]";
+    let sorted = |by: &str| eval(&format!("{pairs} | sort({by}) | map(attribute='v') | list"));
+    assert_eq!(sorted("attribute='k'"), "[2, 4, 5, 1, 3]");
+    assert_eq!(sorted("attribute='k', reverse=true"), "[1, 3, 2, 4, 5]");
 }

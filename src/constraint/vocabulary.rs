@@ -61,16 +61,18 @@ impl Vocabulary {
     }
 }
 
+/// The longest word that the engine's trie takes, in bytes. A longer token is never written under a constraint.
+const LONGEST: usize = 1024;
+
 /// The bytes of a token; special tokens are marked, so that no text matches them; empty for an id not in use.
 fn word(tokenizer: &Tokenizer, id: i32) -> Vec<u8> {
     let flags = tokenizer.flags(id);
     let Some(bytes) = tokenizer.token_bytes(id) else { return Vec::new() };
+    let mut word = bytes.into_owned();
     if flags.is_special() || flags.is_control() || flags.is_unknown() || tokenizer.is_end(id) {
-        let mut marked = vec![TokTrie::SPECIAL_TOKEN_MARKER];
-        marked.extend_from_slice(&bytes);
-        return marked;
+        word.insert(0, TokTrie::SPECIAL_TOKEN_MARKER);
     }
-    bytes.into_owned()
+    if word.len() > LONGEST { Vec::new() } else { word }
 }
 
 impl Environment {
@@ -111,5 +113,32 @@ impl TokenizerEnv for Environment {
 
     fn tokenize_is_canonical(&self) -> bool {
         self.complete
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Constraint, Limits, State};
+    use super::*;
+    use crate::mmap::Bytes;
+    use llm_format::tokens::{Tables, Token, flag, setting};
+
+    #[test]
+    fn a_token_too_long_for_the_trie_is_left_out() {
+        let token = |bytes: Vec<u8>, flags: u16| Token { bytes, flags, ..Token::default() };
+        let mut tokens: Vec<Token> = (0..=255u8).map(|b| token(vec![b], flag::PRESENT)).collect();
+        tokens.push(token(vec![b'a'; 5000], flag::PRESENT));
+        tokens.push(token(vec![b'a'; LONGEST], flag::PRESENT));
+        tokens.push(token(b"</s>".to_vec(), flag::PRESENT | flag::SPECIAL | flag::END));
+        let mut byte_ids = [0; 256];
+        (0..).zip(&mut byte_ids).for_each(|(id, slot)| *slot = id);
+        let tables = Tables { settings: setting::BYTE_LEVEL, tokens, byte_ids, ..Tables::default() };
+        let bytes = Bytes::from_owner(tables.encode().unwrap());
+        let tokenizer = Arc::new(Tokenizer::from_tables(bytes).unwrap());
+        let constraint = Constraint::regex(&tokenizer, "a+", &Limits::default(), None).unwrap();
+        let mut state = State::new(&constraint);
+        let mask = state.mask().unwrap();
+        let may = |id: usize| mask[id / 32] >> (id % 32) & 1 == 1;
+        assert!(may(usize::from(b'a')) && may(257) && !may(256) && !may(usize::from(b'b')));
     }
 }

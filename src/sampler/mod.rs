@@ -239,7 +239,7 @@ impl Sampler {
             )
         })?;
         // The filled row had at most i32::MAX entries, and the id indexes it.
-        let log_probability = (f64::from(logits[chosen.id as usize]) - log_sum) as f32;
+        let log_probability = log_probability(logits[chosen.id as usize], log_sum);
         Ok(Choice { id: chosen.id as i32, log_probability })
     }
 
@@ -394,11 +394,14 @@ pub fn top(logits: &[f32], n: usize) -> Result<Vec<Alternative>> {
     let mut all = Candidates::default();
     all.fill(logits);
     let ranked = likeliest(all.scratch(), n);
-    let alternative = |c: &Candidate| Alternative {
-        id: c.id as i32,
-        log_probability: (f64::from(c.logit) - log_sum) as f32,
-    };
+    let alternative =
+        |c: &Candidate| Alternative { id: c.id as i32, log_probability: log_probability(c.logit, log_sum) };
     Ok(ranked.iter().map(alternative).collect())
+}
+
+/// A token's log-probability by the row's [`math::log_sum_exp`]; −∞, not NaN, in a row where nothing is possible.
+fn log_probability(logit: f32, log_sum: f64) -> f32 {
+    if logit == f32::NEG_INFINITY { logit } else { (f64::from(logit) - log_sum) as f32 }
 }
 
 /// The position as noise counts it.

@@ -104,7 +104,9 @@ fn apply(context: &Context, candidates: &mut Candidates) {
         let repeated =
             if c.logit > 0.0 { c.logit / p.repetition_penalty } else { c.logit * p.repetition_penalty };
         let penalised = repeated - (p.frequency_penalty * count as f32 + p.presence_penalty);
-        // Extreme but valid parameters may overflow; the logit then stays a number.
-        c.logit = if penalised.is_nan() { c.logit } else { penalised.min(f32::MAX) };
+        // Extreme but valid parameters may overflow; the logit then stays a number, and only what was forbidden is.
+        if !penalised.is_nan() && c.logit > f32::NEG_INFINITY {
+            c.logit = penalised.clamp(f32::MIN, f32::MAX);
+        }
     }
 }

@@ -559,3 +559,35 @@ fn processors_that_fail_or_spoil_the_row_end_the_call() {
     assert_eq!((e.status(), e.detail("token_index")), (Status::CALLBACK, Some(1)));
     assert_eq!(sampler.sample(&[0.0, 1.0], 2).unwrap().id, 1);
 }
+
+#[test]
+fn extreme_parameters_forbid_no_token_that_was_not_forbidden() {
+    let low = f32::NEG_INFINITY;
+    let huge = SamplingParams {
+        repetition_penalty: f32::MAX,
+        frequency_penalty: f32::MAX,
+        presence_penalty: f32::MAX,
+        ..Default::default()
+    };
+    let got = filtered("penalties", huge.clone(), &[0, 0, 1, 1, 2], &[-2.0, 3.0, low, 1.0]);
+    assert_eq!(got, [(0, f32::MIN), (1, f32::MIN), (2, low), (3, 1.0)]);
+    let mut sampler = Sampler::new(&huge).unwrap();
+    sampler.accept_all(&[0, 0, 1, 1]).unwrap();
+    assert_eq!(sampler.sample(&[-2.0, -3.0], 4).unwrap().id, 0);
+    // At threshold 0 every token is a top choice, but for the forbidden ones.
+    let params = SamplingParams { xtc_probability: 1.0, xtc_threshold: 0.0, ..Default::default() };
+    assert_eq!(filtered("xtc", params, &[], &[2.0, low, 1.0, 3.0]), [(1, low), (2, 1.0)]);
+}
+
+#[test]
+fn log_probabilities_are_numbers_even_where_nothing_is_possible() {
+    let low = f32::NEG_INFINITY;
+    assert!(top(&[low; 3], 2).unwrap().iter().all(|a| a.log_probability == low));
+    let mut sampler = Sampler::new(&SamplingParams::default()).unwrap();
+    let allow = |_: &processor::Input, row: &mut [f32]| {
+        row[1] = 0.0;
+        Ok(())
+    };
+    sampler.add_processor(Stage::BeforePenalties, true, Arc::new(allow));
+    assert_eq!(sampler.sample(&[low; 3], 0).unwrap(), Choice { id: 1, log_probability: low });
+}

@@ -36,7 +36,8 @@ fn apply(context: &Context, candidates: &mut Candidates) {
     }
     let total = candidates.as_slice().iter().fold(0u64, |sum, c| sum.saturating_add(weight(c.logit, max)));
     let least = f64::from(p.xtc_threshold) * total as f64;
-    let top = |logit: f32| weight(logit, max) as f64 >= least;
+    // A forbidden token is no top choice, even where the threshold is 0: it must not be the one that is spared.
+    let top = |logit: f32| logit > f32::NEG_INFINITY && weight(logit, max) as f64 >= least;
     let spared = candidates.as_slice().iter().filter(|c| top(c.logit)).max_by(|a, b| a.by_rank(b)).copied();
     if let Some(spared) = spared {
         candidates.retain(|c| !top(c.logit) || c.id == spared.id);

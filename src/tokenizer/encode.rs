@@ -6,6 +6,7 @@ use super::unigram::{Node, Unigram};
 use super::{EncodeOptions, Tokenizer};
 use crate::error::{Error, Result, Status};
 use llm_format::tokens::{Kind, View};
+use std::borrow::Cow;
 
 /// The longest text in one call: places inside it are kept in 32 bits with room for normalisation to grow it.
 const LONGEST_TEXT: usize = 1 << 28;
@@ -157,22 +158,24 @@ impl Tokenizer {
         scratch: &mut Scratch,
         ids: &mut Vec<u32>,
     ) -> Result<()> {
+        let normal = self.normalizers.run(view, text)?;
         // A place in the normalised text is the length of what normalising everything before it gives. Only a list
         // that has tokens asks for it.
-        let mut places = Vec::new();
         let place = |at: usize| {
             let before = text.get(..at).unwrap_or(text);
             Ok::<_, Error>(self.normalizers.run(view, before)?.len())
         };
-        for &b in breaks.iter().filter(|_| !view.normal.is_empty()) {
-            places.push(place(b)?);
-        }
+        let places = match &normal {
+            _ if breaks.is_empty() || view.normal.is_empty() => Vec::new(),
+            Cow::Borrowed(_) => breaks.to_vec(),
+            Cow::Owned(normal) => added::beside_specials(&view.normal, normal, breaks, place)?,
+        };
         let special = match special {
             0 => 0,
             within if within < text.len() && !view.normal.is_empty() => place(within)?,
             _ => usize::MAX,
         };
-        let text = self.normalizers.run(view, text)?;
+        let text = normal;
         let mut result = Ok(());
         added::split(&view.normal, &text, special, &places, |cut| match cut {
             Cut::Token(id) => ids.push(id),

@@ -49,8 +49,8 @@ impl Normalizers {
 
 /// Text may become this many times longer and this much besides; no published normaliser comes near (NFKC makes
 /// eleven bytes of one at most). It keeps a small file from filling the memory.
-const GROWTH: usize = 64;
-const ROOM: usize = 1 << 16;
+pub(super) const GROWTH: usize = 64;
+pub(super) const ROOM: usize = 1 << 16;
 
 fn grown(limit: usize) -> Error {
     let what = format!(
@@ -138,6 +138,10 @@ fn by_graphemes(map: Charsmap, text: &str, limit: usize) -> Option<String> {
             continue;
         }
         for c in cluster.chars() {
+            // A cluster can be the whole text.
+            if out.len() > limit {
+                break;
+            }
             match map.shortest(c.encode_utf8(&mut [0; 4]).as_bytes()) {
                 Some(new) => out.push_str(new),
                 None => out.push(c),
@@ -218,4 +222,29 @@ fn sentencepiece(view: &View, text: &str, [dummy, extra, escape, suffix]: [bool;
         out.push_str(space);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A charsmap that makes `replacement` of U+0301 (CC 81).
+    fn accents_to(replacement: &str) -> Vec<u8> {
+        let mut units = vec![0u32; 846];
+        units[0xCC] = 0xCC | 256 << 10; // from the root, offset 0
+        units[0xCC ^ 256 ^ 0x81] = 0x81 | 1 << 8 | 512 << 10;
+        units[0xCC ^ 256 ^ 0x81 ^ 512] = 1 << 31;
+        let trie: Vec<u8> = units.iter().flat_map(|unit| unit.to_le_bytes()).collect();
+        let size = (trie.len() as u32).to_le_bytes();
+        [&size[..], &trie[..], replacement.as_bytes(), b"\0"].concat()
+    }
+
+    #[test]
+    fn a_charsmap_cannot_fill_the_memory_within_one_cluster() {
+        let table = accents_to(&"x".repeat(1000));
+        let text = "a".to_owned() + &"\u{301}".repeat(1000);
+        let made = |limit| by_graphemes(Charsmap::new(&table), &text, limit).unwrap();
+        assert_eq!(made(usize::MAX).len(), 1 + 1_000_000);
+        assert_eq!(made(5000).len(), 1 + 5000);
+    }
 }

@@ -4,9 +4,10 @@
 //! step by step over a list of pieces.
 
 use super::classes::{Classes, PUNCTUATION, SPACE, WORD, classes};
+use super::normalize::{GROWTH, ROOM};
 use super::pattern::Matcher;
 use super::scan;
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 use llm_format::tokens::{Behavior, Pattern, PreTokenizer, Scanner, Scheme};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -43,11 +44,22 @@ impl PreTokenizers {
             scan::each_match(scanner, text, give);
             return Ok(());
         }
+        // Steps that put something in front of every piece and split it off again could double the pieces each time.
+        let limit = text.len().saturating_mul(GROWTH).saturating_add(ROOM);
         let mut pieces: Vec<Piece> = vec![(Cow::Borrowed(text), first)];
         for (step, matcher) in &self.steps {
-            let mut next = Vec::with_capacity(pieces.len());
+            let mut next: Vec<Piece> = Vec::with_capacity(pieces.len());
+            let mut bytes = 0usize;
             for piece in pieces {
+                let from = next.len();
                 one(step, matcher.as_ref(), piece, &mut next)?;
+                bytes += next[from..].iter().map(|(piece, _)| piece.len()).sum::<usize>();
+                if bytes > limit {
+                    let what = format!(
+                        "the tokenizer's pre-tokenizer makes more than {limit} bytes of a text: its program is not sound"
+                    );
+                    return Err(Error::new(Status::UNSUPPORTED, what));
+                }
             }
             pieces = next;
         }
@@ -265,6 +277,21 @@ mod tests {
         assert_eq!(by(Scheme::Never), ["a", "_b", "_", "_c"]);
         assert_eq!(split(&[PreTokenizer::Whitespace], " ab, c!? "), ["ab", ",", "c", "!?"]);
         assert_eq!(split(&[PreTokenizer::Digits(true)], "a12b"), ["a", "1", "2", "b"]);
+    }
+
+    #[test]
+    fn a_program_that_doubles_its_pieces_is_an_error() {
+        let doubling = |symbol: char| {
+            let split = Pattern::Literal(symbol.to_string());
+            [
+                PreTokenizer::Metaspace(symbol, Scheme::Always, false),
+                PreTokenizer::Split(split, Behavior::Isolated, false),
+            ]
+        };
+        let steps: Vec<_> = ['a', 'b'].into_iter().cycle().take(32).flat_map(doubling).collect();
+        assert_eq!(split(&steps[..6], "x").len(), 7);
+        let error = PreTokenizers::new(&steps).unwrap().run("x", true, |_| {}).unwrap_err();
+        assert!(error.message().contains("not sound"), "{error}");
     }
 
     #[test]

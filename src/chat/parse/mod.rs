@@ -65,6 +65,9 @@ impl Segment {
     }
 }
 
+/// Bytes of a text that are looked through at once.
+const AT_ONCE: usize = 256;
+
 /// An answer being taken apart.
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -127,7 +130,18 @@ impl Answer {
         if self.finished {
             return;
         }
-        self.held.push_str(piece);
+        // Piece by piece, as it does not matter: what is left is moved and looked through behind every mark.
+        let mut rest = piece;
+        while !rest.is_empty() {
+            let (head, tail) = rest.split_at(rest.floor_char_boundary(AT_ONCE));
+            self.held.push_str(head);
+            self.advance();
+            rest = tail;
+        }
+    }
+
+    /// Takes of what is held all that is decided.
+    fn advance(&mut self) {
         loop {
             let marks = self.format.marks(self.mode);
             let first = marks.filter_map(|(mark, action)| Some((self.held.find(mark)?, mark, action)));
@@ -162,7 +176,7 @@ impl Answer {
             self.mode = Mode::Text;
             self.take(&body);
         }
-        let complete = !matches!(self.mode, Mode::Call(Body::Object | Body::DeepSeek));
+        let complete = !matches!(self.mode, Mode::Call(Body::Object | Body::DeepSeek | Body::Arguments));
         self.close(complete);
     }
 

@@ -118,6 +118,24 @@ fn a_call_that_is_cut_off_is_told_as_far_as_it_came() {
     answer.push("<|channel|>commentary to=functions.find<|message|>{\"q\":");
     assert_eq!(answer.segments()[0].name.as_deref(), Some("find"));
     assert_eq!(answer.segments()[0].text, "{\"q\":");
+    answer.finish();
+    let [call] = answer.segments() else { panic!("{:?}", answer.segments()) };
+    assert_eq!((call.kind, call.complete, &call.text[..]), (Kind::ToolCall, false, "{\"q\":"));
+    assert_eq!(call.name.as_deref(), Some("find"));
+}
+
+#[test]
+fn texts_longer_than_what_is_looked_through_at_once_are_whole() {
+    let long = "漢字 and words ".repeat(100);
+    let whole = format!(
+        "<think>{long}</think>{long}<tool_call>{{\"name\": \"f\", \"arguments\": {{\"x\": \"{long}\"}}}}</tool_call>"
+    );
+    let want = [
+        text(Kind::Reasoning, long.trim()),
+        text(Kind::Text, long.trim()),
+        tool("f", &json!({ "x": long }).to_string()),
+    ];
+    assert_eq!(Answer::parse(Format::Hermes, false, &whole), want);
 }
 
 #[test]

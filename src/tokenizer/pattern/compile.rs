@@ -19,6 +19,8 @@ use super::set::{First, Set, Sets};
 
 /// The most steps of a program. Published expressions have up to two hundred.
 const MOST: usize = 1 << 15;
+/// The most bytes of text in a program: a repetition writes its text out, too.
+const TEXT: usize = 1 << 20;
 
 /// What a group that is left behind was opened for.
 #[derive(Clone, Copy, PartialEq)]
@@ -80,6 +82,8 @@ pub(super) struct Program {
     pub(super) marks: usize,
     /// What a match can begin with.
     pub(super) first: First,
+    /// The set of a run without an upper bound that every match begins with.
+    pub(super) run: Option<u16>,
 }
 
 impl Program {
@@ -92,7 +96,7 @@ impl Program {
         let node = parse(text, &mut sets)?;
         let first = First::EMPTY;
         let (steps, text, firsts, sets) = (Vec::new(), Vec::new(), Vec::new(), sets.all);
-        let mut program = Program { steps, text, sets, firsts, marks: 0, first };
+        let mut program = Program { steps, text, sets, firsts, marks: 0, first, run: leading_run(&node) };
         program.first = program.first_of(&node);
         program.node(&node)?;
         program.add(Step::Done)?;
@@ -175,6 +179,9 @@ impl Program {
             Node::Empty => {}
             Node::Text(text) => {
                 let from = self.text.len();
+                if from + text.len() > TEXT {
+                    return Err(format!("written out its texts take more than {TEXT} bytes"));
+                }
                 self.text.extend_from_slice(text.as_bytes());
                 self.add(Step::Text(from as u32, self.text.len() as u32))?;
             }
@@ -270,6 +277,18 @@ impl Program {
         let next = self.here() + 2;
         self.add(Step::Later(next))?;
         self.add(Step::Jump(0))
+    }
+}
+
+/// The set of the run without an upper bound that `node` begins with, if it is one in every case.
+fn leading_run(node: &Node) -> Option<u16> {
+    match node {
+        Node::Repeat(node, _, ENDLESS, _) => match **node {
+            Node::One(set) => Some(set),
+            _ => None,
+        },
+        Node::All(nodes) => nodes.first().and_then(leading_run),
+        _ => None,
     }
 }
 

@@ -1,7 +1,8 @@
 //! Matching by trying: a place in the program, a place in the text, and a stack of ways not taken yet.
 //!
 //! The stack is a list, not calls, so the depth of a text costs no stack of the thread. Everything that takes time
-//! is charged to a budget in proportion to the text: an expression can be slow, but it always ends.
+//! is charged to a budget in proportion to the text: an expression can be slow, but it always ends. Ways to remember
+//! and characters of runs are charged whole; steps that do neither are [`CHEAP`].
 
 use super::super::classes::{WORD, classes};
 use super::compile::{Group, Program, Step};
@@ -11,6 +12,8 @@ use std::ops::Range;
 /// Steps for one text, and more for each of its bytes. Published expressions take two to ten a byte.
 const STEPS: u64 = 20_000_000;
 const STEPS_PER_BYTE: u64 = 256;
+/// So many steps that remember nothing count as one, and so many times [`CHEAP`] bytes of a text that is compared.
+const CHEAP: usize = 16;
 /// The most ways to remember.
 const WAYS: usize = 1 << 20;
 
@@ -39,6 +42,8 @@ pub(super) struct Search<'a> {
     program: &'a Program,
     text: &'a [u8],
     ways: Vec<Way>,
+    /// Where among the ways the borders of open groups are.
+    borders: Vec<usize>,
     marks: Vec<usize>,
     left: u64,
     /// Where nothing but line feeds follow.
@@ -71,7 +76,8 @@ impl<'a> Search<'a> {
         let left = STEPS.saturating_add(STEPS_PER_BYTE.saturating_mul(text.len() as u64));
         let last_line = text.trim_end_matches('\n').len();
         let marks = vec![0; program.marks];
-        Search { program, text: text.as_bytes(), ways: Vec::new(), marks, left, last_line }
+        let (ways, borders) = (Vec::new(), Vec::new());
+        Search { program, text: text.as_bytes(), ways, borders, marks, left, last_line }
     }
 
     /// The first match that begins at `from` or behind.
@@ -93,11 +99,31 @@ impl<'a> Search<'a> {
             if let Some(end) = self.match_at(start)? {
                 return Ok(Some(start..end));
             }
+            // Where the run at the beginning of an expression leads to nothing, neither does a part of it: what
+            // follows it has been tried behind each of its characters.
+            let behind = self.behind_run(start)?;
+            if behind > start {
+                start = behind;
+                continue;
+            }
             match next(text, start) {
                 Some((_, behind)) => start = behind,
                 None => return Ok(None),
             }
         }
+    }
+
+    /// Behind the run of characters from `at` on that every match begins with; `at` where matches begin otherwise.
+    fn behind_run(&mut self, mut at: usize) -> Result<usize, Stop> {
+        let (program, begin) = (self.program, at);
+        let Some(set) = program.run.map(|set| &program.sets[usize::from(set)]) else { return Ok(at) };
+        while let Some((c, behind)) = next(self.text, at)
+            && set.has(c)
+        {
+            at = behind;
+        }
+        self.charge((at - begin) as u64)?;
+        Ok(at)
     }
 
     fn charge(&mut self, steps: u64) -> Result<(), Stop> {
@@ -122,8 +148,14 @@ impl<'a> Search<'a> {
     fn match_at(&mut self, start: usize) -> Result<Option<usize>, Stop> {
         let (program, text) = (self.program, self.text);
         self.ways.clear();
-        let (mut step, mut at) = (0u32, start);
+        self.borders.clear();
+        let (mut step, mut at, mut cheap) = (0u32, start, 0);
         loop {
+            cheap += 1;
+            if cheap >= CHEAP {
+                self.charge((cheap / CHEAP) as u64)?;
+                cheap %= CHEAP;
+            }
             // A step that holds goes on by itself; one that fails leaves the match.
             let failed = match program.steps.get(step as usize) {
                 None => return Ok(None),
@@ -132,6 +164,7 @@ impl<'a> Search<'a> {
                     let want = program.text.get(*from as usize..*to as usize).unwrap_or(&[]);
                     let found = text.get(at..).is_some_and(|rest| rest.starts_with(want));
                     at += want.len();
+                    cheap += want.len() / (CHEAP * CHEAP);
                     !found
                 }
                 Some(Step::One(set)) => match next(text, at) {
@@ -187,6 +220,7 @@ impl<'a> Search<'a> {
                     false
                 }
                 Some(Step::Open { behind, not, after }) => {
+                    self.borders.push(self.ways.len());
                     self.remember(Way::Border { not: *not, after: *after, at })?;
                     match behind.map(|(least, most)| (self.back(at, least), most - least)) {
                         None => false,
@@ -200,13 +234,15 @@ impl<'a> Search<'a> {
                     }
                 }
                 Some(Step::Close(group, not)) => {
-                    let border = self.ways.iter().rposition(|way| matches!(way, Way::Border { .. }));
+                    // Groups within this one have been closed or gone back from: the last border is its own.
+                    let border = self.borders.last().copied();
                     let opened = border.and_then(|i| self.ways.get(i)).copied();
                     match (border, opened) {
                         (Some(border), Some(Way::Border { at: opened, .. })) => {
                             let fits = *group != Group::Behind || at == opened;
                             if fits {
                                 self.ways.truncate(border);
+                                self.borders.pop();
                                 at = if *group == Group::Atomic { at } else { opened };
                             }
                             !fits || *not
@@ -269,8 +305,12 @@ impl<'a> Search<'a> {
                         return Ok(Some((step, at)));
                     }
                 }
-                Way::Border { not: true, after, at } => return Ok(Some((after, at))),
-                Way::Border { .. } => {}
+                Way::Border { not, after, at } => {
+                    self.borders.pop();
+                    if not {
+                        return Ok(Some((after, at)));
+                    }
+                }
                 Way::Mark { mark, was } => {
                     if let Some(slot) = self.marks.get_mut(mark as usize) {
                         *slot = was;

@@ -220,6 +220,7 @@ fn what_is_not_known_is_named() {
         (r"\x{110000}", "number"),
         (&"(".repeat(100), "within each other"),
         ("(?:(?:(?:ab){99}){99}){99}", "written out"),
+        (&format!("(?:{}){{99}}", "ab".repeat(10_000)), "texts take more"),
         (&(0..400).map(|i| format!(r"[\p{{L}}{i}]")).collect::<String>(), "classes take more"),
         (&(0..4000).map(|i| format!("[a{i}]")).collect::<String>(), "classes have more"),
         (&"a".repeat(LONGEST + 1), "at most"),
@@ -232,14 +233,37 @@ fn what_is_not_known_is_named() {
 #[test]
 fn expressions_end_whatever_the_text() {
     let text = "a".repeat(30_000);
-    for pattern in
-        ["(?:a+)+b", "(?:a|a)*b", "(?:(?:a*)*)*b", "(?:a?){30}b", "(?>a*)b", "(?<=a*b)c", "(?:(?>a)*+)b"]
-    {
+    for pattern in [
+        "(?:a+)+b",
+        "(?:a|a)*b",
+        "(?:(?:a*)*)*b",
+        "(?:a?){30}b",
+        "(?>a*)b",
+        "(?<=a*b)",
+        "(?:(?>a)*+)b",
+        "(?<!(?:a|x)*b)b|(?=(?:a|x)*y)",
+    ] {
         let answer = ours(pattern, &text);
         assert!(answer.map_or_else(|e| e.message().contains("gave up"), |m| m.is_empty()), "{pattern}");
     }
+    // A look behind whose inside goes beyond the place is gone back from without looking for its border anew.
+    assert!(ours("(?<=(?:a|b)*)", &text).unwrap_err().message().contains("gave up"));
     // Long runs of what is simple need no ways to remember.
     assert_eq!(ours(r"\p{L}+|\s+(?!\S)", &"é".repeat(1 << 21)).unwrap().first(), Some(&(0..1 << 22)));
     assert_eq!(ours("(?:ab)+|.", &"ab".repeat(1 << 18)).unwrap().first(), Some(&(0..1 << 19)));
     assert!(ours("(?:(?:){1000}){1000}", "a").is_ok());
+}
+
+#[test]
+fn a_run_that_leads_to_nothing_is_passed_over_whole() {
+    for pattern in
+        [r"\s+$", r"\s*\z", r"\s{3,}(?!\S)", r"(\d+)x", r"\w{2,}?-", r"[ab]++c", r"k*(?<=kk)t", r"\s+(?=\w)."]
+    {
+        same(pattern, &TEXTS);
+        same(pattern, &["aab abc aac", "kkkt kt kkkk t", "  a   b    c", "123x 12 3x", "abc-d a-"]);
+    }
+    // Text that does not end in white space, as a list of numbers in columns.
+    let wide = " ".repeat(20_000) + "1";
+    assert_eq!(ours(r"\s+$", &wide).unwrap().first(), None);
+    assert_eq!(ours(r"\s+$", &(wide + "  ")).unwrap().first(), Some(&(20_001..20_003)));
 }
