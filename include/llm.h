@@ -15,9 +15,10 @@
  *
  * Structs begin with `struct_size`, which the host sets to sizeof. The library touches no more than that.
  *
- * Ownership. `_new`, `_open_`, `_compile`, `_retain` give a handle, `_free` ends it and takes NULL. Each handle is
- * freed once. A handle keeps alive what it needs, so handles may be freed in any order. Everything passed in is
- * borrowed for the call and copied if kept, except callbacks and the memory of llm_model_open_memory.
+ * Ownership. `_new`, `_open_`, `_compile`, `_fork`, `_retain` give a handle, `_free` ends it and takes NULL. Each handle
+ * is freed once. A handle keeps alive what it needs, so handles may be freed in any order. Everything passed in is
+ * borrowed for the call and copied if kept, except callbacks and the memory of llm_model_open_memory and
+ * llm_adapter_open_memory.
  *
  * Threads. Each function's comment ends with its class. S: shared, any threads at once. I: locked inside, any
  * threads at once, may wait. X: any thread, one at a time; a concurrent call on the handle returns LLM_BUSY.
@@ -663,6 +664,8 @@ typedef struct llm_snapshot_info {
     uint32_t reserved0;
     /* The model's llm_model_fingerprint. */
     uint8_t fingerprint[32];
+    /* Name of the adapters it was computed with and of their scales, the same on every machine; zeros for none. */
+    uint8_t adapters[32];
     /* Zero. */
     uint64_t reserved[4];
 } llm_snapshot_info;
@@ -765,7 +768,7 @@ int32_t llm_abi_number(void);
  * ABI_MISMATCH. S, callback-safe. */
 llm_status llm_abi_check(int32_t abi);
 
-/* JSON text: version, compiler profile, target, instruction sets, devices, licence. Static. S, callback-safe. */
+/* JSON text: version, compiler profile, target, features, instruction sets, devices, licence. Static. S, callback-safe. */
 const char *llm_build_info(void);
 
 /* What this build can do, by LLM_CAPABILITY id: 0 absent, 1 present, or a number. UNSUPPORTED for ids it does not
@@ -851,8 +854,8 @@ llm_status llm_runtime_options_set_priority(struct llm_runtime_options *options,
 llm_status llm_runtime_options_set_host_limit(struct llm_runtime_options *options,
                                               uint64_t bytes);
 
-/* Sends records up to this LLM_LOG level to a sink; without one nothing is logged anywhere. NULL_ARG,
- * INVALID_ARG, BUSY. X. */
+/* Sends records up to this LLM_LOG level to a sink; without one nothing is logged anywhere. A sink with LLM_LOG_OFF is
+ * told nothing until llm_runtime_set_log_level. NULL_ARG, INVALID_ARG, BUSY. X. */
 llm_status llm_runtime_options_set_log(struct llm_runtime_options *options,
                                        int32_t log_level,
                                        llm_log_fn sink,
@@ -991,7 +994,7 @@ void llm_model_free(struct llm_model *model);
 
 /* Header, metadata and tensor table of a file as JSON, which the host frees: "version", "file_length", "identity",
  * "metadata", "tensors" (name, type, shape, offset, bytes). Reads no weights and needs no runtime. NULL_ARG,
- * BAD_UTF8, NOT_FOUND, IO, BAD_FORMAT, BAD_VERSION, CHECKSUM, UNSUPPORTED. S. */
+ * BAD_UTF8, INVALID_ARG for what is no file, NOT_FOUND, IO, BAD_FORMAT, BAD_VERSION, CHECKSUM, UNSUPPORTED. S. */
 llm_status llm_model_inspect_path(const char *path,
                                   size_t path_length,
                                   struct llm_buffer **out_json,
@@ -1333,8 +1336,8 @@ llm_status llm_session_reset(struct llm_session *session);
 /* Appends tokens, in chunks; logits of the last one are ready afterwards. Progress is told after each chunk; its
  * STOP ends with OK and what was computed, its CANCEL like the cancel handle. All but the tokens may be NULL.
  * `out_length` gets the number of tokens now held, also on failure. INVALID_ARG for an id that is not in the
- * vocabulary (detail TOKEN_INDEX), CONTEXT_FULL, KV_FULL, NO_MEMORY, CANCELLED, DEADLINE, CALLBACK, NULL_ARG,
- * BUSY. X. */
+ * vocabulary (detail TOKEN_INDEX), CONTEXT_FULL, KV_FULL, NO_MEMORY, BUDGET, UNSUPPORTED for logits that are not finite
+ * (detail POSITION), CANCELLED, DEADLINE, CALLBACK, NULL_ARG, BUSY. X. */
 llm_status llm_session_prefill(struct llm_session *session,
                                const llm_token *ids,
                                size_t count,
@@ -1437,7 +1440,8 @@ llm_status llm_session_get_stats(struct llm_session *session,
  * llm_session_prefill; its STOP ends with the scores of the tokens that are held then. Arrays of `top` may be NULL where
  * it is 0; so may all from `progress` on. `out_scored` gets the number of tokens scored. BAD_STATE where the session
  * holds tokens but no logits of the last one, INVALID_ARG for an id that is not in the vocabulary (detail TOKEN_INDEX),
- * CONTEXT_FULL, KV_FULL, NO_MEMORY, CANCELLED, DEADLINE, CALLBACK, NULL_ARG, BUSY; the session is then as before. X. */
+ * CONTEXT_FULL, KV_FULL, NO_MEMORY, BUDGET, UNSUPPORTED for logits that are not finite (detail POSITION), CANCELLED,
+ * DEADLINE, CALLBACK, NULL_ARG, BUSY; the session is then as before. X. */
 llm_status llm_session_score(struct llm_session *session,
                              const llm_token *ids,
                              size_t count,
@@ -1456,8 +1460,8 @@ llm_status llm_session_score(struct llm_session *session,
  * model's width, ask or fill: `pooling` is one of LLM_POOLING, `normalise` 1 makes its length 1. Tokens the session held
  * before are context and not pooled; reset it between texts. There are no logits afterwards. `cancel` and `out_needed`
  * may be NULL. BUFFER_SMALL (nothing is computed then), INVALID_ARG without tokens and for an id that is not in the
- * vocabulary (detail TOKEN_INDEX), CONTEXT_FULL, KV_FULL, NO_MEMORY, CANCELLED, DEADLINE, NULL_ARG, BUSY; the session is
- * then as before. X. */
+ * vocabulary (detail TOKEN_INDEX), CONTEXT_FULL, KV_FULL, NO_MEMORY, BUDGET, UNSUPPORTED for values that are not finite
+ * (detail POSITION), CANCELLED, DEADLINE, NULL_ARG, BUSY; the session is then as before. X. */
 llm_status llm_session_embedding(struct llm_session *session,
                                  const llm_token *ids,
                                  size_t count,
@@ -1645,7 +1649,8 @@ llm_status llm_snapshot_inspect_buffer(const void *data,
                                        struct llm_snapshot_info *out_info,
                                        struct llm_error **out_err);
 
-/* Describes the snapshot in a file. NOT_FOUND, IO, BAD_UTF8, and as llm_snapshot_inspect_buffer. S. */
+/* Describes the snapshot in a file. NOT_FOUND, IO, BAD_UTF8, INVALID_ARG for what is no file, NO_MEMORY, and as
+ * llm_snapshot_inspect_buffer. S. */
 llm_status llm_snapshot_inspect_path(const char *path,
                                      size_t path_length,
                                      struct llm_snapshot_info *out_info,
@@ -1663,8 +1668,8 @@ llm_status llm_session_restore_buffer(struct llm_session *session,
                                       size_t length,
                                       struct llm_error **out_err);
 
-/* As llm_session_restore_buffer, from a file. NOT_FOUND also where there is no such file, IO, BAD_UTF8, and as there. X
- * on both. */
+/* As llm_session_restore_buffer, from a file. NOT_FOUND also where there is no such file, INVALID_ARG for what is no file,
+ * IO, BAD_UTF8, and as there. X on both. */
 llm_status llm_session_restore_path(struct llm_session *session,
                                     struct llm_sampler *sampler,
                                     const char *path,
@@ -1856,8 +1861,9 @@ void llm_generation_options_free(struct llm_generation_options *options);
 
 /* Begins a generation behind the tokens a session holds. The generation has session and sampler for its lifetime:
  * meanwhile calls on them return BUSY (they may be freed; they go when the generation does). Without a tokenizer in
- * the file all texts are empty. NULL options are the defaults. NULL_ARG, BUSY, UNSUPPORTED;
- * MISMATCH for a draft of another vocabulary. X. */
+ * the file all texts are empty. NULL options are the defaults. NULL_ARG, BUSY, UNSUPPORTED, BAD_FORMAT for a damaged
+ * tokenizer, INVALID_ARG for stop texts without a tokenizer and for a pool that is not the draft's, MISMATCH for a draft
+ * of another vocabulary, NO_MEMORY, BUDGET. X. */
 llm_status llm_generation_new(struct llm_session *session,
                               struct llm_sampler *sampler,
                               struct llm_generation_options *options,
@@ -1867,7 +1873,8 @@ llm_status llm_generation_new(struct llm_session *session,
 /* Computes the next event. Returns MORE, or DONE with the last event. A cancel handle (may be NULL) ends the
  * generation with DONE and the reason CANCELLED; the session then stands where it stood before the call.
  * `out_event` may be NULL. After a failure the call can be repeated. NULL_ARG, BUSY, INVALID_ARG, BAD_STATE on
- * an empty session, NO_MEMORY, KV_FULL. X. */
+ * an empty session, NO_MEMORY, BUDGET, KV_FULL, UNSUPPORTED for logits that are not finite (detail POSITION), and what a
+ * processor failed with. X. */
 llm_status llm_generation_next(struct llm_generation *generation,
                                const struct llm_cancel *cancel,
                                struct llm_event *out_event,

@@ -5,6 +5,7 @@ use std::ffi::{c_char, c_void};
 use super::callback::Callback;
 use super::cancel::llm_cancel;
 use super::error::llm_error;
+use super::guard::Alive;
 use super::handle;
 use super::model::llm_model;
 use super::plain::{self, Plain};
@@ -20,7 +21,13 @@ pub struct llm_adapter {
 }
 
 classes! {
-    shared llm_adapter(b"adap"): Adapter;
+    shared llm_adapter(b"adap"): Open;
+}
+
+/// An adapter, and what keeps the runtime counted that its copy of a file is charged to.
+pub(super) struct Open {
+    adapter: Adapter,
+    _alive: Alive,
 }
 
 /// What an adapter is.
@@ -61,10 +68,11 @@ pub unsafe extern "C" fn llm_adapter_open_path(
     out_adapter: *mut *mut llm_adapter,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(out_err, |host| {
+    entry!([out_adapter], out_err, |host| {
         let out = ptr::out_handle(host, out_adapter, "out_adapter")?;
         let model = handle::get(host, model, "model")?;
-        out.put(Adapter::open_path(&model.model, &ptr::path(host, path, path_length, "path")?)?)
+        let adapter = Adapter::open_path(&model.model, &ptr::path(host, path, path_length, "path")?)?;
+        out.put(Open { adapter, _alive: model.alive() })
     })
 }
 
@@ -87,11 +95,11 @@ pub unsafe extern "C" fn llm_adapter_open_memory(
     out_err: *mut *mut llm_error,
 ) -> llm_status {
     let owner = Callback::new(None, user_data, drop);
-    entry!(out_err, |host| {
+    entry!([out_adapter], out_err, |host| {
         let out = ptr::out_handle(host, out_adapter, "out_adapter")?;
         let model = handle::get(host, model, "model")?;
         let data = ptr::memory(host, data, length, Memory { _owner: owner }, "data")?;
-        out.put(Adapter::open_memory(&model.model, data)?)
+        out.put(Open { adapter: Adapter::open_memory(&model.model, data)?, _alive: model.alive() })
     })
 }
 
@@ -103,9 +111,9 @@ pub unsafe extern "C" fn llm_adapter_get_info(
 ) -> llm_status {
     entry!(|host| {
         let adapter = handle::get(host, adapter, "adapter")?;
-        let info = adapter.info();
+        let info = adapter.adapter.info();
         let info = llm_adapter_info {
-            struct_size: 0,
+            struct_size: size_of::<llm_adapter_info>() as u32,
             targets: u32::try_from(info.targets).unwrap_or(u32::MAX),
             rank: u32::try_from(info.rank).unwrap_or(u32::MAX),
             reserved: 0,
@@ -143,17 +151,18 @@ pub unsafe extern "C" fn llm_session_set_adapters(
     cancel: *const llm_cancel,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(compute out_err, |host| {
+    entry!(out_err, |host| {
         let mut session = handle::lock(host, session, "session")?;
         let cancel = handle::get_optional(host, cancel, "cancel")?;
-        let (adapters, scales) = (ptr::slice(host, adapters, count, "adapters")?, ptr::slice(host, scales, count, "scales")?);
+        let (adapters, scales) =
+            (ptr::slice(host, adapters, count, "adapters")?, ptr::slice(host, scales, count, "scales")?);
         if flags & !LLM_ADAPTERS_RECOMPUTE != 0 {
             let message = format!("unknown flags {flags:#x}, expected 0 or LLM_ADAPTERS_RECOMPUTE");
             return Err(crate::error::Error::new(Status::INVALID_ARG, message));
         }
         let mut all = Vec::new();
         for (adapter, scale) in adapters.iter().zip(scales) {
-            all.push((handle::get(host, *adapter, "adapters")?.clone(), *scale));
+            all.push((handle::get(host, *adapter, "adapters")?.adapter.clone(), *scale));
         }
         if flags & LLM_ADAPTERS_RECOMPUTE == 0 {
             session.session.set_adapters(&all)?;

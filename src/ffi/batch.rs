@@ -69,7 +69,7 @@ pub unsafe extern "C" fn llm_batch_new(
     out_batch: *mut *mut llm_batch,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(out_err, |host| {
+    entry!([out_batch], out_err, |host| {
         let out = ptr::out_handle(host, out_batch, "out_batch")?;
         let pool = handle::get(host, pool, "pool")?;
         let batch = Batch::new(&pool.pool)?;
@@ -155,6 +155,7 @@ impl Step {
             cancel.check()?;
         }
         for member in self.members.iter_mut().filter(|member| member.outcome.is_none()) {
+            member.place = None; // of an earlier step, which failed
             member.plan();
         }
         step(&mut self.batch, &mut self.members, cancel)?;
@@ -267,11 +268,14 @@ pub unsafe extern "C" fn llm_batch_run(
     cancel: *const llm_cancel,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(compute out_err, |host| {
+    entry!(out_err, |host| {
         let mut batch = handle::lock(host, batch, "batch")?;
         let cancel = handle::get_optional(host, cancel, "cancel")?;
         if batch.ran {
-            return Err(Error::new(Status::BAD_STATE, "the batch ran already: clear it, and add its slots again"));
+            return Err(Error::new(
+                Status::BAD_STATE,
+                "the batch ran already: clear it, and add its slots again",
+            ));
         }
         batch.run(cancel.as_deref())?;
         Ok(Status::OK)
@@ -302,7 +306,7 @@ pub unsafe extern "C" fn llm_batch_slot_logits(
     out_count: *mut usize,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(out_err, |host| {
+    entry!([out_logits], out_err, |host| {
         let out = ptr::out_borrowed(host, out_logits, out_count, "out_logits")?;
         let batch = handle::lock(host, batch, "batch")?;
         batch.outcome(slot)?.as_ref().map_err(Clone::clone)?;

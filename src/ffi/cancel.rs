@@ -19,7 +19,7 @@ classes! { shared llm_cancel(b"canc"): Cancel; }
 /// need. NULL_ARG, NO_MEMORY. I.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_cancel_new(out_cancel: *mut *mut llm_cancel) -> llm_status {
-    entry!(|host| ptr::out_handle(host, out_cancel, "out_cancel")?.put(Cancel::new()))
+    entry!([out_cancel], |host| ptr::out_handle(host, out_cancel, "out_cancel")?.put(Cancel::new()))
 }
 
 /// Sets the flag: calls that were given it end with CANCELLED, within a layer. One atomic store, without a lock.

@@ -18,7 +18,7 @@ classes! { exclusive llm_chat(b"chat"): Chat; }
 /// Makes an empty conversation. NULL_ARG, NO_MEMORY. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_chat_new(out_chat: *mut *mut llm_chat) -> llm_status {
-    entry!(|host| ptr::out_handle(host, out_chat, "out_chat")?.put(Chat::new()))
+    entry!([out_chat], |host| ptr::out_handle(host, out_chat, "out_chat")?.put(Chat::new()))
 }
 
 /// Appends a message of text. The role is mostly "system", "user" or "assistant". NULL_ARG, BAD_UTF8. X.

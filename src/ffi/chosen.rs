@@ -63,9 +63,11 @@ pub unsafe extern "C" fn llm_generation_top_at(
         }
         let echo = running.generation.perf().tokens == 0;
         let place = running.places.iter().find(|place| place.index == index && !echo);
+        let top = place.map(|place| &place.top);
+        let status = fill_top(host, top, ids, log_probabilities, cap, out_needed)?;
         let log_probability = place.map_or(f32::NAN, |place| place.log_probability);
         ptr::put_optional(host, out_log_probability, log_probability);
-        fill_top(host, place.map(|place| &place.top), ids, log_probabilities, cap, out_needed)
+        Ok(status)
     })
 }
 

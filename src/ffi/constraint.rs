@@ -79,7 +79,7 @@ pub unsafe extern "C" fn llm_constraint_compile_json_schema(
     out_constraint: *mut *mut llm_constraint,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(compute out_err, |host| {
+    entry!([out_constraint], out_err, |host| {
         let (text, limits) = ((text, text_length), limits(max_bytes, max_work));
         compile(host, Constraint::json_schema, tokenizer, text, &limits, cancel, out_constraint)
     })
@@ -98,7 +98,7 @@ pub unsafe extern "C" fn llm_constraint_compile_regex(
     out_constraint: *mut *mut llm_constraint,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(compute out_err, |host| {
+    entry!([out_constraint], out_err, |host| {
         let (text, limits) = ((text, text_length), limits(max_bytes, max_work));
         compile(host, Constraint::regex, tokenizer, text, &limits, cancel, out_constraint)
     })
@@ -116,7 +116,7 @@ pub unsafe extern "C" fn llm_constraint_compile_lark(
     out_constraint: *mut *mut llm_constraint,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(compute out_err, |host| {
+    entry!([out_constraint], out_err, |host| {
         let (text, limits) = ((text, text_length), limits(max_bytes, max_work));
         compile(host, Constraint::lark, tokenizer, text, &limits, cancel, out_constraint)
     })
@@ -136,12 +136,13 @@ pub unsafe extern "C" fn llm_constraint_compile_choice(
     out_constraint: *mut *mut llm_constraint,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(compute out_err, |host| {
+    entry!([out_constraint], out_err, |host| {
         let out = ptr::out_handle(host, out_constraint, "out_constraint")?;
         let tokenizer = handle::get(host, tokenizer, "tokenizer")?;
         let texts = ptr::slice(host, texts, count, "texts")?;
         let lengths = ptr::slice(host, text_lengths, count, "text_lengths")?;
-        let text = |(text, length): (&*const c_char, &usize)| ptr::text_required(host, *text, *length, "texts");
+        let text =
+            |(text, length): (&*const c_char, &usize)| ptr::text_required(host, *text, *length, "texts");
         let texts = texts.iter().zip(lengths).map(text).collect::<Result<Vec<_>>>()?;
         let cancel = handle::get_optional(host, cancel, "cancel")?;
         let limits = limits(max_bytes, max_work);
@@ -177,7 +178,7 @@ pub unsafe extern "C" fn llm_constraint_state_new(
     constraint: *const llm_constraint,
     out_state: *mut *mut llm_constraint_state,
 ) -> llm_status {
-    entry!(|host| {
+    entry!([out_state], |host| {
         let out = ptr::out_handle(host, out_state, "out_state")?;
         out.put(State::new(&*handle::get(host, constraint, "constraint")?))
     })
@@ -193,7 +194,7 @@ pub unsafe extern "C" fn llm_constraint_state_mask(
     out_needed: *mut usize,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(compute out_err, |host| {
+    entry!(out_err, |host| {
         let mut state = handle::lock(host, state, "state")?;
         ptr::fill(host, state.mask()?, words, cap, out_needed)
     })
@@ -206,7 +207,7 @@ pub unsafe extern "C" fn llm_constraint_state_advance(
     id: llm_token,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(compute out_err, |host| {
+    entry!(out_err, |host| {
         handle::lock(host, state, "state")?.advance(id)?;
         Ok(Status::OK)
     })
@@ -222,7 +223,7 @@ pub unsafe extern "C" fn llm_constraint_state_forced(
     out_needed: *mut usize,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(compute out_err, |host| {
+    entry!(out_err, |host| {
         let mut state = handle::lock(host, state, "state")?;
         ptr::fill(host, &state.forced()?, ids, cap, out_needed)
     })
@@ -247,7 +248,7 @@ pub unsafe extern "C" fn llm_constraint_state_fork(
     state: *mut llm_constraint_state,
     out_state: *mut *mut llm_constraint_state,
 ) -> llm_status {
-    entry!(|host| {
+    entry!([out_state], |host| {
         let out = ptr::out_handle(host, out_state, "out_state")?;
         let fork = handle::lock(host, state, "state")?.fork();
         out.put(fork)

@@ -60,7 +60,7 @@ static OUT_OF_MEMORY: Body<llm_error> = Body::fixed(Report {
 
 /// Sets `out_err` to NULL if it is there.
 pub(super) fn clear(host: Host<'_>, out_err: *mut *mut llm_error) {
-    ptr::put_optional(host, out_err, std::ptr::null_mut());
+    ptr::set_null(host, out_err);
 }
 
 /// Gives the host an object for `error` if it asked for one.

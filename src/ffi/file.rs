@@ -1,8 +1,8 @@
 //! Files looked at without loading them.
 
 use std::ffi::{c_char, c_void};
-use std::fs::File;
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use llm_format::Index;
 use serde_json::json;
@@ -15,19 +15,20 @@ use super::handle;
 use super::ptr::{self, Text};
 use super::types::{llm_drop_fn, llm_progress_fn, llm_status};
 use crate::error::{Error, Result, Status};
-use crate::mmap::Bytes;
+use crate::mmap::{self, Bytes};
 
-fn map(path: &std::path::Path) -> Result<(Bytes, Index)> {
-    let name = path.display();
-    let file = File::open(path).map_err(|e| Error::from(e).context(name.to_string()))?;
-    let bytes = Bytes::map(&file, 0, 0).map_err(|e| e.context(name.to_string()))?;
-    let index = Index::parse(&bytes).map_err(|e| Error::from(e).context(name.to_string()))?;
-    Ok((bytes, index))
+fn map(path: &Path) -> Result<(Bytes, Index)> {
+    let map = || -> Result<_> {
+        let bytes = Bytes::map(&mmap::open(path)?, 0, 0)?;
+        let index = Index::parse(&bytes)?;
+        Ok((bytes, index))
+    };
+    map().map_err(|e| e.context(path.display()))
 }
 
 /// Header, metadata and tensor table of a file as JSON, which the host frees: "version", "file_length", "identity",
 /// "metadata", "tensors" (name, type, shape, offset, bytes). Reads no weights and needs no runtime. NULL_ARG,
-/// BAD_UTF8, NOT_FOUND, IO, BAD_FORMAT, BAD_VERSION, CHECKSUM, UNSUPPORTED. S.
+/// BAD_UTF8, INVALID_ARG for what is no file, NOT_FOUND, IO, BAD_FORMAT, BAD_VERSION, CHECKSUM, UNSUPPORTED. S.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_model_inspect_path(
     path: *const c_char,
@@ -35,7 +36,7 @@ pub unsafe extern "C" fn llm_model_inspect_path(
     out_json: *mut *mut llm_buffer,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(out_err, |host| {
+    entry!([out_json], out_err, |host| {
         let out = ptr::out_handle(host, out_json, "out_json")?;
         let (_, index) = map(&ptr::path(host, path, path_length, "path")?)?;
         out.put(Text::new(describe(&index).to_string().as_bytes()))

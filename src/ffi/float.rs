@@ -1,13 +1,14 @@
-//! The floating-point control word around calls that compute.
+//! The floating-point control word around calls.
 //!
 //! Results must not depend on a host that flushes denormals or rounds differently, and a host must not notice
 //! ours: a call saves the word, sets the default, and puts the saved one back; while a callback runs, the
-//! host's own word is in force.
+//! host's own word is in force. Every call does, because even opening a file (numbers in text, rotary angles) and
+//! accepting a token (filters that learn) compute.
 
 use std::cell::Cell;
 
 thread_local! {
-    /// The host's word while a computing call runs on this thread.
+    /// The host's word while a call runs on this thread.
     static HOST_WORD: Cell<Option<Word>> = const { Cell::new(None) };
 }
 
@@ -98,12 +99,31 @@ fn write(_: Word) {}
 #[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod tests {
     use super::*;
+    use crate::error::Status;
+    use crate::ffi::guard::{self, Host, Kind};
 
     /// Flush to zero, and the flags that are not control.
     #[cfg(target_arch = "x86_64")]
     const BITS: (Word, Word) = (1 << 15, 0x3F);
     #[cfg(target_arch = "aarch64")]
     const BITS: (Word, Word) = (1 << 24, 0);
+
+    #[test]
+    fn every_call_runs_under_the_default_word() {
+        let before = read();
+        write(DEFAULT | BITS.0);
+        // SAFETY: there are no pointers but NULL.
+        let (host, no_error) = (unsafe { Host::trust() }, std::ptr::null_mut());
+        let statuses = [Kind::Plain, Kind::CallbackSafe].map(|kind| {
+            guard::run(host, no_error, kind, |_| {
+                Ok(if read() & !BITS.1 == DEFAULT { Status::DONE } else { Status::BAD_STATE })
+            })
+        });
+        let after = read();
+        write(before);
+        assert_eq!(statuses, [Status::DONE.0; 2]);
+        assert_eq!(after & !BITS.1, DEFAULT | BITS.0);
+    }
 
     #[test]
     fn the_hosts_word_is_restored_and_in_force_in_callbacks() {

@@ -183,7 +183,7 @@ type EventFn = unsafe extern "C" fn(
 pub unsafe extern "C" fn llm_generation_options_new(
     out_options: *mut *mut llm_generation_options,
 ) -> llm_status {
-    entry!(|host| ptr::out_handle(host, out_options, "out_options")?.put(Wanted::default()))
+    entry!([out_options], |host| ptr::out_handle(host, out_options, "out_options")?.put(Wanted::default()))
 }
 
 /// How many tokens to choose at most; 0: until something else ends it. NULL_ARG, BUSY. X.
@@ -293,8 +293,9 @@ pub unsafe extern "C" fn llm_generation_options_free(options: *mut llm_generatio
 
 /// Begins a generation behind the tokens a session holds. The generation has session and sampler for its lifetime:
 /// meanwhile calls on them return BUSY (they may be freed; they go when the generation does). Without a tokenizer in
-/// the file all texts are empty. NULL options are the defaults. NULL_ARG, BUSY, UNSUPPORTED;
-/// MISMATCH for a draft of another vocabulary. X.
+/// the file all texts are empty. NULL options are the defaults. NULL_ARG, BUSY, UNSUPPORTED, BAD_FORMAT for a damaged
+/// tokenizer, INVALID_ARG for stop texts without a tokenizer and for a pool that is not the draft's, MISMATCH for a draft
+/// of another vocabulary, NO_MEMORY, BUDGET. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_generation_new(
     session: *mut llm_session,
@@ -303,7 +304,7 @@ pub unsafe extern "C" fn llm_generation_new(
     out_generation: *mut *mut llm_generation,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(out_err, |host| {
+    entry!([out_generation], out_err, |host| {
         let out = ptr::out_handle(host, out_generation, "out_generation")?;
         let session = handle::lock(host, session, "session")?;
         let sampler = handle::lock(host, sampler, "sampler")?;
@@ -373,7 +374,8 @@ impl Running {
 /// Computes the next event. Returns MORE, or DONE with the last event. A cancel handle (may be NULL) ends the
 /// generation with DONE and the reason CANCELLED; the session then stands where it stood before the call.
 /// `out_event` may be NULL. After a failure the call can be repeated. NULL_ARG, BUSY, INVALID_ARG, BAD_STATE on
-/// an empty session, NO_MEMORY, KV_FULL. X.
+/// an empty session, NO_MEMORY, BUDGET, KV_FULL, UNSUPPORTED for logits that are not finite (detail POSITION), and what a
+/// processor failed with. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_generation_next(
     generation: *mut llm_generation,
@@ -381,7 +383,7 @@ pub unsafe extern "C" fn llm_generation_next(
     out_event: *mut llm_event,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(compute out_err, |host| {
+    entry!(out_err, |host| {
         let mut running = handle::lock(host, generation, "generation")?;
         let cancel = handle::get_optional(host, cancel, "cancel")?;
         if !out_event.is_null() {
@@ -408,7 +410,7 @@ pub unsafe extern "C" fn llm_generation_run(
     out_err: *mut *mut llm_error,
 ) -> llm_status {
     let on_event = Callback::new(on_event, user_data, drop);
-    entry!(compute out_err, |host| {
+    entry!(out_err, |host| {
         let mut running = handle::lock(host, generation, "generation")?;
         let cancel = handle::get_optional(host, cancel, "cancel")?;
         run(host, &mut running, &on_event, cancel.as_deref())
@@ -485,7 +487,7 @@ pub unsafe extern "C" fn llm_generation_text(
     out_text: *mut *const c_char,
     out_length: *mut usize,
 ) -> llm_status {
-    entry!(|host| {
+    entry!([out_text], |host| {
         let out = ptr::out_borrowed(host, out_text, out_length, "out_text")?;
         out.put_text(&handle::lock(host, generation, "generation")?.text);
         Ok(Status::OK)
@@ -500,7 +502,7 @@ pub unsafe extern "C" fn llm_generation_ids(
     out_ids: *mut *const llm_token,
     out_count: *mut usize,
 ) -> llm_status {
-    entry!(|host| {
+    entry!([out_ids], |host| {
         let out = ptr::out_borrowed(host, out_ids, out_count, "out_ids")?;
         out.put(&handle::lock(host, generation, "generation")?.ids);
         Ok(Status::OK)

@@ -27,12 +27,14 @@ impl Host<'_> {
 }
 
 /// The body of an exported function: `entry!(out_err, |host| ...)` with an error object, `entry!(|host| ...)`
-/// without; `entry!(compute out_err, ...)` also sets the floating-point word, `entry!(safe |host| ...)` is allowed
-/// inside a log sink. The closure returns `Result<Status>`. `entry!(else FALLBACK, |host| ...)` is for functions that return a plain value.
+/// without; `entry!(safe |host| ...)` is allowed inside a log sink. `[out_x],` in front names the function's pointer
+/// output, which is NULL from then on, also where the call is refused before the closure runs. The closure returns
+/// `Result<Status>`. `entry!(else FALLBACK, |host| ...)` is for functions that return a plain value.
 macro_rules! entry {
-    (compute $err:expr, |$host:ident| $body:expr) => {
-        $crate::ffi::guard::run(entry!(@), $err, $crate::ffi::guard::Kind::Compute, |$host| $body)
-    };
+    ([$out:expr], $($rest:tt)*) => {{
+        $crate::ffi::ptr::set_null(entry!(@), $out);
+        entry!($($rest)*)
+    }};
     (else $fallback:expr, |$host:ident| $body:expr) => {
         $crate::ffi::guard::value(entry!(@), $fallback, |$host| $body)
     };
@@ -56,8 +58,6 @@ macro_rules! entry {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Plain,
-    /// Computes: runs under the default floating-point word.
-    Compute,
     /// Neither logs nor waits, so that even a log sink may call it.
     CallbackSafe,
 }
@@ -86,7 +86,7 @@ fn run_once<'c>(
         if kind != Kind::CallbackSafe {
             check_sink()?;
         }
-        let _float = (kind == Kind::Compute).then(Float::enter);
+        let _float = Float::enter();
         body(host)
     });
     match result {
@@ -141,12 +141,22 @@ fn keep_panics_quiet() {
     let previous = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         if INSIDE.try_with(Cell::get).unwrap_or(0) == 0 {
-            return previous(info);
+            // Our own threads hand what they catch to the call that they work for.
+            if !is_ours(std::thread::current().name()) {
+                previous(info);
+            }
+            return;
         }
         let place = info.location().map(|l| format!(" at {}:{}", l.file(), l.line())).unwrap_or_default();
         let text = format!("{}{place}", text_of(info.payload()));
         let _ = LAST_PANIC.try_with(|slot| slot.replace(Some(text)));
     }));
+}
+
+/// Whether a thread of this name works for a call: one of a runtime's pool, or one that compiles a constraint.
+fn is_ours(name: Option<&str>) -> bool {
+    let rest = name.and_then(|name| name.strip_prefix("llm-"));
+    rest.is_some_and(|rest| rest == "compile" || rest.parse::<u32>().is_ok())
 }
 
 fn text_of(payload: &(dyn Any + Send)) -> String {
@@ -193,8 +203,9 @@ struct AliveCount;
 impl Alive {
     /// Counts one runtime until the last clone is dropped.
     pub(super) fn new() -> Self {
-        ALIVE.fetch_add(1, Ordering::AcqRel);
+        // The owner first: who sees the count must not see another owner, and take this process for a child.
         OWNER.store(std::process::id(), Ordering::Release);
+        ALIVE.fetch_add(1, Ordering::AcqRel);
         Self(Arc::new(AliveCount))
     }
 }
@@ -224,11 +235,27 @@ fn check_fork() -> Result<()> {
 mod tests {
     use super::*;
     use crate::ffi::{
-        LLM_INTERNAL, LLM_OK, LLM_POISONED, handle, llm_chat_add, llm_chat_free, llm_chat_new,
+        LLM_INTERNAL, LLM_OK, LLM_POISONED, LLM_REENTRANT, handle, llm_chat_add, llm_chat_free, llm_chat_new,
         llm_error_code, llm_error_free, llm_error_message,
     };
     use std::ffi::CStr;
     use std::ptr::null_mut;
+
+    #[test]
+    fn our_own_threads_are_known_by_their_names() {
+        assert!(["llm-1", "llm-12", "llm-compile"].into_iter().all(|name| is_ours(Some(name))));
+        for name in [None, Some(""), Some("main"), Some("llm-"), Some("llm-server"), Some("my-llm-1")] {
+            assert!(!is_ours(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_pointer_output_is_null_also_where_the_call_is_refused() {
+        let mut chat = std::ptr::without_provenance_mut(8);
+        // SAFETY: a live output.
+        in_sink(|| assert_eq!(unsafe { llm_chat_new(&raw mut chat) }, LLM_REENTRANT));
+        assert!(chat.is_null());
+    }
 
     #[test]
     fn a_panic_becomes_internal_with_its_place_and_poisons_the_handle() {

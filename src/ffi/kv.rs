@@ -71,7 +71,7 @@ pub const LLM_EVICTION_PRIORITY: i32 = 2;
 /// eviction LEAST_RECENT, a prefix cache, no memory for swapped sessions. NULL_ARG, NO_MEMORY. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_kv_options_new(out_options: *mut *mut llm_kv_options) -> llm_status {
-    entry!(|host| ptr::out_handle(host, out_options, "out_options")?.put(KvOptions::default()))
+    entry!([out_options], |host| ptr::out_handle(host, out_options, "out_options")?.put(KvOptions::default()))
 }
 
 /// Bytes that all pages together may take; 0: room for one sequence of the trained context. NULL_ARG, BUSY. X.
@@ -174,7 +174,7 @@ pub unsafe extern "C" fn llm_kv_pool_new(
     out_pool: *mut *mut llm_kv_pool,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(out_err, |host| {
+    entry!([out_pool], out_err, |host| {
         let out = ptr::out_handle(host, out_pool, "out_pool")?;
         let model = handle::get(host, model, "model")?;
         let options = handle::lock_optional(host, options, "options")?;
@@ -190,7 +190,7 @@ pub unsafe extern "C" fn llm_kv_pool_retain(
     pool: *const llm_kv_pool,
     out_pool: *mut *mut llm_kv_pool,
 ) -> llm_status {
-    entry!(|host| {
+    entry!([out_pool], |host| {
         let out = ptr::out_handle(host, out_pool, "out_pool")?;
         let pool = handle::get(host, pool, "pool")?;
         out.put(pool.clone())

@@ -39,7 +39,7 @@ pub extern "C" fn llm_abi_check(abi: i32) -> llm_status {
     if abi == LLM_ABI { Status::OK.0 } else { Status::ABI.0 }
 }
 
-/// JSON text: version, compiler profile, target, instruction sets, devices, licence. Static. S, callback-safe.
+/// JSON text: version, compiler profile, target, features, instruction sets, devices, licence. Static. S, callback-safe.
 #[unsafe(no_mangle)]
 pub extern "C" fn llm_build_info() -> *const c_char {
     static TEXT: OnceLock<CString> = OnceLock::new();
@@ -50,6 +50,7 @@ pub extern "C" fn llm_build_info() -> *const c_char {
             "abi": LLM_ABI,
             "target": { "arch": std::env::consts::ARCH, "os": std::env::consts::OS },
             "optimized": !cfg!(debug_assertions),
+            "features": if cfg!(feature = "constraints") { vec!["constraints"] } else { Vec::new() },
             "instruction_sets": sets,
             "devices": ["cpu"],
             "license": env!("CARGO_PKG_LICENSE"),
@@ -101,6 +102,16 @@ pub extern "C" fn llm_status_name(status: llm_status) -> *const c_char {
 mod tests {
     use super::*;
     use std::ffi::CStr;
+
+    #[test]
+    fn the_build_tells_what_it_has() {
+        // SAFETY: a static text with a NUL.
+        let text = unsafe { CStr::from_ptr(llm_build_info()) }.to_str().unwrap();
+        let info: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(info["abi"], LLM_ABI);
+        assert_eq!(info["features"].as_array().unwrap().len(), usize::from(cfg!(feature = "constraints")));
+        assert!(!info["instruction_sets"].as_array().unwrap().is_empty());
+    }
 
     #[test]
     fn every_status_has_its_name() {

@@ -79,7 +79,8 @@ pub const LLM_VERIFY_FULL: i32 = 2;
 /// Makes options with defaults. NULL_ARG, NO_MEMORY. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_model_options_new(out_options: *mut *mut llm_model_options) -> llm_status {
-    entry!(|host| ptr::out_handle(host, out_options, "out_options")?.put(OpenOptions::default()))
+    entry!([out_options], |host| ptr::out_handle(host, out_options, "out_options")?
+        .put(OpenOptions::default()))
 }
 
 /// Whether to map, to copy or to map and lock: one of LLM_LOAD. NULL_ARG, INVALID_ARG, BUSY. X.
@@ -193,7 +194,7 @@ pub unsafe extern "C" fn llm_model_open_path(
     out_model: *mut *mut llm_model,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(out_err, |host| {
+    entry!([out_model], out_err, |host| {
         Opening { runtime, options, cancel, out_model }.run(host, |runtime, options, cancel| {
             Model::open_path(runtime, &ptr::path(host, path, path_length, "path")?, options, cancel)
         })
@@ -213,7 +214,7 @@ pub unsafe extern "C" fn llm_model_open_fd(
     out_model: *mut *mut llm_model,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(out_err, |host| {
+    entry!([out_model], out_err, |host| {
         Opening { runtime, options, cancel, out_model }.run(host, |runtime, options, cancel| {
             Model::open_fd(runtime, fd, offset, length, options, cancel)
         })
@@ -241,7 +242,7 @@ pub unsafe extern "C" fn llm_model_open_memory(
     out_err: *mut *mut llm_error,
 ) -> llm_status {
     let owner = Callback::new(None, user_data, drop);
-    entry!(out_err, |host| {
+    entry!([out_model], out_err, |host| {
         Opening { runtime, options, cancel, out_model }.run(host, |runtime, options, cancel| {
             let data = ptr::memory(host, data, length, Memory { _owner: owner }, "data")?;
             Model::open_memory(runtime, data, options, cancel)
@@ -358,7 +359,7 @@ pub unsafe extern "C" fn llm_model_meta_get(
     out_value: *mut *const c_char,
     out_length: *mut usize,
 ) -> llm_status {
-    entry!(|host| {
+    entry!([out_value], |host| {
         let out = ptr::out_borrowed(host, out_value, out_length, "out_value")?;
         let model = handle::get(host, model, "model")?;
         let key = ptr::text_required(host, key, key_length, "key")?;
@@ -385,7 +386,7 @@ pub unsafe extern "C" fn llm_model_retain(
     model: *const llm_model,
     out_model: *mut *mut llm_model,
 ) -> llm_status {
-    entry!(|host| {
+    entry!([out_model], |host| {
         let out = ptr::out_handle(host, out_model, "out_model")?;
         let model = handle::get(host, model, "model")?;
         out.put(Opened::new(model.model.clone(), model.alive()))

@@ -166,6 +166,25 @@ pub(super) fn out_optional<'c, T: Copy>(host: Host<'c>, to: *mut T) -> Option<Ou
     out(host, to, "out").ok()
 }
 
+/// What a pointer output holds: a handle, or what is lent.
+pub(super) trait Pointer: Copy {
+    /// The pointer to nothing.
+    const NULL: Self;
+}
+
+impl<T> Pointer for *mut T {
+    const NULL: Self = ptr::null_mut();
+}
+
+impl<T> Pointer for *const T {
+    const NULL: Self = ptr::null();
+}
+
+/// Sets a pointer output to NULL if it is there.
+pub(super) fn set_null<P: Pointer>(host: Host<'_>, to: *mut P) {
+    put_optional(host, to, P::NULL);
+}
+
 /// Writes `value` unless the host passed NULL.
 pub(super) fn put_optional<T: Copy>(host: Host<'_>, to: *mut T, value: T) {
     if let Some(out) = out_optional(host, to) {

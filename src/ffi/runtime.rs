@@ -34,7 +34,8 @@ pub(super) struct Options {
     affinity: Vec<usize>,
     niceness: i32,
     host_limit: Option<u64>,
-    log: Option<(LogLevel, Arc<Callback<LogFn>>)>,
+    /// The least level that is logged, if any, and the sink: it may be turned up later.
+    log: Option<(Option<LogLevel>, Arc<Callback<LogFn>>)>,
 }
 
 /// A runtime, counted for the check after fork.
@@ -75,7 +76,7 @@ pub(super) fn level(number: i32) -> Result<Option<LogLevel>> {
 /// Makes options with defaults: the cores the process may use, no limit, silence. NULL_ARG, NO_MEMORY. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_runtime_options_new(out_options: *mut *mut llm_runtime_options) -> llm_status {
-    entry!(|host| ptr::out_handle(host, out_options, "out_options")?.put(Options::default()))
+    entry!([out_options], |host| ptr::out_handle(host, out_options, "out_options")?.put(Options::default()))
 }
 
 /// How many threads compute, the calling one included; 0: as many as the cores the process may use. NULL_ARG,
@@ -133,8 +134,8 @@ pub unsafe extern "C" fn llm_runtime_options_set_host_limit(
     })
 }
 
-/// Sends records up to this LLM_LOG level to a sink; without one nothing is logged anywhere. NULL_ARG,
-/// INVALID_ARG, BUSY. X.
+/// Sends records up to this LLM_LOG level to a sink; without one nothing is logged anywhere. A sink with LLM_LOG_OFF is
+/// told nothing until llm_runtime_set_log_level. NULL_ARG, INVALID_ARG, BUSY. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_runtime_options_set_log(
     options: *mut llm_runtime_options,
@@ -146,7 +147,7 @@ pub unsafe extern "C" fn llm_runtime_options_set_log(
     let sink = Callback::new(sink, user_data, drop);
     entry!(|host| {
         let mut options = handle::lock(host, options, "options")?;
-        options.log = level(log_level)?.map(|level| (level, Arc::new(sink)));
+        options.log = Some((level(log_level)?, Arc::new(sink)));
         Ok(Status::OK)
     })
 }
@@ -165,10 +166,11 @@ pub unsafe extern "C" fn llm_runtime_new(
     out_runtime: *mut *mut llm_runtime,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(out_err, |host| {
+    entry!([out_runtime], out_err, |host| {
         let out = ptr::out_handle(host, out_runtime, "out_runtime")?;
         let options = handle::lock_optional(host, options, "options")?;
         let mut chosen = RuntimeOptions::default();
+        let mut off = false;
         if let Some(options) = &options {
             chosen.threads = options.threads;
             chosen.affinity = options.affinity.clone();
@@ -176,11 +178,15 @@ pub unsafe extern "C" fn llm_runtime_new(
             chosen.host_limit = options.host_limit;
             if let Some((level, sink)) = &options.log {
                 let sink = Arc::clone(sink);
-                chosen.log_level = Some(*level);
+                off = level.is_none();
+                chosen.log_level = level.or(Some(LogLevel::Error));
                 chosen.log = Some(Box::new(move |level, record| tell(&sink, level, record)));
             }
         }
-        let runtime = Runtime::new(chosen)?;
+        let runtime = Runtime::new(chosen)?; // it logs no errors
+        if off {
+            runtime.set_log_level(None);
+        }
         out.put(Running { runtime, alive: Alive::new() })
     })
 }
@@ -201,7 +207,7 @@ pub unsafe extern "C" fn llm_runtime_retain(
     runtime: *const llm_runtime,
     out_runtime: *mut *mut llm_runtime,
 ) -> llm_status {
-    entry!(|host| {
+    entry!([out_runtime], |host| {
         let out = ptr::out_handle(host, out_runtime, "out_runtime")?;
         let runtime = handle::get(host, runtime, "runtime")?;
         out.put(runtime.clone())

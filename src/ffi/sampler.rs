@@ -129,7 +129,7 @@ pub unsafe extern "C" fn llm_sampler_new(
     out_sampler: *mut *mut llm_sampler,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(out_err, |host| {
+    entry!([out_sampler], out_err, |host| {
         let out = ptr::out_handle(host, out_sampler, "out_sampler")?;
         let mut chosen = SamplingParams::default();
         if !params.is_null() {
@@ -151,7 +151,7 @@ pub unsafe extern "C" fn llm_sampler_new_chain(
     out_sampler: *mut *mut llm_sampler,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(out_err, |host| {
+    entry!([out_sampler], out_err, |host| {
         let out = ptr::out_handle(host, out_sampler, "out_sampler")?;
         let chain = ptr::text_required(host, chain, chain_length, "chain")?;
         let mut chosen = SamplingParams::default();
@@ -169,7 +169,7 @@ pub unsafe extern "C" fn llm_sampler_fork(
     sampler: *mut llm_sampler,
     out_sampler: *mut *mut llm_sampler,
 ) -> llm_status {
-    entry!(|host| {
+    entry!([out_sampler], |host| {
         let out = ptr::out_handle(host, out_sampler, "out_sampler")?;
         let fork = handle::lock(host, sampler, "sampler")?.fork();
         out.put(fork)
@@ -258,7 +258,7 @@ pub unsafe extern "C" fn llm_sampler_sample(
     out_log_probability: *mut f32,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(compute out_err, |host| {
+    entry!(out_err, |host| {
         let out = ptr::out(host, out_id, "out_id")?;
         let mut sampler = handle::lock(host, sampler, "sampler")?;
         let session = handle::lock(host, session, "session")?;
@@ -284,7 +284,7 @@ pub unsafe extern "C" fn llm_sampler_apply(
     out_log_probability: *mut f32,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(compute out_err, |host| {
+    entry!(out_err, |host| {
         let mut sampler = handle::lock(host, sampler, "sampler")?;
         if logits.is_null() {
             return Err(Error::new(Status::NULL_ARG, "`logits` is NULL"));

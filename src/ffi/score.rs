@@ -26,7 +26,8 @@ pub const LLM_POOLING_FIRST: i32 = 2;
 /// llm_session_prefill; its STOP ends with the scores of the tokens that are held then. Arrays of `top` may be NULL where
 /// it is 0; so may all from `progress` on. `out_scored` gets the number of tokens scored. BAD_STATE where the session
 /// holds tokens but no logits of the last one, INVALID_ARG for an id that is not in the vocabulary (detail TOKEN_INDEX),
-/// CONTEXT_FULL, KV_FULL, NO_MEMORY, CANCELLED, DEADLINE, CALLBACK, NULL_ARG, BUSY; the session is then as before. X.
+/// CONTEXT_FULL, KV_FULL, NO_MEMORY, BUDGET, UNSUPPORTED for logits that are not finite (detail POSITION), CANCELLED,
+/// DEADLINE, CALLBACK, NULL_ARG, BUSY; the session is then as before. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_session_score(
     session: *mut llm_session,
@@ -44,7 +45,7 @@ pub unsafe extern "C" fn llm_session_score(
     out_err: *mut *mut llm_error,
 ) -> llm_status {
     let mut progress = Told::new(progress, user_data, drop);
-    entry!(compute out_err, |host| {
+    entry!(out_err, |host| {
         let mut session = handle::lock(host, session, "session")?;
         let cancel = handle::get_optional(host, cancel, "cancel")?;
         let ids = ptr::slice(host, ids, count, "ids")?;
@@ -54,9 +55,12 @@ pub unsafe extern "C" fn llm_session_score(
         ptr::check_fill(count, log_probabilities, "log_probabilities")?;
         ptr::check_fill(places, top_ids, "top_ids")?;
         ptr::check_fill(places, top_log_probabilities, "top_log_probabilities")?;
+        // Before anything is computed, since the session is as before where this fails.
+        let refused = |_| Error::new(Status::NO_MEMORY, format!("no memory for {places} likeliest tokens"));
+        let (mut all_ids, mut all_values) = (Vec::new(), Vec::new());
+        all_ids.try_reserve_exact(places).and(all_values.try_reserve_exact(places)).map_err(refused)?;
         let scored = progress.run(|tell| session.session.score(ids, top, cancel.as_deref(), tell))?;
 
-        let (mut all_ids, mut all_values) = (Vec::new(), Vec::new());
         for top_of_one in &scored.top {
             for place in 0..top {
                 let found = top_of_one.get(place);
@@ -74,8 +78,8 @@ pub unsafe extern "C" fn llm_session_score(
 /// model's width, ask or fill: `pooling` is one of LLM_POOLING, `normalise` 1 makes its length 1. Tokens the session held
 /// before are context and not pooled; reset it between texts. There are no logits afterwards. `cancel` and `out_needed`
 /// may be NULL. BUFFER_SMALL (nothing is computed then), INVALID_ARG without tokens and for an id that is not in the
-/// vocabulary (detail TOKEN_INDEX), CONTEXT_FULL, KV_FULL, NO_MEMORY, CANCELLED, DEADLINE, NULL_ARG, BUSY; the session is
-/// then as before. X.
+/// vocabulary (detail TOKEN_INDEX), CONTEXT_FULL, KV_FULL, NO_MEMORY, BUDGET, UNSUPPORTED for values that are not finite
+/// (detail POSITION), CANCELLED, DEADLINE, NULL_ARG, BUSY; the session is then as before. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_session_embedding(
     session: *mut llm_session,
@@ -89,7 +93,7 @@ pub unsafe extern "C" fn llm_session_embedding(
     out_needed: *mut usize,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(compute out_err, |host| {
+    entry!(out_err, |host| {
         let mut session = handle::lock(host, session, "session")?;
         let cancel = handle::get_optional(host, cancel, "cancel")?;
         let ids = ptr::slice(host, ids, count, "ids")?;
@@ -97,7 +101,9 @@ pub unsafe extern "C" fn llm_session_embedding(
             LLM_POOLING_MEAN => Pooling::Mean,
             LLM_POOLING_LAST => Pooling::Last,
             LLM_POOLING_FIRST => Pooling::First,
-            other => return Err(Error::new(Status::INVALID_ARG, format!("unknown LLM_POOLING value {other}"))),
+            other => {
+                return Err(Error::new(Status::INVALID_ARG, format!("unknown LLM_POOLING value {other}")));
+            }
         };
         let width = session.session.model().spec().width as usize;
         ptr::room(host, width, buf, cap, out_needed)?;
@@ -122,7 +128,7 @@ pub unsafe extern "C" fn llm_session_hidden(
     out_needed: *mut usize,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(compute out_err, |host| {
+    entry!(out_err, |host| {
         let mut session = handle::lock(host, session, "session")?;
         let cancel = handle::get_optional(host, cancel, "cancel")?;
         let ids = ptr::slice(host, ids, count, "ids")?;

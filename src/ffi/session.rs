@@ -78,7 +78,8 @@ pub(super) fn determinism_number(level: Level) -> i32 {
 /// NULL_ARG, NO_MEMORY. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_session_options_new(out_options: *mut *mut llm_session_options) -> llm_status {
-    entry!(|host| ptr::out_handle(host, out_options, "out_options")?.put(SessionOptions::default()))
+    entry!([out_options], |host| ptr::out_handle(host, out_options, "out_options")?
+        .put(SessionOptions::default()))
 }
 
 /// How many tokens the session can hold at most; 0: as many as the model was trained for. NULL_ARG, BUSY. X.
@@ -194,7 +195,7 @@ pub unsafe extern "C" fn llm_session_new(
     out_session: *mut *mut llm_session,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(out_err, |host| {
+    entry!([out_session], out_err, |host| {
         let out = ptr::out_handle(host, out_session, "out_session")?;
         let model = handle::get(host, model, "model")?;
         let pool = handle::get_optional(host, pool, "pool")?;
@@ -258,7 +259,7 @@ pub unsafe extern "C" fn llm_session_make_room(
     out_dropped: *mut u32,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(compute out_err, |host| {
+    entry!(out_err, |host| {
         let mut session = handle::lock(host, session, "session")?;
         let cancel = handle::get_optional(host, cancel, "cancel")?;
         let dropped = session.session.make_room(tokens as usize, cancel.as_deref())?;
@@ -275,7 +276,7 @@ pub unsafe extern "C" fn llm_session_truncate(
     length: u32,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(compute out_err, |host| {
+    entry!(out_err, |host| {
         handle::lock(host, session, "session")?.session.truncate(length as usize)?;
         Ok(Status::OK)
     })
@@ -293,8 +294,8 @@ pub unsafe extern "C" fn llm_session_reset(session: *mut llm_session) -> llm_sta
 /// Appends tokens, in chunks; logits of the last one are ready afterwards. Progress is told after each chunk; its
 /// STOP ends with OK and what was computed, its CANCEL like the cancel handle. All but the tokens may be NULL.
 /// `out_length` gets the number of tokens now held, also on failure. INVALID_ARG for an id that is not in the
-/// vocabulary (detail TOKEN_INDEX), CONTEXT_FULL, KV_FULL, NO_MEMORY, CANCELLED, DEADLINE, CALLBACK, NULL_ARG,
-/// BUSY. X.
+/// vocabulary (detail TOKEN_INDEX), CONTEXT_FULL, KV_FULL, NO_MEMORY, BUDGET, UNSUPPORTED for logits that are not finite
+/// (detail POSITION), CANCELLED, DEADLINE, CALLBACK, NULL_ARG, BUSY. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_session_prefill(
     session: *mut llm_session,
@@ -308,7 +309,7 @@ pub unsafe extern "C" fn llm_session_prefill(
     out_err: *mut *mut llm_error,
 ) -> llm_status {
     let mut progress = Told::new(progress, user_data, drop);
-    entry!(compute out_err, |host| {
+    entry!(out_err, |host| {
         let mut session = handle::lock(host, session, "session")?;
         let cancel = handle::get_optional(host, cancel, "cancel")?;
         let ids = ptr::slice(host, ids, count, "ids")?;
@@ -359,7 +360,7 @@ pub unsafe extern "C" fn llm_session_decode(
     cancel: *const llm_cancel,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(compute out_err, |host| {
+    entry!(out_err, |host| {
         let mut session = handle::lock(host, session, "session")?;
         let cancel = handle::get_optional(host, cancel, "cancel")?;
         session.session.decode(id, cancel.as_deref())?;
@@ -375,7 +376,7 @@ pub unsafe extern "C" fn llm_session_logits(
     out_logits: *mut *const f32,
     out_count: *mut usize,
 ) -> llm_status {
-    entry!(|host| {
+    entry!([out_logits], |host| {
         let out = ptr::out_borrowed(host, out_logits, out_count, "out_logits")?;
         out.put(handle::lock(host, session, "session")?.session.logits()?);
         Ok(Status::OK)

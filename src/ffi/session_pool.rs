@@ -20,7 +20,7 @@ pub unsafe extern "C" fn llm_session_fork(
     out_session: *mut *mut llm_session,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(out_err, |host| {
+    entry!([out_session], out_err, |host| {
         let out = ptr::out_handle(host, out_session, "out_session")?;
         let mut session = handle::lock(host, session, "session")?;
         let fork = session.session.fork()?;

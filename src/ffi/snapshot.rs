@@ -1,6 +1,7 @@
 //! Snapshots: a session, and a sampler beside it, as bytes or a file.
 
 use std::ffi::{c_char, c_void};
+use std::path::Path;
 
 use super::error::llm_error;
 use super::guard::Host;
@@ -12,6 +13,7 @@ use super::sampler::llm_sampler;
 use super::session::{self, llm_session};
 use super::types::llm_status;
 use crate::error::{Error, Result, Status};
+use crate::mmap::{self, Bytes};
 use crate::sampler::Sampler;
 use crate::session::Session;
 use crate::session::snapshot::SnapshotInfo;
@@ -42,6 +44,8 @@ pub struct llm_snapshot_info {
     pub reserved0: u32,
     /// The model's llm_model_fingerprint.
     pub fingerprint: [u8; 32],
+    /// Name of the adapters it was computed with and of their scales, the same on every machine; zeros for none.
+    pub adapters: [u8; 32],
     /// Zero.
     pub reserved: [u64; 4],
 }
@@ -49,7 +53,7 @@ pub struct llm_snapshot_info {
 // SAFETY: repr(C), struct_size first, numbers without padding (abi/layout.txt is tested).
 unsafe impl Plain for llm_snapshot_info {
     const NAME: &'static str = "llm_snapshot_info";
-    const FIRST_SIZE: usize = 112;
+    const FIRST_SIZE: usize = 144;
 }
 
 fn describe(bytes: &[u8]) -> Result<llm_snapshot_info> {
@@ -66,13 +70,15 @@ fn describe(bytes: &[u8]) -> Result<llm_snapshot_info> {
         has_sampler: u32::from(Sampler::is_saved(&info.extra)),
         reserved0: 0,
         fingerprint: info.fingerprint,
+        adapters: info.adapters,
         reserved: [0; 4],
     })
 }
 
-/// The file's bytes; errors name it.
-fn read(path: &std::path::Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|e| Error::from(e).context(path.display()))
+/// The file's bytes, copied, since others may write to it; errors name it.
+fn read(path: &Path) -> Result<Bytes> {
+    let read = || Bytes::read(&mmap::open(path)?, 0, 0, &mut |_, _| Ok(()));
+    read().map_err(|e| e.context(path.display()))
 }
 
 /// Bytes of a snapshot of the session as it is, with the state of a sampler unless that is NULL. NULL_ARG, BUSY. X on
@@ -158,7 +164,8 @@ pub unsafe extern "C" fn llm_snapshot_inspect_buffer(
     })
 }
 
-/// Describes the snapshot in a file. NOT_FOUND, IO, BAD_UTF8, and as llm_snapshot_inspect_buffer. S.
+/// Describes the snapshot in a file. NOT_FOUND, IO, BAD_UTF8, INVALID_ARG for what is no file, NO_MEMORY, and as
+/// llm_snapshot_inspect_buffer. S.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_snapshot_inspect_path(
     path: *const c_char,
@@ -197,8 +204,8 @@ pub unsafe extern "C" fn llm_session_restore_buffer(
     })
 }
 
-/// As llm_session_restore_buffer, from a file. NOT_FOUND also where there is no such file, IO, BAD_UTF8, and as there. X
-/// on both.
+/// As llm_session_restore_buffer, from a file. NOT_FOUND also where there is no such file, INVALID_ARG for what is no file,
+/// IO, BAD_UTF8, and as there. X on both.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_session_restore_path(
     session: *mut llm_session,

@@ -106,7 +106,7 @@ impl llm_spec_stats {
 /// NULL_ARG, NO_MEMORY. X.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_spec_options_new(out_options: *mut *mut llm_spec_options) -> llm_status {
-    entry!(|host| {
+    entry!([out_options], |host| {
         let spec = Spec { options: SpecOptions::ngram(), alive: None };
         ptr::out_handle(host, out_options, "out_options")?.put(spec)
     })

@@ -50,7 +50,7 @@ pub unsafe extern "C" fn llm_template_compile(
     out_template: *mut *mut llm_template,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(out_err, |host| {
+    entry!([out_template], out_err, |host| {
         let out = ptr::out_handle(host, out_template, "out_template")?;
         let source = ptr::text_required(host, source, source_length, "source")?;
         let mut tokens = Vec::new();
@@ -74,7 +74,7 @@ pub unsafe extern "C" fn llm_model_template(
     out_template: *mut *mut llm_template,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(out_err, |host| {
+    entry!([out_template], out_err, |host| {
         let out = ptr::out_handle(host, out_template, "out_template")?;
         let model = handle::get(host, model, "model")?;
         let name = ptr::text_optional(host, name, name_length, "name")?;
@@ -113,7 +113,7 @@ pub unsafe extern "C" fn llm_chat_render_text(
     out_text: *mut *mut llm_buffer,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(out_err, |host| {
+    entry!([out_text], out_err, |host| {
         let out = ptr::out_handle(host, out_text, "out_text")?;
         let chat = handle::lock(host, chat, "chat")?;
         let template = handle::get(host, template, "template")?;
@@ -165,7 +165,7 @@ pub unsafe extern "C" fn llm_chat_parse(
     out_json: *mut *mut llm_buffer,
     out_err: *mut *mut llm_error,
 ) -> llm_status {
-    entry!(out_err, |host| {
+    entry!([out_json], out_err, |host| {
         let out = ptr::out_handle(host, out_json, "out_json")?;
         let template = handle::get(host, template, "template")?;
         let text = ptr::text_required(host, text, text_length, "text")?;

@@ -33,7 +33,7 @@ pub unsafe extern "C" fn llm_text_stream_new(
     flags: u32,
     out_stream: *mut *mut llm_text_stream,
 ) -> llm_status {
-    entry!(|host| {
+    entry!([out_stream], |host| {
         let out = ptr::out_handle(host, out_stream, "out_stream")?;
         let tokenizer = handle::get(host, tokenizer, "tokenizer")?;
         if flags & !LLM_STREAM_SKIP_SPECIAL != 0 {
@@ -53,7 +53,7 @@ pub unsafe extern "C" fn llm_text_stream_push(
     out_text: *mut *const c_char,
     out_length: *mut usize,
 ) -> llm_status {
-    entry!(|host| {
+    entry!([out_text], |host| {
         let out = ptr::out_borrowed(host, out_text, out_length, "out_text")?;
         let mut lock = handle::lock(host, stream, "stream")?;
         let Stream { stream, text } = &mut *lock;
@@ -71,7 +71,7 @@ pub unsafe extern "C" fn llm_text_stream_finish(
     out_text: *mut *const c_char,
     out_length: *mut usize,
 ) -> llm_status {
-    entry!(|host| {
+    entry!([out_text], |host| {
         let out = ptr::out_borrowed(host, out_text, out_length, "out_text")?;
         let mut lock = handle::lock(host, stream, "stream")?;
         let Stream { stream, text } = &mut *lock;

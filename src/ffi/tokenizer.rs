@@ -80,7 +80,7 @@ pub unsafe extern "C" fn llm_model_tokenizer(
     model: *const llm_model,
     out_tokenizer: *mut *mut llm_tokenizer,
 ) -> llm_status {
-    entry!(|host| {
+    entry!([out_tokenizer], |host| {
         let out = ptr::out_handle(host, out_tokenizer, "out_tokenizer")?;
         let tokenizer = handle::get(host, model, "model")?.model.tokenizer()?.clone();
         out.put(Shared { tokenizer, lent: Mutex::default() })
@@ -166,7 +166,7 @@ pub unsafe extern "C" fn llm_tokenizer_token_bytes(
     out_bytes: *mut *const c_char,
     out_length: *mut usize,
 ) -> llm_status {
-    entry!(|host| {
+    entry!([out_bytes], |host| {
         let out = ptr::out_borrowed(host, out_bytes, out_length, "out_bytes")?;
         let tokenizer = handle::get(host, tokenizer, "tokenizer")?;
         let mut lent = tokenizer.lent.lock().unwrap_or_else(PoisonError::into_inner);

@@ -19,6 +19,18 @@ static size_t run(llm_session *session, float *logits) {
 
 static void count_drop(void *user_data) { ++*(int *)user_data; }
 
+/* Whether a snapshot of the session names adapters. */
+static int names_adapters(llm_session *session) {
+    static unsigned char bytes[1 << 22];
+    const unsigned char none[32] = {0};
+    llm_snapshot_info info;
+    size_t size = 0;
+    info.struct_size = sizeof info;
+    EXPECT(llm_session_snapshot_buffer(session, NULL, bytes, sizeof bytes, &size, NULL), LLM_OK);
+    EXPECT(llm_snapshot_inspect_buffer(bytes, size, &info, NULL), LLM_OK);
+    return memcmp(info.adapters, none, sizeof none) != 0;
+}
+
 int main(int argc, char **argv) {
     llm_runtime *runtime = NULL;
     llm_model *model = NULL;
@@ -63,6 +75,7 @@ int main(int argc, char **argv) {
 
     EXPECT(llm_session_new(model, NULL, NULL, &session, NULL), LLM_OK);
     size = run(session, plain);
+    EXPECT(names_adapters(session), 0);
     both[0] = adapter, both[1] = copy;
     EXPECT(llm_session_set_adapters(session, both, scales, 2, 0, NULL, NULL), LLM_BAD_STATE);
     EXPECT(llm_session_reset(session), LLM_OK);
@@ -72,6 +85,7 @@ int main(int argc, char **argv) {
     EXPECT(llm_session_set_adapters(session, both, scales, 1, 0, NULL, NULL), LLM_OK);
     run(session, adapted);
     TRUE(memcmp(plain, adapted, size) != 0);
+    EXPECT(names_adapters(session), 1);
     EXPECT(llm_session_set_adapters(session, NULL, NULL, 0, LLM_ADAPTERS_RECOMPUTE, NULL, NULL), LLM_OK);
     EXPECT(llm_session_copy_logits(session, again, 8192, NULL), LLM_OK);
     TRUE(memcmp(plain, again, size) == 0);

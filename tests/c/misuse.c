@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <llm.h>
@@ -77,6 +78,37 @@ static void damaged_files(llm_runtime *runtime) {
         EXPECT(llm_model_open_path(runtime, "a\0b", 3, NULL, NULL, &model, NULL), LLM_INVALID_ARG);
         EXPECT(llm_model_open_path(runtime, "\xff", 1, NULL, NULL, &model, NULL), LLM_BAD_UTF8);
         EXPECT(llm_model_open_fd(runtime, -1, 0, 0, NULL, NULL, &model, NULL), LLM_IO);
+    }
+}
+
+/* What is no file is refused without reading it, which need not end, and without waiting for a writer of it. */
+static void no_files(llm_runtime *runtime, const char *path) {
+    llm_model *model = (llm_model *)1;
+    llm_snapshot_info info;
+    llm_buffer *json = (llm_buffer *)1;
+    char pipe_path[4096];
+    const char *paths[3] = {"/dev/null", "/", pipe_path};
+    size_t i;
+    info.struct_size = sizeof info;
+    if (strlen(path) + 8 > sizeof pipe_path) exit(2);
+    strcpy(pipe_path, path);
+    strcat(pipe_path, ".pipe");
+    if (mkfifo(pipe_path, 0600) != 0) exit(2);
+    alarm(60); /* ends a program that waits */
+    for (i = 0; i < 3; i++) {
+        EXPECT(llm_snapshot_inspect_path(paths[i], LLM_NTS, &info, NULL), LLM_INVALID_ARG);
+        EXPECT(llm_model_inspect_path(paths[i], LLM_NTS, &json, NULL), LLM_INVALID_ARG);
+        EXPECT(llm_model_open_path(runtime, paths[i], LLM_NTS, NULL, NULL, &model, NULL), LLM_INVALID_ARG);
+        TRUE(json == NULL && model == NULL);
+        EXPECT(llm_model_verify_path(paths[i], LLM_NTS, NULL, NULL, NULL, NULL, NULL), LLM_INVALID_ARG);
+    }
+    alarm(0);
+    unlink(pipe_path);
+    {
+        llm_error *error = NULL;
+        EXPECT(llm_snapshot_inspect_path("/dev/null/none", LLM_NTS, &info, &error), LLM_IO);
+        TRUE(strstr(llm_error_message(error, NULL), "/dev/null/none") != NULL);
+        llm_error_free(error);
     }
 }
 
@@ -175,9 +207,10 @@ struct log {
 
 static void on_log(void *user_data, int32_t level, const char *text, size_t text_length) {
     struct log *log = user_data;
-    llm_runtime *inner = NULL;
+    llm_runtime *inner = (llm_runtime *)1;
     TRUE(level >= LLM_LOG_ERROR && level <= LLM_LOG_DEBUG && strlen(text) == text_length);
     EXPECT(llm_runtime_new(NULL, &inner, NULL), LLM_REENTRANT);
+    TRUE(inner == NULL);
     log->records++;
 }
 
@@ -327,6 +360,58 @@ static void cancel_from_a_signal_handler(llm_model *model) {
     llm_cancel_free(signalled);
 }
 
+/* --- rounding ------------------------------------------------------------------------------------------------ */
+
+/* All that comes of a model, computed by a host that rounds in its own way: the bytes of a snapshot with a sampler whose
+ * filter learns, and log-probabilities. */
+static size_t computed(const char *path, int rounding, unsigned char *snapshot, size_t cap, float *top) {
+    llm_runtime *runtime = NULL;
+    llm_model *model = NULL;
+    llm_session *session = NULL;
+    llm_sampler *sampler = NULL;
+    llm_token ids[9] = {1, 403, 407, 261, 378, 300, 301, 302, 9}, best[8];
+    size_t count = 0, size = 0;
+    int i;
+    fesetround(rounding);
+    EXPECT(llm_runtime_new(NULL, &runtime, NULL), LLM_OK);
+    EXPECT(llm_model_open_path(runtime, path, LLM_NTS, NULL, NULL, &model, NULL), LLM_OK);
+    EXPECT(llm_session_new(model, NULL, NULL, &session, NULL), LLM_OK);
+    EXPECT(llm_session_prefill(session, ids, 9, NULL, NULL, NULL, NULL, NULL, NULL), LLM_OK);
+    EXPECT(llm_session_top(session, best, top, 8, &count), LLM_OK);
+    EXPECT(count, 8);
+    EXPECT(llm_sampler_new_chain(NULL, "temperature=0.9;mirostat=3.3,0.1", LLM_NTS, &sampler, NULL), LLM_OK);
+    for (i = 0; i < 8; i++) {
+        llm_token id = 0;
+        EXPECT(llm_sampler_sample(sampler, session, &id, NULL, NULL), LLM_OK);
+        EXPECT(llm_sampler_accept(sampler, &id, 1, NULL), LLM_OK);
+        EXPECT(llm_session_decode(session, id, NULL, NULL), LLM_OK);
+    }
+    EXPECT(llm_session_snapshot_buffer(session, sampler, snapshot, cap, &size, NULL), LLM_OK);
+    EXPECT(fegetround(), rounding);
+    fesetround(FE_TONEAREST);
+    llm_sampler_free(sampler);
+    llm_session_free(session);
+    llm_model_free(model);
+    llm_runtime_free(runtime);
+    return size;
+}
+
+static void rounding_changes_nothing(const char *path) {
+    static const int modes[] = {FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO};
+    size_t cap = 1u << 22, size, i;
+    unsigned char *expected = malloc(cap), *snapshot = malloc(cap);
+    float top[8], other[8];
+    if (expected == NULL || snapshot == NULL) exit(2);
+    size = computed(path, FE_TONEAREST, expected, cap, top);
+    for (i = 0; i < 3; i++) {
+        EXPECT((long)computed(path, modes[i], snapshot, cap, other), (long)size);
+        TRUE(memcmp(snapshot, expected, size) == 0);
+        TRUE(memcmp(other, top, sizeof top) == 0);
+    }
+    free(expected);
+    free(snapshot);
+}
+
 /* --- evaluation ---------------------------------------------------------------------------------------------- */
 
 static void evaluation(llm_model *model) {
@@ -363,6 +448,12 @@ static void evaluation(llm_model *model) {
         EXPECT(llm_sampler_accept(sampler, &chosen, 1, NULL), LLM_OK);
         EXPECT(llm_sampler_reset(sampler), LLM_OK);
     }
+    /* Arrays that nobody can have. */
+    EXPECT(llm_session_score(session, top, 1, log_probabilities, SIZE_MAX / 4, top, log_probabilities, NULL, NULL, NULL, NULL,
+                             NULL, NULL), LLM_NO_MEMORY);
+    EXPECT(llm_session_score(session, top, 3, log_probabilities, SIZE_MAX / 2, top, log_probabilities, NULL, NULL, NULL, NULL,
+                             NULL, NULL), LLM_INVALID_ARG);
+    EXPECT(llm_session_prefill(session, top, SIZE_MAX, NULL, NULL, NULL, NULL, NULL, NULL), LLM_INVALID_ARG);
     top[0] = 3, top[1] = -4;
     EXPECT(llm_session_prefill(session, top, 2, NULL, NULL, NULL, NULL, NULL, &error), LLM_INVALID_ARG);
     EXPECT(llm_error_detail(error, LLM_DETAIL_TOKEN_INDEX, &index), LLM_OK);
@@ -409,10 +500,11 @@ static void after_fork(llm_model *model) {
     pid_t child = fork();
     int result = -1;
     if (child == 0) {
-        llm_runtime *runtime = NULL;
+        llm_runtime *runtime = (llm_runtime *)1;
         int before = failures;
         EXPECT(llm_session_decode(session, 1, NULL, NULL), LLM_BAD_STATE);
         EXPECT(llm_runtime_new(NULL, &runtime, NULL), LLM_BAD_STATE);
+        TRUE(runtime == NULL);
         llm_session_free(session); /* neither waits nor crashes */
         _exit(failures == before ? 0 : 1);
     }
@@ -434,6 +526,7 @@ int main(int argc, char **argv) {
     EXPECT(llm_session_new(model, NULL, NULL, &session, NULL), LLM_OK);
     if (failures > 0) return 1;
     damaged_files(runtime);
+    no_files(runtime, argv[1]);
     verifying(argv[1]);
     small_buffers(tokenizer, session);
     wrong_handles(runtime, model);
@@ -442,6 +535,7 @@ int main(int argc, char **argv) {
     cancel_from_a_signal_handler(model);
     evaluation(model);
     odd_orders(argv[1]);
+    rounding_changes_nothing(argv[1]);
     if (argc == 2) after_fork(model);
     llm_tokenizer_free(tokenizer);
     llm_session_free(session);

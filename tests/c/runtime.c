@@ -121,6 +121,21 @@ static void log_levels(const char *path) {
     EXPECT(llm_runtime_set_log_level(runtime, 9), LLM_INVALID_ARG);
     llm_model_free(model);
     llm_runtime_free(runtime);
+
+    /* One that begins silent can be turned up. */
+    records = 0;
+    EXPECT(llm_runtime_options_new(&options), LLM_OK);
+    EXPECT(llm_runtime_options_set_log(options, LLM_LOG_OFF, on_log, &records, NULL), LLM_OK);
+    EXPECT(llm_runtime_new(options, &runtime, NULL), LLM_OK);
+    llm_runtime_options_free(options);
+    EXPECT(llm_model_open_path(runtime, path, LLM_NTS, NULL, NULL, &model, NULL), LLM_OK);
+    llm_model_free(model);
+    EXPECT(records, 0);
+    EXPECT(llm_runtime_set_log_level(runtime, LLM_LOG_INFO), LLM_OK);
+    EXPECT(llm_model_open_path(runtime, path, LLM_NTS, NULL, NULL, &model, NULL), LLM_OK);
+    TRUE(records > 0);
+    llm_model_free(model);
+    llm_runtime_free(runtime);
 }
 
 static void the_pipeline_on_a_row(llm_model *model) {
