@@ -86,15 +86,7 @@ impl Sampler {
         batch.ids.extend_from_slice(&window[..length]);
         batch.targets.extend_from_slice(&window[1..]);
         if self.documents {
-            let mut document = file.document_at(at);
-            let (mut start, mut end) = (0, file.offset(document + 1));
-            for i in 0..length as u64 {
-                while at + i >= end {
-                    document += 1;
-                    (start, end) = (i as u32, file.offset(document + 1));
-                }
-                batch.starts.push(start);
-            }
+            borders(file, at, length, &mut batch.starts);
         } else if self.starts {
             batch.starts.resize(batch.ids.len(), 0);
         }
@@ -118,6 +110,19 @@ impl Sampler {
         let order: Vec<u32> = (0..count).map(|i| permuted(self.seed, epoch, i, count) as u32).collect();
         let windows = windows(file, order.iter().copied(), length);
         Ok(Plan { length, epoch, first, order, windows })
+    }
+}
+
+/// Appends for each of the `length` ids from `at` on where its document begins in their window.
+pub(crate) fn borders(file: &TokenFile, at: u64, length: usize, starts: &mut Vec<u32>) {
+    let mut document = file.document_at(at);
+    let (mut start, mut end) = (0, file.offset(document + 1));
+    for i in 0..length as u64 {
+        while at + i >= end {
+            document += 1;
+            (start, end) = (i as u32, file.offset(document + 1));
+        }
+        starts.push(start);
     }
 }
 

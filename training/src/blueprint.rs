@@ -4,11 +4,16 @@ use std::path::Path;
 
 use llm::error::{Error, Result, Status};
 use llm::model::arch::{Arch, LayerSlot as L, Slot, read_config};
-use llm::model::spec::{Activation, Attention, Dense, Ffn, Scaling, Spec};
-use serde_json::Value;
+use llm::model::spec::{Activation, Attention, Dense, Ffn, Norm, NormKind, Scaling, Spec};
+use serde::Deserialize;
+use serde_json::{Value, json};
 
+use crate::corpus::Data;
 use crate::design::{ModelConfig, Position};
 use crate::params::Params;
+
+/// How far from a document's end its last special token is looked for: a template may write something behind it.
+const TAIL: u64 = 16;
 
 /// A model's shape and the layout of its checkpoints.
 #[derive(Clone, Debug)]
@@ -47,6 +52,31 @@ impl Blueprint {
         Ok(Blueprint { arch, spec, config, fixed_positions: false })
     }
 
+    /// The same, of a new model whose texts end as the documents of `data` do.
+    pub fn ended_like(mut self, data: &[Data]) -> Blueprint {
+        let end = data.iter().find_map(end).map_or(Value::Null, |id| json!(id));
+        for key in ["eos_token_id", "bos_token_id"] {
+            // a layout without a beginning of texts says null
+            if let Some(id) = self.config.get_mut(key).filter(|id| !id.is_null()) {
+                *id = end.clone();
+            }
+        }
+        self
+    }
+
+    /// Refuses a model of whose checkpoint what is written here would be a part.
+    ///
+    /// # Errors
+    /// `UNSUPPORTED`.
+    pub fn whole(&self) -> Result<()> {
+        if self.config.get("vision_config").is_none_or(Value::is_null) {
+            return Ok(());
+        }
+        let message = "the checkpoint holds a vision model, too, which would be lost; train an adapter of it \
+                       (lora.rank), and merge that with PEFT";
+        Err(Error::new(Status::UNSUPPORTED, message))
+    }
+
     /// The model's parameters.
     pub fn params(&self) -> Params {
         Params::new(self.arch, &self.spec, self.fixed_positions)
@@ -82,6 +112,28 @@ impl Blueprint {
     }
 }
 
+/// The special token that ends the first document of `data`.
+fn end(data: &Data) -> Option<u32> {
+    #[derive(Deserialize)]
+    struct Added {
+        id: u32,
+        #[serde(default)]
+        special: bool,
+    }
+    #[derive(Deserialize)]
+    struct Tokenizer {
+        #[serde(default)]
+        added_tokens: Vec<Added>,
+    }
+    let tokenizer: Tokenizer = serde_json::from_slice(data.tokenizer.as_deref()?).ok()?;
+    let (from, to) = (data.train.offset(0), data.train.offset(1));
+    let n = to.saturating_sub(from).min(TAIL);
+    let mut ids = vec![0; n as usize];
+    data.train.read(to - n, &mut ids).ok()?;
+    let special = |id: &u32| tokenizer.added_tokens.iter().any(|t| t.special && t.id == *id);
+    ids.into_iter().rev().find(special)
+}
+
 /// Refuses parts whose gradient is not here.
 fn trainable(spec: &Spec) -> Result<()> {
     let refuse = |what: &str| {
@@ -104,19 +156,33 @@ fn trainable(spec: &Spec) -> Result<()> {
     if spec.ropes.iter().any(|r| varies(&r.scaling)) {
         return refuse("rotary angles that depend on the length");
     }
+    let centered = |n: &Norm| n.kind != NormKind::Rms || n.bias;
+    let odd = |n: &Option<Norm>| n.is_some_and(|n| n.kind == NormKind::Rms && n.bias);
+    if odd(&spec.embedding_norm) || odd(&Some(spec.final_norm)) {
+        return refuse("a bias in an RMSNorm");
+    }
     for layer in &spec.layers {
+        let norms = [layer.attention_norm, layer.attention_post_norm, layer.ffn_norm, layer.ffn_post_norm];
+        if norms.iter().any(odd) {
+            return refuse("a bias in an RMSNorm");
+        }
         match &layer.attention {
             Attention::Heads(h) if h.softcap.is_some() => return refuse("capped scores"),
             Attention::Heads(h) if h.sinks => return refuse("attention sinks"),
-            Attention::Heads(h) if h.qk_norm.is_some_and(|n| n.norm.bias) => {
-                return refuse("a bias in the norm of queries and keys");
+            Attention::Heads(h) if h.qk_norm.is_some_and(|n| centered(&n.norm)) => {
+                return refuse("a norm of queries and keys that is no plain RMSNorm");
+            }
+            Attention::Latent(a) if centered(&a.norm) => {
+                return refuse("a norm of compressed vectors that is no plain RMSNorm");
             }
             Attention::Heads(_) | Attention::Latent(_) => {}
         }
         let clamped = |d: &Dense| matches!(d.activation, Activation::ClampedSwiglu { .. });
         match &layer.ffn {
             Ffn::Plain(d) | Ffn::Gated(d) if clamped(d) => return refuse("a clamped activation"),
-            Ffn::Experts(x) if clamped(&x.expert) => return refuse("a clamped activation"),
+            Ffn::Experts(x) if clamped(&x.expert) || x.shared.is_some_and(|s| clamped(&s.dense)) => {
+                return refuse("a clamped activation");
+            }
             Ffn::Experts(x) if x.expert.bias || x.router_bias => return refuse("biases in its experts"),
             Ffn::Experts(x) if x.shared.is_some_and(|s| s.gate) => return refuse("a switched shared expert"),
             _ => {}
@@ -127,8 +193,10 @@ fn trainable(spec: &Spec) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use llm::model::spec::QkNorm;
+
     use super::*;
-    use serde_json::json;
+    use crate::design::ExpertsDesign;
 
     #[test]
     fn what_has_no_gradient_here_is_refused_by_name() {
@@ -151,5 +219,51 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn descriptions_that_no_published_layout_has_are_refused_before_a_kernel_sees_them() {
+        let dir = tempfile::tempdir().unwrap();
+        type Change = fn(&mut Spec);
+        let changes: [(&str, Change); 4] = [
+            ("a bias in an RMSNorm", |s| s.final_norm.bias = true),
+            ("a bias in an RMSNorm", |s| s.layers[1].ffn_norm.as_mut().unwrap().bias = true),
+            ("no plain RMSNorm", |s| {
+                let norm = Norm { kind: NormKind::Layer, eps: 1e-5, bias: false };
+                let Attention::Heads(heads) = &mut s.layers[0].attention else { panic!("heads") };
+                heads.qk_norm = Some(QkNorm { norm, whole: false });
+            }),
+            ("a clamped activation", |s| {
+                let Ffn::Experts(x) = &mut s.layers[0].ffn else { panic!("experts") };
+                x.shared.as_mut().unwrap().dense.activation =
+                    Activation::ClampedSwiglu { alpha: 1.0, limit: 7.0 };
+            }),
+        ];
+        for (reason, change) in changes {
+            let experts = ExpertsDesign { count: 4, shared: 1, ..ExpertsDesign::default() };
+            let (_, mut spec) = ModelConfig { vocab: 19, experts, ..ModelConfig::tiny() }.spec().unwrap();
+            let write = |spec: &Spec| {
+                let config = json!({"model_type": "libllm", "spec": serde_json::to_value(spec).unwrap()});
+                std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+                Blueprint::of_checkpoint(dir.path())
+            };
+            write(&spec).unwrap();
+            change(&mut spec);
+            let e = write(&spec).unwrap_err();
+            assert!(e.message().contains(reason), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_that_also_sees_is_not_written_without_its_eyes() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |config: Value| {
+            std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+            Blueprint::of_checkpoint(dir.path()).unwrap().whole()
+        };
+        of(json!({"model_type": "gemma3_text"})).unwrap();
+        let e = of(json!({"model_type": "gemma3", "text_config": {}, "vision_config": {}})).unwrap_err();
+        assert_eq!(e.status(), Status::UNSUPPORTED);
+        assert!(e.message().contains("a vision model, too"), "{e}");
     }
 }

@@ -72,8 +72,11 @@ impl Default for TokenizerOptions {
 ///
 /// # Errors
 /// Those of reading the inputs and writing the output; `INVALID_ARG` for a vocabulary too small for bytes, special tokens
-/// and characters, or a special token named twice.
+/// and characters, or a special token that is empty, named twice, or a token of the text, too.
 pub fn train_tokenizer(options: &TokenizerOptions) -> Result<usize> {
+    if options.special.iter().any(String::is_empty) {
+        return Err(Error::new(Status::INVALID_ARG, "special tokens: expected texts, got an empty one"));
+    }
     if let Some(twice) =
         (1..options.special.len()).find(|i| options.special[..*i].contains(&options.special[*i]))
     {
@@ -88,9 +91,19 @@ pub fn train_tokenizer(options: &TokenizerOptions) -> Result<usize> {
         source.documents(&options.field, &mut |piece, _| words.count(piece))?;
     }
     let bpe = Bpe::train(&words, options.vocab, &options.special, options.min_count)?;
+    distinct(&options.special, bpe.vocabulary().iter().skip(bpe.special.len()).map(String::as_str))?;
     let text = bpe.to_json().to_string();
     crate::checkpoint::write_file(&options.output, text.as_bytes())?;
     Ok(bpe.size())
+}
+
+/// Refuses special tokens that one of the vocabulary's `others` is spelled like: a text could not be told from them.
+pub(crate) fn distinct<'a>(special: &[String], mut others: impl Iterator<Item = &'a str>) -> Result<()> {
+    let Some(twice) = others.find(|o| special.iter().any(|s| s == o)) else { return Ok(()) };
+    let message = format!(
+        "special token {twice:?}: the text gives a token of that name, too; choose one that no text has"
+    );
+    Err(Error::new(Status::INVALID_ARG, message))
 }
 
 /// How often each word of a text occurs.
@@ -298,7 +311,8 @@ fn spelling(bytes: &[u8]) -> String {
     bytes.iter().map(|b| spell(*b)).collect()
 }
 
-/// Loads a `tokenizer.json` for preparing data: special tokens in a text are plain text.
+/// Loads a `tokenizer.json` for preparing data: special tokens in a text are plain text, and nothing is cut to a length
+/// or filled up to one.
 pub(crate) fn load(path: &Path) -> Result<tokenizers::Tokenizer> {
     let wrong = |e: tokenizers::Error| Error::new(Status::BAD_FORMAT, format!("{}: {e}", path.display()));
     if !path.is_file() {
@@ -306,6 +320,8 @@ pub(crate) fn load(path: &Path) -> Result<tokenizers::Tokenizer> {
     }
     let mut tokenizer = tokenizers::Tokenizer::from_file(path).map_err(wrong)?;
     tokenizer.set_encode_special_tokens(true);
+    tokenizer.with_padding(None);
+    tokenizer.with_truncation(None).map_err(wrong)?;
     Ok(tokenizer)
 }
 
@@ -337,6 +353,29 @@ mod tests {
         // "aa" six times, then "aa aa" twice, then " b" twice, then pairs seen once: the greatest byte strings first.
         assert_eq!(merges[..3], [pair("a", "a"), pair("aa", "aa"), pair("Ġ", "b")]);
         assert_eq!(merges[3..], [pair("Ġb", "d"), pair("Ġb", "c"), pair("Ġ", "aaaa")]);
+    }
+
+    #[test]
+    fn a_special_token_that_the_text_gives_too_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let input = dir.path().join("t.txt");
+        std::fs::write(&input, "### a ### b\n".repeat(50)).unwrap();
+        for kind in [TokenizerKind::ByteLevel, TokenizerKind::Bpe, TokenizerKind::Unigram] {
+            let train = |special: &str| {
+                train_tokenizer(&TokenizerOptions {
+                    inputs: vec![input.clone().into()],
+                    kind,
+                    vocab: 400,
+                    special: vec![special.into()],
+                    output: dir.path().join("tokenizer.json"),
+                    ..Default::default()
+                })
+            };
+            let e = train("a").unwrap_err();
+            assert!(e.message().contains("special token \"a\": "), "{kind:?}: {e}");
+            assert!(train("").is_err());
+            train("<|###|>").unwrap();
+        }
     }
 
     #[test]

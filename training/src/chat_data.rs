@@ -17,13 +17,15 @@ use llm::error::{Error, Result, Status};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
+use crate::encode::{Encoder, Place};
+
 /// A conversation's ids, which of them are learned, and the bytes of text that those are.
 pub(crate) type Marked = (Vec<u32>, Vec<bool>, usize);
 
 /// Renders and marks conversations.
 pub(crate) struct Marker {
     template: Template,
-    tokenizer: Tokenizer,
+    encoder: Encoder,
     /// Special tokens, longest first.
     special: Vec<(String, u32)>,
 }
@@ -39,7 +41,7 @@ impl Marker {
         let mut special: Vec<(String, u32)> =
             added.into_iter().filter(|(_, t)| t.special).map(|(id, t)| (t.content, id)).collect();
         special.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.cmp(b)));
-        Ok(Marker { template, tokenizer, special })
+        Ok(Marker { template, encoder: Encoder::new(tokenizer)?, special })
     }
 
     /// The template's text.
@@ -101,22 +103,21 @@ impl Marker {
         // borders of spans are borders of tokens, as they are when a model answers
         let mut borders: Vec<usize> = spans.iter().flat_map(|(a, b)| [*a, *b]).chain([text.len()]).collect();
         borders.dedup();
-        let mut at = 0;
+        let (mut at, mut place) = (0, Place::Beginning);
         for border in borders {
             let learn = spans.iter().any(|(a, b)| *a <= at && at < *b);
             while at < border {
                 let next = next_special(&special, rendered, at, border);
                 let start = next.map_or(border, |(start, _, _)| start);
                 if start > at {
-                    let wrong =
-                        |e: tokenizers::Error| Error::new(Status::BAD_FORMAT, format!("tokenizing: {e}"));
-                    let encoded = self.tokenizer.encode_fast(&text[at..start], false).map_err(wrong)?;
-                    ids.extend_from_slice(encoded.get_ids());
+                    ids.extend_from_slice(self.encoder.encode(&text[at..start], place)?.get_ids());
+                    place = Place::Inside;
                 }
-                at = next.map_or(border, |(_, end, id)| {
+                at = border;
+                if let Some((_, end, id)) = next {
                     ids.push(id);
-                    end
-                });
+                    (at, place) = (end, Place::BehindSpecial);
+                }
                 learned.resize(ids.len(), learn);
             }
         }
@@ -164,7 +165,7 @@ pub(crate) fn marker(tokenizer: &Path, template: Option<&Path>) -> Result<Marker
     let beside = tokenizer.with_file_name("chat_template.jinja");
     let source = match template {
         Some(file) => read(file)?,
-        None => match config.get("chat_template").and_then(Value::as_str) {
+        None => match config.get("chat_template").and_then(template_of) {
             Some(source) => source.to_string(),
             None if beside.is_file() => read(&beside)?,
             None => {
@@ -184,6 +185,12 @@ pub(crate) fn marker(tokenizer: &Path, template: Option<&Path>) -> Result<Marker
         })
         .collect();
     Marker::new(&source, &tokens, crate::bpe::load(tokenizer)?)
+}
+
+/// The template of a configuration: a text, or the one called `default` of a list.
+fn template_of(config: &Value) -> Option<&str> {
+    let named = |t: &&Value| t.get("name").and_then(Value::as_str) == Some("default");
+    config.as_str().or_else(|| config.as_array()?.iter().find(named)?.get("template")?.as_str())
 }
 
 #[cfg(test)]

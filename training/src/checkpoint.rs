@@ -37,6 +37,9 @@ pub struct State {
     pub step: u64,
     /// The next sample's number in the run's order.
     pub sample: u64,
+    /// Steps done when the optimizer's state was new: 0, or those before an adapter was merged.
+    #[serde(default)]
+    pub began: u64,
     /// How many of them came from each directory of data.
     #[serde(default)]
     pub drawn: Vec<Drawn>,
@@ -114,29 +117,41 @@ impl View for Flat<'_> {
     }
 }
 
-/// Writes the checkpoint `dir`. An older one of that name is replaced. Where something fails, as on a full disk, what was
-/// written of it is removed.
+/// Writes the checkpoint `dir`. An older one of that name is replaced, and nothing else. Where something fails, as on a full
+/// disk, what was written of it is removed.
 pub(crate) fn save(dir: &Path, c: &Contents) -> Result<()> {
     let part = hidden(dir, "part")?;
+    let empty = || fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
+    if dir.exists() && !dir.join("training.json").is_file() && !empty() {
+        let message = format!("{}: is there and is no checkpoint; choose another directory", dir.display());
+        return Err(Error::new(Status::INVALID_ARG, message));
+    }
     let written = write_parts(&part, c);
     if written.is_err() {
         // the first error is the one to tell
         let _ = fs::remove_dir_all(&part);
         return written;
     }
+    let here = |e: std::io::Error| Error::from(e).context(dir.display());
     if dir.exists() {
         // Between the two renames the old one is found under its hidden name.
         let old = hidden(dir, "old")?;
         if old.exists() {
-            fs::remove_dir_all(&old)?;
+            fs::remove_dir_all(&old).map_err(here)?;
         }
-        fs::rename(dir, &old)?;
-        fs::rename(&part, dir)?;
-        fs::remove_dir_all(&old)?;
+        fs::rename(dir, &old).map_err(here)?;
+        if let Err(e) = fs::rename(&part, dir) {
+            // the old one stays; the first error is the one to tell
+            let _ = fs::rename(&old, dir);
+            return Err(here(e));
+        }
+        // It goes when the new one's name is on the disk.
+        sync_parent(dir)?;
+        fs::remove_dir_all(&old).map_err(here)
     } else {
-        fs::rename(&part, dir)?;
+        fs::rename(&part, dir).map_err(here)?;
+        sync_parent(dir)
     }
-    sync_parent(dir)
 }
 
 /// Writes all files of a checkpoint to `part` and flushes them to the disk.
@@ -159,8 +174,10 @@ fn write_parts(part: &Path, c: &Contents) -> Result<()> {
         settle(&path, written, &mode)?;
         &lora.params
     } else {
+        c.blueprint.whole()?;
         write_config(part, c.blueprint)?;
-        let own = json!({"eos_token_id": 0, "do_sample": true, "temperature": 0.7});
+        let end = c.blueprint.config.get("eos_token_id").unwrap_or(&Value::Null);
+        let own = json!({"eos_token_id": end, "do_sample": true, "temperature": 0.7});
         let generation = match fs::read(from.join("generation_config.json")) {
             Ok(theirs) if !from.as_os_str().is_empty() => theirs,
             _ => pretty(&own).into_bytes(),
@@ -185,7 +202,39 @@ fn write_parts(part: &Path, c: &Contents) -> Result<()> {
             sync_file(&part.join(name), bytes)?;
         }
     }
+    if c.adapter.is_none() && !from.as_os_str().is_empty() {
+        tokenizer_files(part, &[from.as_path()])?;
+    }
     Ok(File::open(part)?.sync_all()?)
+}
+
+/// Copies the files of a tokenizer that `part` lacks, each from the first of `dirs` to have it. The chat template's own
+/// file goes before what `tokenizer_config.json` says, so where that brings a template it comes from no later directory.
+fn tokenizer_files(part: &Path, dirs: &[&Path]) -> Result<()> {
+    const CONFIG: &str = "tokenizer_config.json";
+    const TEMPLATE: &str = "chat_template.jinja";
+    let brings = |config: &[u8]| {
+        let config = serde_json::from_slice::<Value>(config).unwrap_or_default();
+        config.get("chat_template").is_some_and(|template| !template.is_null())
+    };
+    let mut templates = dirs;
+    for name in ["tokenizer.json", CONFIG, TEMPLATE, "tokenizer.model", "special_tokens_map.json"] {
+        if let Ok(bytes) = fs::read(part.join(name)) {
+            if name == CONFIG && brings(&bytes) {
+                templates = &[];
+            }
+            continue;
+        }
+        let dirs = if name == TEMPLATE { templates } else { dirs };
+        let found = dirs.iter().enumerate().find_map(|(i, d)| Some((i, fs::read(d.join(name)).ok()?)));
+        if let Some((i, bytes)) = found {
+            if name == CONFIG && brings(&bytes) {
+                templates = &dirs[..=i];
+            }
+            sync_file(&part.join(name), &bytes)?;
+        }
+    }
+    Ok(())
 }
 
 /// `config.json` of a model whose values are stored as f32, whatever the run began from.
@@ -200,7 +249,7 @@ fn write_config(dir: &Path, blueprint: &Blueprint) -> Result<()> {
 }
 
 /// Writes a model alone to the new directory `dir`, with the files of tokenizer and generation that the first of `beside`
-/// to have them holds.
+/// to have them holds. Where something fails, what was written of it is removed.
 ///
 /// # Errors
 /// `IO`.
@@ -212,28 +261,39 @@ pub(crate) fn export(
     beside: &[&Path],
 ) -> Result<()> {
     let part = hidden(dir, "part")?;
-    if part.exists() {
-        fs::remove_dir_all(&part)?;
+    let written = write_model(&part, blueprint, params, weights, beside);
+    let written =
+        written.and_then(|()| fs::rename(&part, dir).map_err(|e| Error::from(e).context(dir.display())));
+    if written.is_err() {
+        // the first error is the one to tell
+        let _ = fs::remove_dir_all(&part);
+        return written;
     }
-    fs::create_dir_all(&part).map_err(|e| Error::from(e).context(part.display()))?;
-    write_config(&part, blueprint)?;
+    sync_parent(dir)
+}
+
+/// Writes all files of an exported model to `part` and flushes them to the disk.
+fn write_model(
+    part: &Path,
+    blueprint: &Blueprint,
+    params: &Params,
+    weights: &[f32],
+    beside: &[&Path],
+) -> Result<()> {
+    if part.exists() {
+        fs::remove_dir_all(part)?;
+    }
+    fs::create_dir_all(part).map_err(|e| Error::from(e).context(part.display()))?;
+    write_config(part, blueprint)?;
     let mode = fs::metadata(part.join("config.json"))?.permissions();
     let path = part.join("model.safetensors");
     settle(&path, safetensors::serialize_to_file(layout::stored(params, weights), pt(), &path), &mode)?;
-    for name in [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "tokenizer.model",
-        "generation_config.json",
-        "chat_template.jinja",
-    ] {
-        if let Some(bytes) = beside.iter().find_map(|d| fs::read(d.join(name)).ok()) {
-            sync_file(&part.join(name), &bytes)?;
-        }
+    tokenizer_files(part, beside)?;
+    let generation = "generation_config.json";
+    if let Some(bytes) = beside.iter().find_map(|d| fs::read(d.join(generation)).ok()) {
+        sync_file(&part.join(generation), &bytes)?;
     }
-    File::open(&part)?.sync_all()?;
-    fs::rename(&part, dir).map_err(|e| Error::from(e).context(dir.display()))?;
-    sync_parent(dir)
+    Ok(File::open(part)?.sync_all()?)
 }
 
 /// What PyTorch's tools expect to be told.
@@ -322,13 +382,14 @@ pub(crate) fn name(step: u64) -> String {
     format!("step-{step:08}")
 }
 
-/// Removes all checkpoints in `out` but the last `keep` and the one with the lowest held-out loss.
+/// Removes all checkpoints in `out` but the last `keep` and, of those where it was measured, the one with the lowest
+/// held-out loss.
 pub(crate) fn prune(out: &Path, keep: usize) -> Result<()> {
     let all = list(out)?;
-    let loss = |s: &State| s.held_out.unwrap_or(f64::INFINITY);
-    let best = all.iter().min_by(|a, b| loss(&a.1).total_cmp(&loss(&b.1))).map(|(p, _)| p.clone());
+    let measured = all.iter().filter_map(|(path, state)| Some((path, state.held_out?)));
+    let best = measured.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(path, _)| path);
     for (path, _) in all.iter().rev().skip(keep.max(1)) {
-        if Some(path) != best.as_ref() {
+        if Some(path) != best {
             // First out of sight, so that a kill leaves no half of a checkpoint under its name.
             let gone = hidden(path, "old")?;
             if gone.exists() {

@@ -1,6 +1,6 @@
 //! The settings of a run: JSON, presets, overrides by key; a key that is unknown is refused with its nearest known name.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use llm::error::{Error, Result, Status};
 use serde::{Deserialize, Serialize};
@@ -251,9 +251,19 @@ impl Config {
         serde_saphyr::to_string(self).map_err(|e| Error::new(Status::INTERNAL, format!("configuration: {e}")))
     }
 
-    /// The configuration as indented JSON.
+    /// The configuration as indented JSON; what is no text in the name of a directory is shown as `�`.
     pub fn to_json(&self) -> String {
-        serde_json::to_string_pretty(self).unwrap_or_else(|_| unreachable!("a configuration is plain data"))
+        let mut shown = self.clone();
+        for path in shown.paths_mut() {
+            *path = path.to_string_lossy().into_owned().into();
+        }
+        serde_json::to_string_pretty(&shown).unwrap_or_else(|_| unreachable!("a configuration is plain data"))
+    }
+
+    /// Every directory it names.
+    fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let mixture = self.mixture.iter_mut().map(|part| &mut part.data);
+        [&mut self.from, &mut self.adapter, &mut self.data, &mut self.out].into_iter().chain(mixture)
     }
 
     /// Sets one value from `key=value`; the key is a path (`optim.rate`) or its last part where that is unique.
@@ -285,8 +295,11 @@ impl Config {
         };
         let items = || Value::Array(text.split(',').filter(|t| !t.is_empty()).map(item).collect());
         *place = match serde_json::from_str(text) {
+            Ok(value @ (Value::String(_) | Value::Array(_) | Value::Object(_))) => value,
+            // a directory may be called 2026
+            _ if place.is_string() => Value::String(text.into()),
+            _ if place.is_array() => items(),
             Ok(value) => value,
-            Err(_) if place.is_array() => items(),
             Err(_) => Value::String(text.into()),
         };
         refuse_unknown(&tree, &known()?, "")?;
@@ -299,6 +312,12 @@ impl Config {
     /// # Errors
     /// `INVALID_ARG` with the first setting that does not fit.
     pub fn check(&self) -> Result<()> {
+        let paths = [&self.from, &self.adapter, &self.data, &self.out].map(PathBuf::as_path);
+        let parts = self.mixture.iter().map(|part| part.data.as_path());
+        if let Some(path) = paths.into_iter().chain(parts).find(|path: &&Path| path.to_str().is_none()) {
+            // checkpoints hold the configuration as JSON
+            return Err(invalid(format!("{}: expected a name in UTF-8", path.display())));
+        }
         if self.from.as_os_str().is_empty() {
             self.model.check()?;
             if self.lora.rank > 0 || !self.adapter.as_os_str().is_empty() {
@@ -519,6 +538,18 @@ mod tests {
     }
 
     #[test]
+    #[cfg(unix)]
+    fn a_directory_without_a_name_in_text_is_refused_and_shown() {
+        use std::os::unix::ffi::OsStrExt;
+        let out = PathBuf::from(std::ffi::OsStr::from_bytes(b"run\xff"));
+        let model = ModelConfig { vocab: 9, ..ModelConfig::tiny() };
+        let config = Config { out, model, ..Config::default() };
+        assert!(config.to_json().contains("\"run\u{fffd}\""));
+        let e = config.check().unwrap_err();
+        assert!(e.message().contains("run\u{fffd}: expected a name in UTF-8"), "{e}");
+    }
+
+    #[test]
     fn overrides_reach_every_level_and_survive_json() {
         let mut c = Config::preset("baby-gpt").unwrap();
         for assignment in ["optim.rate=0.5", "layers=3", "data=some/where", "position=rope", "decay=0"] {
@@ -539,6 +570,13 @@ mod tests {
         assert_eq!(Config::from_text("model:\n  layers: 3\n").unwrap().model.layers, 3);
         assert_eq!(Config::from_text("# nothing\n").unwrap(), Config::default());
         assert!(Config::from_text("model:\n  layer: 3\n").unwrap_err().message().contains("model.layers"));
+        // names that look like numbers
+        for assignment in ["out=2026", "data=true", "from=\"null\"", "lora.targets=7"] {
+            c.set(assignment).unwrap();
+        }
+        assert_eq!((c.out.to_str(), c.data.to_str()), (Some("2026"), Some("true")));
+        assert_eq!((c.from.to_str(), &c.lora.targets[..]), (Some("null"), &["7".to_string()][..]));
+        assert_eq!(Config::from_text(&c.to_yaml().unwrap()).unwrap(), c);
         let e = c.set("eps=1").unwrap_err();
         assert!(e.message().contains("model.eps"), "{e}");
     }

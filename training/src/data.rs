@@ -20,6 +20,7 @@ use crc_fast::{CrcAlgorithm, Digest, checksum};
 use llm::error::{Error, Result, Status};
 use llm::mmap::Bytes;
 
+use crate::encode::{Encoder, Place};
 use crate::source::{Format, Source};
 
 const MAGIC: &[u8; 8] = b"llmtoken";
@@ -27,6 +28,10 @@ const VERSION: u32 = 1;
 const HEAD: usize = 128;
 /// Of a marked id: it is not learned.
 const READ: u32 = 1 << 31;
+/// The token that ends documents, if nobody says another.
+const END: &str = "<|endoftext|>";
+/// So much of a text whose length is not known waits for the first piece to be kept apart.
+const WAITING: u64 = 64 << 20;
 
 /// What `data prepare` is asked for.
 #[derive(Clone, Debug)]
@@ -40,9 +45,11 @@ pub struct PrepareOptions {
     /// Directory that takes `train.tokens`, `held_out.tokens` and `tokenizer.json`.
     pub output: PathBuf,
     /// Share of the text kept apart: the last part of a plain text file, every n-th row, every n-th piece (about 256 KiB)
-    /// of a text whose length is not known before.
+    /// of a text whose length is not known before, the last part of one that has fewer pieces.
     pub held_out: f64,
-    /// The token that ends a document; where the tokenizer lacks it, documents follow each other directly.
+    /// The token that ends a document; where the tokenizer lacks it, documents follow each other directly. In place of the
+    /// default, `<|endoftext|>`, a tokenizer without it has the `eos_token` that `tokenizer_config.json` beside it names,
+    /// and one that was trained here its first special token.
     pub end: String,
     /// Rows of `.jsonl` are conversations (`messages`, `tools`), of which answers are learned.
     pub chat: bool,
@@ -58,7 +65,7 @@ impl Default for PrepareOptions {
             tokenizer: PathBuf::from("tokenizer.json"),
             output: PathBuf::from("data"),
             held_out: 0.1,
-            end: "<|endoftext|>".into(),
+            end: END.into(),
             chat: false,
             template: None,
         }
@@ -89,19 +96,24 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
     let file = std::fs::read(&options.tokenizer)?;
     let here = |e: std::io::Error| Error::from(e).context(options.output.display());
     std::fs::create_dir_all(&options.output).map_err(here)?;
-    let vocab = tokenizer.get_vocab_size(true);
-    let end = tokenizer.token_to_id(&options.end);
+    // ids may have gaps: what counts is the greatest
+    let vocab = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+    let beside = std::fs::read(options.tokenizer.with_file_name("tokenizer_config.json")).ok();
+    let end = end_of_documents(&tokenizer, &options.end, beside.as_deref());
     let hash = vocabulary_hash(&file);
     let writer = |name: &str| TokenWriter::create(&options.output.join(name), vocab, hash, options.chat);
     let (mut train, mut held_out) = (writer("train.tokens")?, writer("held_out.tokens")?);
-    let encode = |text: &str, out: &mut TokenWriter| {
-        let wrong = |e: tokenizers::Error| Error::new(Status::BAD_FORMAT, format!("tokenizing: {e}"));
-        out.push(tokenizer.encode_fast(text, false).map_err(wrong)?.get_ids(), text.len())
+    let encoder = Encoder::new(tokenizer)?;
+    let encode = |text: &str, first: bool, out: &mut TokenWriter| -> Result<()> {
+        let place = if first { Place::Beginning } else { Place::Inside };
+        out.push(encoder.encode(text, place)?.get_ids(), text.len())
     };
+    let border = |size: u64| size - (size as f64 * options.held_out) as u64;
     // Item n is kept apart where a multiple of 1/share lies in (n−1, n].
     let share = |n: u64| (n as f64 * options.held_out) as u64;
     let kept_apart = |n: u64| share(n) > share(n - 1);
     let mut number = 0u64;
+    let mut config = beside;
     if options.chat {
         let marker = crate::chat_data::marker(&options.tokenizer, options.template.as_deref())?;
         for source in &options.inputs {
@@ -116,42 +128,55 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
                 Ok(())
             })?;
         }
-        let config = options.tokenizer.with_file_name("tokenizer_config.json");
-        let mut config: serde_json::Value = std::fs::read(&config)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_else(|| serde_json::json!({}));
         // the model that comes of this data brings the template it was trained with
-        config["chat_template"] = marker.source().into();
-        let text = format!("{config:#}\n");
-        crate::checkpoint::write_file(&options.output.join("tokenizer_config.json"), text.as_bytes())?;
+        let tree = config.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+        let mut tree = tree.filter(serde_json::Value::is_object).unwrap_or_else(|| serde_json::json!({}));
+        tree["chat_template"] = marker.source().into();
+        config = Some(format!("{tree:#}\n").into_bytes());
     }
     for source in options.inputs.iter().filter(|_| !options.chat) {
         if let Some(size) = source.text_bytes()? {
-            let border = size - (size as f64 * options.held_out) as u64;
             let mut seen = 0u64;
             source.documents(&options.field, &mut |text, _| {
-                let cut = usize::try_from(border.saturating_sub(seen)).unwrap_or(usize::MAX).min(text.len());
-                let cut = (cut..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
-                seen += text.len() as u64;
-                for (part, out) in [(&text[..cut], &mut train), (&text[cut..], &mut held_out)] {
-                    if !part.is_empty() {
-                        encode(part, out)?;
-                    }
-                }
-                Ok(())
+                divide(text, &mut seen, border(size), [&mut train, &mut held_out], &encode)
             })?;
+        } else if matches!(source.format(), Format::Text(_)) {
+            let before = number;
+            let mut waiting = (options.held_out > 0.0).then(Vec::new);
+            let mut size = 0;
+            source.documents(&options.field, &mut |text, _| {
+                number += 1;
+                let first = size == 0;
+                size += text.len() as u64;
+                let apart = kept_apart(number);
+                if let Some(pieces) = &mut waiting
+                    && !apart
+                    && size <= WAITING
+                {
+                    pieces.push(text.to_string());
+                    return Ok(());
+                }
+                for (i, piece) in waiting.take().iter().flatten().enumerate() {
+                    encode(piece, i == 0, &mut train)?;
+                }
+                encode(text, first, if apart { &mut held_out } else { &mut train })
+            })?;
+            // it ended before the first piece to be kept apart: now its length is known
+            if let Some(pieces) = waiting {
+                number = before;
+                let mut seen = 0;
+                for piece in pieces {
+                    divide(&piece, &mut seen, border(size), [&mut train, &mut held_out], &encode)?;
+                }
+            }
         } else {
-            let rows = !matches!(source.format(), Format::Text(_));
             source.documents(&options.field, &mut |text, _| {
                 number += 1;
                 let out = if kept_apart(number) { &mut held_out } else { &mut train };
-                encode(text, out)?;
-                if rows { out.end_document(end) } else { Ok(()) }
+                encode(text, true, out)?;
+                out.end_document(end)
             })?;
-            if rows {
-                continue;
-            }
+            continue;
         }
         for out in [&mut train, &mut held_out] {
             out.end_document(end)?;
@@ -162,9 +187,59 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
     held_out.finish()?;
     train.finish()?;
     crate::checkpoint::write_file(&options.output.join("tokenizer.json"), &file)?;
+    let path = options.output.join("tokenizer_config.json");
+    match config {
+        Some(config) => crate::checkpoint::write_file(&path, &config)?,
+        // that of data that was here before says nothing about this
+        None => match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::from(e).context(path.display()));
+            }
+            _ => {}
+        },
+    }
     held_out.settle()?;
     train.settle()?;
     Ok(prepared)
+}
+
+/// Tokenizes a piece of a text, of which `seen` bytes came before; what lies from `border` on goes to the second writer.
+fn divide(
+    text: &str,
+    seen: &mut u64,
+    border: u64,
+    to: [&mut TokenWriter; 2],
+    encode: &dyn Fn(&str, bool, &mut TokenWriter) -> Result<()>,
+) -> Result<()> {
+    let cut = usize::try_from(border.saturating_sub(*seen)).unwrap_or(usize::MAX).min(text.len());
+    let cut = text.ceil_char_boundary(cut);
+    for (part, out) in [&text[..cut], &text[cut..]].into_iter().zip(to) {
+        if !part.is_empty() {
+            encode(part, *seen == 0, out)?;
+        }
+        *seen += part.len() as u64;
+    }
+    Ok(())
+}
+
+/// The token that ends a document: `named`; in place of the default the one of `tokenizer_config.json`, else the first
+/// special token of a tokenizer whose added tokens are special and take the first ids, as those have that are trained here.
+fn end_of_documents(tokenizer: &tokenizers::Tokenizer, named: &str, config: Option<&[u8]>) -> Option<u32> {
+    let of_config = || {
+        let config: serde_json::Value = serde_json::from_slice(config?).ok()?;
+        let end = config.get("eos_token")?;
+        tokenizer.token_to_id(end.as_str().or_else(|| end.get("content")?.as_str())?)
+    };
+    let first = || {
+        let added = tokenizer.get_added_tokens_decoder();
+        let own = (0..added.len() as u32).all(|id| added.get(&id).is_some_and(|t| t.special));
+        let name = added.get(&0).filter(|_| own)?.content.to_lowercase();
+        // what other makers put first
+        let other = ["unk", "pad", "bos", "begin", "cls", "mask", "<s>"].iter().any(|n| name.contains(n));
+        (!other).then_some(0)
+    };
+    let known = tokenizer.token_to_id(named);
+    if named == END { known.or_else(of_config).or_else(first) } else { known }
 }
 
 /// The hash that ties token files to the tokenizer that made them.
@@ -470,74 +545,4 @@ impl TokenFile {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::bpe::{TokenizerOptions, train_tokenizer};
-
-    fn prepared(dir: &Path) -> Prepared {
-        let text: String = (0..400).map(|i| format!("line {i} of the text\n")).collect();
-        std::fs::write(dir.join("a.txt"), &text).unwrap();
-        let rows: String = (0..20).map(|i| format!("{{\"text\": \"row {i}\"}}\n")).collect();
-        std::fs::write(dir.join("b.jsonl"), rows).unwrap();
-        let inputs = ["a.txt", "b.jsonl"].map(|name| dir.join(name).into()).to_vec();
-        let tokenizer = dir.join("tokenizer.json");
-        let options = TokenizerOptions {
-            inputs: inputs.clone(),
-            vocab: 300,
-            output: tokenizer.clone(),
-            ..Default::default()
-        };
-        train_tokenizer(&options).unwrap();
-        prepare(&PrepareOptions { inputs, tokenizer, output: dir.join("data"), ..Default::default() })
-            .unwrap()
-    }
-
-    #[test]
-    fn prepared_ids_decode_to_the_text_and_the_split_is_a_tenth() {
-        let dir = tempfile::tempdir().unwrap();
-        let result = prepared(dir.path());
-        let tokenizer = crate::bpe::load(&dir.path().join("tokenizer.json")).unwrap();
-        let mut texts = Vec::new();
-        for name in ["train", "held_out"] {
-            let file = TokenFile::open(&dir.path().join(format!("data/{name}.tokens"))).unwrap();
-            file.verify().unwrap();
-            assert_eq!(file.documents(), if name == "train" { 19 } else { 3 });
-            let mut ids = vec![0; file.tokens() as usize];
-            file.read(0, &mut ids).unwrap();
-            let text = tokenizer.decode(&ids, false).unwrap();
-            assert_eq!(text.replace("<|endoftext|>", "").len() as u64, file.bytes());
-            texts.push(text);
-        }
-        assert!(
-            result.held_out_tokens * 5 < result.train_tokens
-                && result.held_out_tokens * 15 > result.train_tokens
-        );
-        let whole = std::fs::read_to_string(dir.path().join("a.txt")).unwrap();
-        let first = |t: &str| t.split("<|endoftext|>").next().unwrap().to_string();
-        assert_eq!(first(&texts[0]) + &first(&texts[1]), whole);
-    }
-
-    #[test]
-    fn a_damaged_token_file_is_refused_with_its_reason() {
-        let dir = tempfile::tempdir().unwrap();
-        prepared(dir.path());
-        let good = std::fs::read(dir.path().join("data/train.tokens")).unwrap();
-        let path = dir.path().join("bad.tokens");
-        for at in 0..HEAD {
-            let mut bad = good.clone();
-            bad[at] ^= 4;
-            std::fs::write(&path, &bad).unwrap();
-            assert!(TokenFile::open(&path).is_err(), "bit of byte {at}");
-        }
-        for len in [0, 1, HEAD - 1, HEAD, good.len() - 1] {
-            std::fs::write(&path, &good[..len]).unwrap();
-            assert!(TokenFile::open(&path).is_err(), "cut to {len}");
-        }
-        let mut bad = good.clone();
-        bad[HEAD + 1] = 0xff;
-        std::fs::write(&path, &bad).unwrap();
-        let file = TokenFile::open(&path).unwrap();
-        assert_eq!(file.read(0, &mut [0]).unwrap_err().status(), Status::BAD_FORMAT);
-        assert_eq!(file.verify().unwrap_err().status(), Status::CHECKSUM);
-    }
-}
+mod tests;

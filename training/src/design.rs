@@ -18,6 +18,13 @@ use llm::model::spec::Spec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+/// The most of any one dimension.
+const DIM: usize = 1 << 24;
+/// The most layers, those that a model's description may have.
+const LAYERS: usize = 4096;
+/// The most heads of a layer, as there.
+const HEADS: usize = 1 << 14;
+
 /// Where the order of tokens enters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -368,17 +375,35 @@ impl ModelConfig {
     /// `INVALID_ARG` with the first setting that does not fit.
     pub fn check(&self) -> Result<()> {
         let positive = [
-            ("vocab", self.vocab),
-            ("layers", self.layers),
-            ("heads", self.heads),
-            ("kv_heads", self.kv_heads),
-            ("width", self.width),
-            ("ffn", self.ffn),
-            ("context", self.context),
+            ("vocab", self.vocab, DIM),
+            ("layers", self.layers, LAYERS),
+            ("heads", self.heads, HEADS),
+            ("kv_heads", self.kv_heads, HEADS),
+            ("width", self.width, DIM),
+            ("ffn", self.ffn, DIM),
+            ("context", self.context, DIM),
         ];
-        for (name, value) in positive {
-            if value == 0 || value > 1 << 24 {
-                return Err(invalid(format!("model.{name} = {value}: expected 1 to {}", 1 << 24)));
+        for (name, value, most) in positive {
+            if value == 0 || value > most {
+                return Err(invalid(format!("model.{name} = {value}: expected 1 to {most}")));
+            }
+        }
+        let (x, l) = (&self.experts, &self.latent);
+        let others = [
+            ("head_dim", self.head_dim),
+            ("window", self.window),
+            ("experts.count", x.count),
+            ("experts.ffn", x.ffn),
+            ("experts.shared", x.shared),
+            ("latent.kv_rank", l.kv_rank),
+            ("latent.q_rank", l.q_rank),
+            ("latent.nope", l.nope),
+            ("latent.rope", l.rope),
+            ("latent.value", l.value),
+        ];
+        for (name, value) in others {
+            if value > DIM {
+                return Err(invalid(format!("model.{name} = {value}: expected 0 to {DIM}")));
             }
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
@@ -395,15 +420,12 @@ impl ModelConfig {
             let dim = self.head_dim();
             return Err(invalid(format!("a head of {dim}: rotary positions need an even number")));
         }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return Err(invalid(format!("model.dropout = {}: expected 0 or more, below 1", self.dropout)));
-        }
+        self.check_training()?;
         for (name, value) in [("eps", f64::from(self.eps)), ("rope_theta", self.rope_theta)] {
             if !value.is_finite() || value <= 0.0 {
                 return Err(invalid(format!("model.{name} = {value}: expected above 0")));
             }
         }
-        let x = &self.experts;
         if x.count > 0 && (x.active == 0 || x.active > x.count || !self.gated()) {
             return Err(invalid(format!(
                 "model.experts: {} of {} experts with feed {:?}: expected 1 to count, and a gated block",
@@ -413,7 +435,6 @@ impl ModelConfig {
         if x.count > 0 {
             self.check_routing()?;
         }
-        let l = &self.latent;
         if l.kv_rank > 0 {
             let rotated = self.position == Position::Rope;
             if !matches!(self.position, Position::Rope | Position::None) || l.nope == 0 || l.value == 0 {
@@ -426,6 +447,23 @@ impl ModelConfig {
             }
             if self.qk_norm != QkDesign::None || self.window > 0 || self.bias != Bias::None {
                 return Err(invalid("model.latent: goes without qk_norm, window and bias".into()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks what says nothing about the shape, and so holds for the model of a checkpoint, too.
+    ///
+    /// # Errors
+    /// `INVALID_ARG` with the first setting that does not fit.
+    pub(crate) fn check_training(&self) -> Result<()> {
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(invalid(format!("model.dropout = {}: expected 0 or more, below 1", self.dropout)));
+        }
+        let x = &self.experts;
+        for (name, value) in [("balance", x.balance), ("z_loss", x.z_loss), ("bias_rate", x.bias_rate)] {
+            if !value.is_finite() || value < 0.0 {
+                return Err(invalid(format!("model.experts.{name} = {value}: expected 0 or more")));
             }
         }
         Ok(())
@@ -448,11 +486,8 @@ impl ModelConfig {
                 x.active_groups, x.groups, x.active
             )));
         }
-        if x.scale.is_nan() || x.scale <= 0.0 || x.bias_rate.is_nan() || x.bias_rate < 0.0 {
-            return Err(invalid(format!(
-                "model.experts: scale = {}, bias_rate = {}: expected above 0, and 0 or more",
-                x.scale, x.bias_rate
-            )));
+        if !x.scale.is_finite() || x.scale <= 0.0 {
+            return Err(invalid(format!("model.experts.scale = {}: expected above 0", x.scale)));
         }
         if x.scoring == ScoringDesign::Sigmoid && (size < 2 || x.z_loss != 0.0) {
             return Err(invalid(format!(
@@ -503,4 +538,39 @@ fn as_f64(x: f32) -> f64 {
 
 fn invalid(message: String) -> Error {
     Error::new(Status::INVALID_ARG, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_no_model_has_is_refused_by_name() {
+        // a design that no published layout equals: its description is put together here
+        let own = || {
+            let experts = ExpertsDesign { count: 4, shared: 1, ..ExpertsDesign::default() };
+            ModelConfig { vocab: 19, experts, ..ModelConfig::tiny() }
+        };
+        assert_eq!(own().layout(), "libllm");
+        own().spec().unwrap();
+        type Change = fn(&mut ModelConfig);
+        let changes: [(&str, Change); 10] = [
+            ("model.layers = 4097: expected 1 to 4096", |m| m.layers = 4097),
+            ("model.head_dim = ", |m| m.head_dim = usize::MAX),
+            ("model.window = ", |m| m.window = usize::MAX),
+            ("model.experts.count = ", |m| m.experts.count = usize::MAX),
+            ("model.experts.shared = ", |m| m.experts.shared = usize::MAX),
+            ("model.latent.nope = ", |m| m.latent.nope = usize::MAX),
+            ("model.experts.scale = inf: expected above 0", |m| m.experts.scale = f32::INFINITY),
+            ("model.experts.balance = NaN: expected 0 or more", |m| m.experts.balance = f32::NAN),
+            ("model.experts.z_loss = -1: expected 0 or more", |m| m.experts.z_loss = -1.0),
+            ("model.experts.bias_rate = -1: expected 0 or more", |m| m.experts.bias_rate = -1.0),
+        ];
+        for (expected, change) in changes {
+            let mut model = own();
+            change(&mut model);
+            let e = model.spec().unwrap_err();
+            assert!(e.message().contains(expected), "{e}");
+        }
+    }
 }

@@ -55,10 +55,14 @@ pub(crate) struct Engine {
     pub adapter: Option<Adapter>,
     params: Params,
     width: usize,
+    vocab: u32,
     losses: RouterLosses,
     arena: Vec<f32>,
-    /// Cosines and sines of each rotary table, `[context, dim/2]`.
+    frequencies: Vec<Frequencies>,
+    /// Cosines and sines of each rotary table, `[reach, dim/2]`.
     tables: Vec<(Vec<f32>, Vec<f32>)>,
+    /// Positions that the tables hold: those of the longest pass so far.
+    reach: usize,
     /// Of each table, values of one position.
     half: Vec<usize>,
     /// The experts chosen in each layer's mixture.
@@ -73,15 +77,17 @@ pub(crate) struct Engine {
 
 impl Engine {
     pub fn new(spec: &Spec, params: &Params, threads: usize, losses: RouterLosses) -> Engine {
-        let tables = spec.ropes.iter().map(|r| Frequencies::new(r, spec.context).tables(spec.context));
         Engine {
             dense: Dense::new(threads),
             adapter: None,
             params: params.clone(),
             width: spec.width as usize,
+            vocab: spec.vocab,
             losses,
             arena: Vec::new(),
-            tables: tables.collect(),
+            frequencies: spec.ropes.iter().map(|r| Frequencies::new(r, spec.context)).collect(),
+            tables: Vec::new(),
+            reach: 0,
             half: spec.ropes.iter().map(|r| r.dim as usize / 2).collect(),
             choices: (0..spec.layers.len()).map(|_| moe::Choice::default()).collect(),
             loads: vec![Vec::new(); spec.layers.len()],
@@ -108,6 +114,11 @@ impl Engine {
             self.arena = Vec::new(); // before the new one, not beside it
             self.arena = zeros(tape.arena);
         }
+        if self.reach < tape.length {
+            // a context may be far longer than what is ever run
+            self.tables = self.frequencies.iter().map(|f| f.tables(tape.length as u32)).collect();
+            self.reach = tape.length;
+        }
         self.dropping = matches!(want, Want::Gradient { .. });
         let mut loss = 0.0;
         for op in &tape.ops {
@@ -118,6 +129,9 @@ impl Engine {
             }
         }
         if let Want::Gradient { scale, grads } = want {
+            // a router's losses are means over rows, beside the mean loss of the rows that have one
+            let learned = input.targets.iter().filter(|t| **t < self.vocab).count();
+            let scale = scale * (learned as f32 / rows as f32);
             for step in &tape.back {
                 match step {
                     Step::Again(i) => self.forward(tape, &tape.ops[*i], weights, input),
@@ -134,13 +148,21 @@ impl Engine {
         let at = |b: usize| tape.place(b);
         match op {
             Op::Embed { table, positions, scale, y, .. } => {
-                let positions = positions.map(|p| &w(p)[..tape.length * self.width]);
+                let width = self.width;
+                let positions = positions.map(|p| &w(p)[..tape.length * width]);
                 let y = &mut self.arena[at(*y)];
                 if *scale == 1.0 {
-                    dense.embed(input.ids, w(*table), positions, y);
+                    let of_rows = positions.filter(|_| input.starts.is_empty());
+                    dense.embed(input.ids, w(*table), of_rows, y);
                 } else {
                     dense.embed(input.ids, w(*table), None, y);
                     y.iter_mut().for_each(|v| *v *= scale);
+                }
+                if let Some(positions) = positions {
+                    for (row, p) in y.chunks_exact_mut(width).zip(inside(tape.length, input.starts)) {
+                        let position = &positions[p * width..(p + 1) * width];
+                        row.iter_mut().zip(position).for_each(|(y, p)| *y += p);
+                    }
                 }
             }
             Op::Norm { x, w: weight, b, center, eps, y, stats, .. } => {
@@ -227,13 +249,14 @@ impl Engine {
         loss
     }
 
+    /// `routers`: the factor of what routers add for each row.
     fn backward(
         &mut self,
         tape: &Tape,
         op: &Op,
         weights: &[f32],
         grads: &mut [f32],
-        scale: f32,
+        routers: f32,
         input: &Input,
     ) {
         let list = &self.params.list;
@@ -248,13 +271,20 @@ impl Engine {
                     dy.iter_mut().for_each(|v| *v *= scale);
                 }
                 let positions = positions.filter(|p| list[*p].trained);
-                if let Some(positions) = positions {
+                if let Some(positions) = positions.filter(|_| input.starts.is_empty()) {
                     let start = list[positions].range().start;
                     let used = start..start + tape.length * self.width;
                     let [table, positions] = parts(grads, [list[*table].range(), used]);
                     dense.embed_back(input.ids, dy, table, Some(positions));
                 } else {
                     dense.embed_back(input.ids, dy, &mut grads[list[*table].range()], None);
+                    if let Some(positions) = positions {
+                        let (width, grads) = (self.width, &mut grads[list[positions].range()]);
+                        for (dy, p) in dy.chunks_exact(width).zip(inside(tape.length, input.starts)) {
+                            let position = &mut grads[p * width..(p + 1) * width];
+                            position.iter_mut().zip(dy).for_each(|(g, d)| *g += d);
+                        }
+                    }
                 }
             }
             Op::Norm { x, w: weight, b, center, stats, dx, dy, add, .. } => {
@@ -321,7 +351,7 @@ impl Engine {
                 let [x, dx, dy] = parts(&mut self.arena, [at(*x), at(*dx), at(*dy)]);
                 dense.gated_back(*curve, dy, x, *n, dx);
             }
-            Op::Moe(m) => self.experts_back(tape, m, weights, grads, scale),
+            Op::Moe(m) => self.experts_back(tape, m, weights, grads, routers),
             Op::Dropout { dx, index, .. } => {
                 dense.dropout(&mut self.arena[at(*dx)], tape.dropout, dropout_key(input.key, *index));
             }
@@ -342,6 +372,11 @@ impl Engine {
             self.dense.rope(x, *stride, *what, tape.length, &cos[..n], &sin[..n], back);
         }
     }
+}
+
+/// For every row its place in its document, of which it is as far in its window as the document's beginning.
+fn inside(length: usize, starts: &[u32]) -> impl Iterator<Item = usize> {
+    starts.iter().enumerate().map(move |(row, start)| (row % length).saturating_sub(*start as usize))
 }
 
 fn heads<'a>(shape: &'a crate::tape::Heads, tape: &Tape, input: &Input<'a>, index: usize) -> Heads<'a> {
@@ -374,5 +409,60 @@ fn parts<const N: usize>(all: &mut [f32], ranges: [std::ops::Range<usize>; N]) -
     match all.get_disjoint_mut(ranges) {
         Ok(parts) => parts,
         Err(e) => unreachable!("the tape places buffers that are used together apart: {e}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Recompute;
+    use crate::design::ModelConfig;
+    use crate::twin::designs;
+
+    #[test]
+    fn documents_side_by_side_in_a_window_are_what_they_are_alone() {
+        for (name, model) in designs() {
+            let (arch, spec) = model.spec().unwrap();
+            let params = Params::new(arch, &spec, false);
+            let weights: Vec<f32> = params.init(3, spec.layers.len()).iter().map(|w| w * 4.0).collect();
+            let (ids, targets) = ([7, 3, 11, 2, 5, 13], [3, 11, 2, 5, 13, 1]);
+            let pass = |batch: usize, starts: &[u32]| {
+                let tape = Tape::record(&spec, &params, (batch, 6 / batch), Some(Recompute::None), 0.0);
+                let mut engine = Engine::new(&spec, &params, 2, RouterLosses::default());
+                let mut grads = vec![0.0; params.total];
+                let want = Want::Gradient { scale: 1.0, grads: &mut grads };
+                let input = Input { ids: &ids, targets: &targets, starts, key: (0, 0) };
+                (engine.run(&tape, &weights, &input, want), grads)
+            };
+            let (together, alone) = (pass(1, &[0, 0, 0, 3, 3, 3]), pass(2, &[]));
+            assert!((together.0 - alone.0).abs() < 1e-4, "{name}: {}, alone {}", together.0, alone.0);
+            let size = alone.1.iter().fold(0.0f32, |m, g| m.max(g.abs()));
+            for (a, b) in together.1.iter().zip(&alone.1) {
+                assert!((a - b).abs() < 3e-4 * size, "{name}: a gradient of {a}, alone {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn rotary_tables_reach_as_far_as_the_longest_pass_however_long_the_context_is() {
+        let model = ModelConfig { vocab: 19, context: 1 << 24, ..ModelConfig::tiny() };
+        let (arch, spec) = model.spec().unwrap();
+        let params = Params::new(arch, &spec, false);
+        let weights = params.init(1, spec.layers.len());
+        let mut engine = Engine::new(&spec, &params, 1, RouterLosses::default());
+        let mut logits = |length: usize, ids: &[u32]| {
+            let tape = Tape::record(&spec, &params, (1, length), None, 0.0);
+            let mut out = Vec::new();
+            let input = Input { ids, targets: ids, starts: &[], key: (0, 0) };
+            engine.run(&tape, &weights, &input, Want::Logits(&mut out));
+            (out, engine.tables.iter().map(|t| t.0.len()).collect::<Vec<_>>())
+        };
+        let half = model.head_dim() / 2;
+        let (short, reach) = logits(3, &[1, 2, 3]);
+        assert_eq!(reach, [3 * half]);
+        let (long, reach) = logits(5, &[1, 2, 3, 4, 5]);
+        assert_eq!(reach, [5 * half]);
+        assert!(short.iter().zip(&long).all(|(a, b)| (a - b).abs() < 1e-6));
+        assert_eq!(logits(3, &[1, 2, 3]), (short, vec![5 * half]));
     }
 }

@@ -6,7 +6,7 @@
 //! Event    1: time f64   2: step i64   3: "brain.Event:2" (the first one)   5: Summary { 1: Value { 1: tag, 2: f32 } }
 //! ```
 //! The format is TensorFlow's (`event.proto`, `summary.proto`, `record_writer.h`). A resumed run writes a file of its
-//! own from the step where it goes on; TensorBoard joins them.
+//! own from the step where it goes on, and cuts what older files hold of later steps; TensorBoard joins them.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -24,7 +24,8 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// The file in `dir` of a run that goes on after `step`; files of the same or later steps are taken away.
+    /// The file in `dir` of a run that goes on after `step`; files of the same or later steps are taken away, and what
+    /// others hold of later steps.
     ///
     /// # Errors
     /// `IO`.
@@ -38,6 +39,13 @@ impl Events {
             let ours = name.starts_with("events.out.tfevents.") && name.ends_with(".libllm");
             if ours && old.file_name() >= path.file_name() {
                 fs::remove_file(&old).map_err(here)?;
+            } else if ours {
+                let data = fs::read(&old).map_err(here)?;
+                let kept = until(&data, step);
+                if kept < data.len() {
+                    let file = OpenOptions::new().write(true).open(&old).map_err(here)?;
+                    file.set_len(kept as u64).map_err(here)?;
+                }
             }
         }
         let file = OpenOptions::new().create(true).append(true).open(&path).map_err(here)?;
@@ -78,6 +86,34 @@ impl Events {
         out.extend(masked(event));
         self.file.write_all(&out).map_err(|e| Error::from(e).context(self.path.display()))
     }
+}
+
+/// The bytes of whole records at the beginning of `data` that belong to steps up to `step`.
+fn until(data: &[u8], step: u64) -> usize {
+    let mut at = 0;
+    while let Some((len, rest)) = data[at..].split_first_chunk::<8>() {
+        let Some(event) = usize::try_from(u64::from_le_bytes(*len))
+            .ok()
+            .and_then(|len| rest.get(4..len.checked_add(8)?))
+            .and_then(|record| record.split_last_chunk::<4>())
+            .filter(|(event, crc)| masked(event) == **crc && rest[..4] == masked(len))
+            .map(|(event, _)| event)
+        else {
+            break;
+        };
+        if step_of(event).is_some_and(|s| s > step) {
+            break;
+        }
+        at += event.len() + 16;
+    }
+    at
+}
+
+/// The step of an event as [`Events`] writes them, behind its time.
+fn step_of(event: &[u8]) -> Option<u64> {
+    let varint = event.get(9..)?.strip_prefix(&[2u8 << 3])?;
+    let end = varint.iter().take(10).position(|b| b & 0x80 == 0)?;
+    Some(varint[..=end].iter().rev().fold(0, |n, b| n << 7 | u64::from(b & 0x7f)))
 }
 
 /// An event that holds its time.
@@ -149,8 +185,17 @@ mod tests {
         let summary = [&[0x0a, value.len() as u8][..], &value].concat();
         let expected = [&[0x10, 0xac, 0x02, 0x2a, summary.len() as u8][..], &summary].concat();
         assert_eq!(all[300][9..], expected);
+        // a run that was killed in the middle of a record goes on from a checkpoint before it
+        let torn = fs::read(&file).unwrap();
+        fs::write(&file, &torn[..torn.len() - 3]).unwrap();
+        Events::create(dir.path(), 299).unwrap();
+        assert_eq!(records(&fs::read(&file).unwrap()), all[..300]);
         Events::create(dir.path(), 100).unwrap();
+        assert_eq!(records(&fs::read(&file).unwrap()), all[..101]);
         Events::create(dir.path(), 50).unwrap();
+        assert_eq!(records(&fs::read(&file).unwrap()), all[..51]);
+        Events::create(dir.path(), 50).unwrap();
+        assert_eq!(records(&fs::read(&file).unwrap()), all[..51]);
         let mut names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names.len(), 2, "{names:?}");

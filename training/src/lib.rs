@@ -18,6 +18,7 @@ pub mod config;
 mod corpus;
 pub mod data;
 pub mod design;
+mod encode;
 mod engine;
 mod events;
 mod layout;

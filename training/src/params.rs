@@ -149,7 +149,8 @@ impl Params {
         let trained =
             !(fixed_positions && slot == Slot::Positions || matches!(slot, Slot::Layer(_, L::ChoiceBias)));
         let param = Param { parts, count, rows, cols, trained, name: None, offset: self.total };
-        self.total += param.len().next_multiple_of(16);
+        // sizes are numbers of a file: what they add up to is compared with the machine's memory before it is taken
+        self.total = self.total.saturating_add(param.len().next_multiple_of(16));
         self.list.push(param);
     }
 

@@ -15,7 +15,7 @@ use llm::error::{Error, Result, Status};
 use serde_json::{Map, Value, json};
 use unicode_normalization::char::is_combining_mark;
 
-use crate::bpe::{TokenizerKind, TokenizerOptions, grow};
+use crate::bpe::{TokenizerKind, TokenizerOptions, distinct, grow};
 use crate::unigram;
 
 /// What a space is written as.
@@ -64,6 +64,8 @@ pub(crate) fn train(options: &TokenizerOptions) -> Result<usize> {
     let names: Vec<String> = special.iter().cloned().chain(bytes).collect();
     let (model, size) = if options.kind == TokenizerKind::Unigram {
         let trained = unigram::train(&lists, &alphabet, room);
+        let bytes = names[special.len()..].iter().map(String::as_str);
+        distinct(&special, bytes.chain(trained.iter().map(|(piece, _)| piece.as_str())))?;
         // What never stands for text itself is dearer than any way to write it.
         let never = -1000.0;
         let fixed = names.iter().map(|name| json!([name, never]));
@@ -72,21 +74,22 @@ pub(crate) fn train(options: &TokenizerOptions) -> Result<usize> {
         let (size, unknown) = (vocab.len(), special.iter().position(|s| s == UNKNOWN));
         (json!({"type": "Unigram", "unk_id": unknown, "vocab": vocab, "byte_fallback": true}), size)
     } else {
-        merged(&names, &lists, &alphabet, room, options.min_count)
+        merged(&names, special.len(), &lists, &alphabet, room, options.min_count)?
     };
     let text = tokenizer(&special, &model).to_string();
     crate::checkpoint::write_file(&options.output, text.as_bytes())?;
     Ok(size)
 }
 
-/// The BPE model of `tokenizer.json` and its number of tokens.
+/// The BPE model of `tokenizer.json` and its number of tokens. The first `special` of `names` are special tokens.
 fn merged(
     names: &[String],
+    special: usize,
     lists: &[(Vec<char>, u64)],
     alphabet: &[char],
     room: usize,
     min_count: u64,
-) -> (Value, usize) {
+) -> Result<(Value, usize)> {
     let index: HashMap<char, u32> = alphabet.iter().copied().zip(0..).collect();
     let mut tokens: Vec<Rc<[u8]>> = alphabet.iter().map(|c| Rc::from(c.to_string().as_bytes())).collect();
     let lists = lists.iter().map(|(list, n)| (list.iter().map(|c| index[c]).collect(), *n)).collect();
@@ -94,12 +97,15 @@ fn merged(
     let text = |i: u32| String::from_utf8_lossy(&tokens[i as usize]).into_owned();
     let merges: Vec<Value> = merges.iter().map(|(a, b)| json!([text(*a), text(*b)])).collect();
     let all = names.iter().cloned().chain((0..tokens.len() as u32).map(text));
-    let vocab: Map<String, Value> = all.enumerate().map(|(id, token)| (token, json!(id))).collect();
+    let all: Vec<String> = all.collect();
+    distinct(&names[..special], all[special..].iter().map(String::as_str))?;
+    let vocab: Map<String, Value> =
+        all.into_iter().enumerate().map(|(id, token)| (token, json!(id))).collect();
     let size = vocab.len();
     let model = json!({"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
                        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": true, "ignore_merges": false,
                        "vocab": vocab, "merges": merges});
-    (model, size)
+    Ok((model, size))
 }
 
 /// The whole `tokenizer.json`.

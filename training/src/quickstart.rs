@@ -112,20 +112,25 @@ pub fn quickstart(
     let (parameters, per_step) = (untrained.parameters(), untrained.tokens_per_step());
     drop(untrained);
     let _ = watch(&Event::Evaluated(0, before));
-    let (mut seconds, mut last) = (0.0, Instant::now());
+    let (mut seconds, mut last, mut after) = (0.0, Instant::now(), None);
     let done = train(&config, &mut |event| {
-        if let Event::Step(_) = event {
-            seconds += last.elapsed().as_secs_f64();
+        match event {
+            Event::Step(_) => seconds += last.elapsed().as_secs_f64(),
+            Event::Evaluated(step, evaluation) if *step == config.steps => after = Some(*evaluation),
+            _ => {}
         }
         last = Instant::now();
         watch(event)
     })?;
-    let after = done.evaluation.ok_or_else(|| {
-        Error::new(
-            Status::INVALID_ARG,
-            format!("{steps} steps: expected at least 1, and text to evaluate on"),
-        )
-    })?;
+    if done.steps == 0 {
+        let message = format!("{steps} steps, none of them done: expected at least 1");
+        return Err(Error::new(Status::INVALID_ARG, message));
+    }
+    let after = match after {
+        Some(evaluation) => evaluation,
+        // it was ended early, without one
+        None => Trainer::resume(&config, &done.checkpoint)?.evaluate(0)?,
+    };
     Ok(Report {
         before,
         after,

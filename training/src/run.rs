@@ -56,7 +56,8 @@ pub struct Summary {
 }
 
 /// Trains as `config` says, continuing from the latest checkpoint in `config.out`. `watch` sees every event; `Break`
-/// ends the run after a last checkpoint. Every step and evaluation is a line of `metrics.jsonl`.
+/// ends the run after a last checkpoint, which no evaluation holds up. Every step and evaluation is a line of
+/// `metrics.jsonl`.
 ///
 /// # Errors
 /// Those of [`Trainer`]'s functions and of writing metrics.
@@ -91,20 +92,19 @@ pub fn train(config: &Config, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) 
         summary.loss = Some(report.loss);
         stop |= watch(&Event::Step(report)).is_break();
         let step = trainer.steps_done();
-        let last = step == config.steps || stop;
+        let last = step == config.steps;
         let due = |every: u64| last || (every > 0 && step.is_multiple_of(every));
-        let (evaluate, mut save) = (due(config.eval_every), due(config.save_every));
-        if evaluate && trainer.data().iter().any(|d| d.held_out.is_some()) {
+        if !stop && due(config.eval_every) && trainer.data().iter().any(|d| d.held_out.is_some()) {
             let (evaluation, each) = trainer.evaluate_each(if last { 0 } else { config.eval_sequences })?;
             metrics.evaluation(step, &evaluation, &each)?;
             summary.evaluation = Some(evaluation);
             stop |= watch(&Event::Evaluated(step, evaluation)).is_break();
             if config.patience > 0 && !last && metrics.since_best() >= config.patience {
-                (summary.early, stop, save) = (true, true, true);
+                (summary.early, stop) = (true, true);
                 let _ = watch(&Event::Stopped(metrics.since_best()));
             }
         }
-        if save {
+        if stop || due(config.save_every) {
             summary.checkpoint = out.join(checkpoint::name(step));
             let lost = "the checkpoint was not written; the run goes on from the one before it with the same command";
             trainer.save(&summary.checkpoint).map_err(|e| e.context(lost))?;
@@ -130,21 +130,27 @@ impl Metrics {
     /// Opens the files and drops the lines of steps that a resumed run does again.
     fn open(dir: &Path, step: u64) -> Result<Metrics> {
         let path = dir.join("metrics.jsonl");
-        let old = fs::read_to_string(&path).unwrap_or_default();
+        let here = |e: std::io::Error| Error::from(e).context(path.display());
+        let old = match fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            read => read.map_err(here)?,
+        };
+        // what a crash left of a line is no text, perhaps
+        let old = String::from_utf8_lossy(&old);
         let row = |line: &str| serde_json::from_str::<Value>(line).ok();
         let done = |line: &&str| row(line).and_then(|r| r.get("step")?.as_u64()).is_some_and(|s| s <= step);
         let kept: Vec<&str> = old.lines().filter(done).collect();
         let text: String = kept.iter().flat_map(|l| [l, "\n"]).collect();
         checkpoint::write_file(&path, text.as_bytes())?;
         let losses = kept.iter().filter_map(|l| row(l)?.get("held_out_nats_per_token")?.as_f64()).collect();
-        let here = |e: std::io::Error| Error::from(e).context(path.display());
         let file = OpenOptions::new().append(true).open(&path).map_err(here)?;
         Ok(Metrics { dir: dir.into(), file, events: Events::create(&dir.join("events"), step)?, losses })
     }
 
     fn line(&mut self, row: &Value) -> Result<()> {
         let here = |e: std::io::Error| Error::from(e).context(self.dir.join("metrics.jsonl").display());
-        writeln!(self.file, "{row}").map_err(here)?;
+        // in one piece, or not at all
+        self.file.write_all(format!("{row}\n").as_bytes()).map_err(here)?;
         self.events.add(row)
     }
 
@@ -172,7 +178,8 @@ impl Metrics {
     }
 
     fn report(&self, config: &Config) -> Result<()> {
-        let rows = fs::read_to_string(self.dir.join("metrics.jsonl"))?;
+        let path = self.dir.join("metrics.jsonl");
+        let rows = fs::read_to_string(&path).map_err(|e| Error::from(e).context(path.display()))?;
         checkpoint::write_file(&self.dir.join("report.html"), report::html(config, &rows).as_bytes())
     }
 }

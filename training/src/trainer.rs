@@ -74,6 +74,8 @@ pub struct Trainer {
     /// Tokens per sequence: of evaluations, and of steps where the curriculum does not say.
     length: usize,
     step: u64,
+    /// Steps done when the optimizer's state was new.
+    began: u64,
     sample: u64,
     /// Samples that came from each directory.
     drawn: Vec<u64>,
@@ -124,8 +126,12 @@ impl Trainer {
             config.model.vocab = vocab;
         }
         config.check()?;
-        let blueprint =
-            if new { Blueprint::of_design(&config.model)? } else { Blueprint::of_checkpoint(&config.from)? };
+        config.model.check_training()?;
+        let blueprint = if new {
+            Blueprint::of_design(&config.model)?.ended_like(&data)
+        } else {
+            Blueprint::of_checkpoint(&config.from)?
+        };
         let spec = &blueprint.spec;
         let length = fit::length(&config, spec, &data)?;
         let mut params = blueprint.params();
@@ -137,6 +143,7 @@ impl Trainer {
         } else if config.lora.rank > 0 {
             Some(Adapter { lora: Lora::new(&config.lora, &params)?, values: Vec::new() })
         } else {
+            blueprint.whole().map_err(|e| e.context(config.from.display()))?;
             None
         };
         if adapter.is_some() {
@@ -146,13 +153,17 @@ impl Trainer {
         let values = [("weights", params.total), ("gradients", trained.total)];
         memory::check(&values)?;
         let m = &config.model;
-        let tape = |train: Option<_>| Tape::record(spec, &params, (config.batch, length), train, m.dropout);
+        let tape =
+            |train: Option<_>, length| Tape::record(spec, &params, (config.batch, length), train, m.dropout);
         let packed = data.iter().any(|d| d.train.masked());
         let losses = RouterLosses { balance: m.experts.balance, z: m.experts.z_loss };
-        let (train_tape, eval_tape) = (tape(Some(config.recompute)), tape(None));
+        let (train_tape, eval_tape) = (tape(Some(config.recompute), length), tape(None, length));
+        // the largest pass is that of the longest stretch of the curriculum
+        let longest = config.curriculum.iter().map(|p| p.length).fold(length, usize::max);
+        let pass =
+            if longest > length { tape(Some(config.recompute), longest).arena } else { train_tape.arena };
         let (grads, optimizer) = (zeros(trained.total), Optimizer::new(&config.optim, trained));
-        let others =
-            [("the optimizer", optimizer.bytes() / 4), ("a pass", train_tape.arena.max(eval_tape.arena))];
+        let others = [("the optimizer", optimizer.bytes() / 4), ("a pass", pass.max(eval_tape.arena))];
         memory::check(&[values, others].concat())?;
         let mut engine = Engine::new(spec, &params, config.threads, losses);
         engine.adapter = adapter;
@@ -171,6 +182,7 @@ impl Trainer {
             config,
             length,
             step: 0,
+            began: 0,
             sample: 0,
             held_out: None,
         })
@@ -224,7 +236,8 @@ impl Trainer {
             return Err(Error::new(Status::MISMATCH, message));
         }
         trainer.drawn = state.drawn_from(&trainer.dirs());
-        (trainer.step, trainer.sample, trainer.held_out) = (state.step, state.sample, state.held_out);
+        (trainer.step, trainer.began) = (state.step, state.began);
+        (trainer.sample, trainer.held_out) = (state.sample, state.held_out);
         Ok(trainer)
     }
 
@@ -276,6 +289,7 @@ impl Trainer {
         self.engine.set_params(&self.params);
         self.grads = zeros(self.params.total);
         self.optimizer = Optimizer::new(&self.config.optim, &self.params);
+        self.began = self.step;
     }
 
     /// Tokens per step, of the stage that the run is in.
@@ -387,7 +401,8 @@ impl Trainer {
         let o = &self.config.optim;
         let clip = f64::from(o.clip);
         let scale = if clip > 0.0 && norm > clip { (clip / norm) as f32 } else { 1.0 };
-        let step = optim::Step { index: self.step, rate, scale, seed: self.config.seed };
+        let index = self.step.saturating_sub(self.began);
+        let step = optim::Step { index, rate, scale, seed: self.config.seed };
         let Engine { dense, adapter, .. } = &mut self.engine;
         let (params, values) = match adapter {
             Some(adapter) => (&adapter.lora.params, &mut adapter.values),
@@ -428,6 +443,7 @@ impl Trainer {
         let state = State {
             step: self.step,
             sample: self.sample,
+            began: self.began,
             drawn,
             held_out: self.held_out,
             vocabulary_hash: self.vocabulary_hash(),

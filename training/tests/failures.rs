@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use llm::error::Status;
-use llm_train::{Config, PrepareOptions, Trainer, prepare, train};
+use llm_train::{Config, ModelConfig, Phase, PrepareOptions, Trainer, prepare, train};
 
 mod common;
 use common::{advance, bits, run, setup};
@@ -235,6 +235,16 @@ fn a_run_that_cannot_be_is_refused_before_it_begins() {
     let e = refused(&Config { batch: 1 << 20, ..config.clone() });
     assert_eq!(e.status(), Status::NO_MEMORY);
     assert!(e.message().contains("a pass ") && e.message().contains("GB"), "{e}");
+    // so is one that a later stretch of its curriculum makes too large
+    let e = refused(&Config {
+        model: ModelConfig { context: 2048, ..config.model.clone() },
+        length: 16,
+        batch: 8192,
+        curriculum: vec![Phase { until: 3, length: 2048, weights: vec![] }],
+        ..config.clone()
+    });
+    assert_eq!(e.status(), Status::NO_MEMORY);
+    assert!(e.message().contains("a pass "), "{e}");
     let e = refused(&Config { batch: 1 << 40, ..config.clone() });
     assert!(e.message().contains("batch = 1099511627776: with 16 tokens each"), "{e}");
     let e = refused(&Config { data: dir.path().join("nowhere"), ..config.clone() });

@@ -104,6 +104,70 @@ fn an_adapter_learns_resumes_bit_by_bit_and_merges() {
     assert!(Trainer::resume(&other, &checkpoint).is_err());
 }
 
+#[test]
+fn what_training_alone_needs_is_checked_for_the_model_of_a_checkpoint_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = setup(dir.path());
+    let from = dir.path().join("base");
+    base(&config, &from);
+    for (setting, expected) in [
+        ("model.dropout=1", "model.dropout = 1: expected 0 or more, below 1"),
+        ("model.experts.balance=-1", "model.experts.balance = -1: expected 0 or more"),
+    ] {
+        let mut config = Config { from: from.clone(), ..config.clone() };
+        config.set(setting).unwrap();
+        assert_eq!(Trainer::new(&config).err().unwrap().message(), expected);
+    }
+}
+
+#[test]
+fn a_merged_model_is_trained_in_all_its_matrices_by_its_first_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = setup(dir.path());
+    let from = dir.path().join("base");
+    base(&config, &from);
+    let mut config = lora(&config, &from);
+    (config.optim.galore_rank, config.optim.galore_every, config.optim.decay) = (4, 100, 0.0);
+    let mut trainer = run(&config, 3);
+    trainer.merge();
+    let before = bits(trainer.weights());
+    trainer.step().unwrap();
+    let moved = bits(trainer.weights()).iter().zip(&before).filter(|(a, b)| a != b).count();
+    assert!(moved * 4 > before.len() * 3, "{moved} of {} values moved", before.len());
+    // and goes on with the same bits
+    let checkpoint = dir.path().join("checkpoint");
+    trainer.save(&checkpoint).unwrap();
+    config.lora.rank = 0;
+    let mut resumed = Trainer::resume(&config, &checkpoint).unwrap();
+    advance(&mut resumed, 2);
+    advance(&mut trainer, 2);
+    assert_eq!(bits(resumed.weights()), bits(trainer.weights()));
+}
+
+#[test]
+fn a_model_trained_further_keeps_what_its_tokenizer_came_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = setup(dir.path());
+    config.model.context = 64;
+    let from = dir.path().join("base");
+    base(&config, &from);
+    let files =
+        [("tokenizer_config.json", r#"{"add_bos_token": false}"#), ("chat_template.jinja", "{{ messages }}")];
+    for (name, text) in files {
+        fs::write(from.join(name), text).unwrap();
+    }
+    let config = Config { from, ..config };
+    let out = dir.path().join("tuned");
+    Trainer::new(&config).unwrap().save(&out).unwrap();
+    for (name, text) in files {
+        assert_eq!(fs::read_to_string(out.join(name)).unwrap(), text);
+    }
+    // conversations bring the template that the model learns, which an older one must not overrule
+    Trainer::new(&conversations(dir.path(), &config)).unwrap().save(&out).unwrap();
+    assert!(fs::read_to_string(out.join("tokenizer_config.json")).unwrap().contains("assistant:"));
+    assert!(!out.join("chat_template.jinja").exists());
+}
+
 /// Conversations with one answer each, which follows from the question.
 fn conversations(dir: &Path, config: &Config) -> Config {
     let words = ["sun", "moon", "rain", "wind"];
@@ -186,14 +250,19 @@ fn conversations_in_one_window_do_not_see_each_other() {
     let mut config = setup(dir.path());
     config.model.context = 64;
     let config = conversations(dir.path(), &config);
-    // with every conversation alone in its window the loss of an untrained model is the same
-    let loss = |length: usize| {
-        let mut trainer = Trainer::new(&Config { length, batch: 1, ..config.clone() }).unwrap();
-        trainer.evaluate(0).unwrap()
-    };
-    let (packed, alone) = (loss(64), loss(36));
-    assert_eq!(packed.tokens, alone.tokens);
-    assert!((packed.nats_per_token - alone.nats_per_token).abs() < 1e-4, "{packed:?} {alone:?}");
+    // rotary positions, which say how far apart tokens are, and learned ones, which say where each is
+    for model in [config.model.clone(), config.model.clone().gpt2_design()] {
+        let from = dir.path().join("trained");
+        base(&Config { model, ..config.clone() }, &from);
+        // with every conversation alone in its window the loss is the same
+        let loss = |length: usize| {
+            let config = Config { from: from.clone(), length, batch: 1, ..config.clone() };
+            Trainer::new(&config).unwrap().evaluate(0).unwrap()
+        };
+        let (packed, alone) = (loss(64), loss(36));
+        assert_eq!(packed.tokens, alone.tokens);
+        assert!((packed.nats_per_token - alone.nats_per_token).abs() < 1e-4, "{packed:?} {alone:?}");
+    }
 }
 
 #[test]
@@ -252,19 +321,58 @@ fn a_value_that_is_no_number_is_reported_with_its_place_and_loses_nothing() {
     assert_eq!(bits(trainer.weights()), before);
 }
 
-#[test]
-fn text_with_document_borders_is_learned_without_looking_across() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = Config { documents: true, ..setup(dir.path()) };
-    let text = dir.path().join("rows.jsonl");
-    fs::write(&text, "{\"text\": \"sun moon rain\"}\n{\"text\": \"wind stone river\"}\n".repeat(60)).unwrap();
+/// Text of short documents, whose borders attention does not cross.
+fn documents(dir: &Path) -> Config {
+    let config = Config { documents: true, ..setup(dir) };
+    let text = dir.join("rows.jsonl");
+    let rows = "{\"text\": \"sun moon rain\"}\n{\"text\": \"wind stone river\"}\n{\"text\": \"cloud\"}\n";
+    fs::write(&text, rows.repeat(40)).unwrap();
     prepare(&PrepareOptions {
         inputs: vec![text.into()],
-        tokenizer: dir.path().join("tokenizer.json"),
-        output: dir.path().join("data"),
+        tokenizer: dir.join("tokenizer.json"),
+        output: dir.join("data"),
         ..Default::default()
     })
     .unwrap();
+    config
+}
+
+#[test]
+fn held_out_documents_are_evaluated_without_looking_across() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = documents(dir.path());
+    (config.optim.rate, config.optim.min_rate, config.steps) = (1e-2, 1e-2, 40);
+    let mut trainer = run(&config, 40);
+    let measured = trainer.evaluate(0).unwrap();
+    let file = trainer.data()[0].held_out.as_ref().unwrap();
+    let mut ids = vec![0u32; file.tokens() as usize];
+    file.read(0, &mut ids).unwrap();
+    // every document of every window alone
+    let (last, mut nats, mut tokens) = (ids.len() - 1, 0.0, 0);
+    for first in (0..last).step_by(16) {
+        let (mut from, end) = (first, (first + 16).min(last));
+        while from < end {
+            // the token 0 ends a document
+            let to = (from..end).find(|i| ids[*i] == 0).map_or(end, |i| i + 1);
+            let logits = trainer.logits(&ids[from..to]).unwrap();
+            let rows = logits.chunks(logits.len() / (to - from));
+            for (row, target) in rows.zip(&ids[from + 1..=to]) {
+                let sum: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
+                nats += sum.ln() - f64::from(row[*target as usize]);
+                tokens += 1;
+            }
+            from = to;
+        }
+    }
+    assert_eq!(measured.tokens, tokens);
+    let expected = nats / tokens as f64;
+    assert!((measured.nats_per_token - expected).abs() < 1e-4, "{measured:?}, expected {expected}");
+}
+
+#[test]
+fn text_with_document_borders_is_learned_without_looking_across() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = documents(dir.path());
     let with = run(&config, 3);
     let without = run(&Config { documents: false, ..config }, 3);
     assert_ne!(bits(with.weights()), bits(without.weights()));

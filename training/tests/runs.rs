@@ -4,7 +4,10 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::Command;
 
-use llm_train::{Config, Event, ModelConfig, PrepareOptions, Trainer, prepare, train};
+use llm::error::Status;
+use llm_train::{Config, Event, ModelConfig, PrepareOptions, Source, TokenizerOptions, Trainer};
+use llm_train::{prepare, train, train_tokenizer};
+use serde_json::{Value, json};
 
 mod common;
 use common::{advance, bits, run, setup};
@@ -171,4 +174,83 @@ fn a_checkpoint_of_another_model_is_refused() {
     std::fs::write(checkpoint.join("model.safetensors"), b"short").unwrap();
     let e = Trainer::resume(&config, &checkpoint).err().unwrap();
     assert!(e.message().contains("model.safetensors"), "{e}");
+}
+
+#[test]
+fn a_checkpoint_says_which_token_ends_a_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = setup(dir.path());
+    let out = dir.path().join("checkpoint");
+    let said = |config: &Config| {
+        Trainer::new(config).unwrap().save(&out).unwrap();
+        ["config.json", "generation_config.json"].map(|name| {
+            let text = std::fs::read_to_string(out.join(name)).unwrap();
+            serde_json::from_str::<Value>(&text).unwrap()["eos_token_id"].clone()
+        })
+    };
+    assert_eq!(said(&config), [json!(0), json!(0)]);
+
+    let tokenizer = dir.path().join("second.json");
+    let inputs: Vec<Source> = vec![dir.path().join("text.txt").into()];
+    let special = vec!["<pad>".to_string(), "<|endoftext|>".to_string()];
+    train_tokenizer(&TokenizerOptions {
+        inputs: inputs.clone(),
+        vocab: 280,
+        special,
+        output: tokenizer.clone(),
+        ..Default::default()
+    })
+    .unwrap();
+    let with = |end: &str, name: &str| {
+        let (inputs, tokenizer, output) = (inputs.clone(), tokenizer.clone(), dir.path().join(name));
+        let end = end.to_string();
+        prepare(&PrepareOptions { inputs, tokenizer, end, output: output.clone(), ..Default::default() })
+            .unwrap();
+        Config { data: output, ..config.clone() }
+    };
+    let second = with("<|endoftext|>", "second");
+    assert_eq!(said(&second), [json!(1), json!(1)]);
+    // of a model that is trained further its own counts, also where no file of generation says it
+    let from = dir.path().join("base");
+    std::fs::rename(&out, &from).unwrap();
+    std::fs::remove_file(from.join("generation_config.json")).unwrap();
+    assert_eq!(said(&Config { from, ..second }), [json!(1), json!(1)]);
+    assert_eq!(said(&with("a token that is none", "third")), [Value::Null, Value::Null]);
+}
+
+#[test]
+fn without_held_out_text_the_last_checkpoints_alone_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = setup(dir.path());
+    let (inputs, tokenizer) = (vec![dir.path().join("text.txt").into()], dir.path().join("tokenizer.json"));
+    let output = dir.path().join("whole");
+    prepare(&PrepareOptions {
+        inputs,
+        tokenizer,
+        output: output.clone(),
+        held_out: 0.0,
+        ..Default::default()
+    })
+    .unwrap();
+    let config = Config { data: output, steps: 8, save_every: 2, keep: 2, ..config };
+    train(&config, &mut |_| ControlFlow::Continue(())).unwrap();
+    let kept = llm_train::checkpoint::list(&config.out).unwrap();
+    let steps: Vec<u64> = kept.iter().map(|(_, s)| s.step).collect();
+    assert_eq!(steps, [6, 8]);
+}
+
+#[test]
+fn a_checkpoint_takes_the_place_of_an_older_one_and_of_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let trainer = Trainer::new(&setup(dir.path())).unwrap();
+    let e = trainer.save(&dir.path().join("data")).unwrap_err();
+    assert_eq!(e.status(), Status::INVALID_ARG);
+    assert!(e.message().contains("data: is there and is no checkpoint"), "{e}");
+    assert!(dir.path().join("data/train.tokens").exists());
+    let out = dir.path().join("checkpoint");
+    std::fs::create_dir(&out).unwrap();
+    for _ in 0..2 {
+        trainer.save(&out).unwrap();
+    }
+    assert!(out.join("training.json").exists());
 }

@@ -33,9 +33,9 @@ fn marker(template: &str) -> Marker {
 /// The learned text of a conversation, and all of it.
 fn texts(marker: &Marker, (ids, learned, bytes): &Marked) -> (String, String) {
     let pick: Vec<u32> = ids.iter().zip(learned).filter(|(_, l)| **l).map(|(id, _)| *id).collect();
-    let said = marker.tokenizer.decode(&pick, false).unwrap();
+    let said = marker.encoder.tokenizer().decode(&pick, false).unwrap();
     assert_eq!(said.len(), *bytes);
-    (said, marker.tokenizer.decode(ids, false).unwrap())
+    (said, marker.encoder.tokenizer().decode(ids, false).unwrap())
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn answers_and_tool_calls_are_learned_and_nothing_else() {
     assert_eq!(learned, "hello there<|im_end|>\n<call>find</call><|im_end|>\nfine<|im_end|>\n");
     assert!(whole.starts_with("<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nhello"), "{whole}");
     assert!(whole.ends_with("<|im_start|>tool\nfound<|im_end|>\n<|im_start|>assistant\nfine<|im_end|>\n"));
-    let end = m.tokenizer.token_to_id("<|im_end|>").unwrap();
+    let end = m.encoder.tokenizer().token_to_id("<|im_end|>").unwrap();
     assert_eq!(all[0].0.iter().filter(|id| **id == end).count(), 7);
 }
 
@@ -67,7 +67,7 @@ fn what_a_user_writes_never_becomes_a_special_token() {
     let row =
         json!({"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "fine"}]});
     let all = m.row(&row).unwrap();
-    let end = m.tokenizer.token_to_id("<|im_end|>").unwrap();
+    let end = m.encoder.tokenizer().token_to_id("<|im_end|>").unwrap();
     assert_eq!(all[0].0.iter().filter(|id| **id == end).count(), 2);
     let (learned, whole) = texts(&m, &all[0]);
     assert_eq!(learned, "fine<|im_end|>\n");
@@ -88,6 +88,33 @@ fn a_template_that_changes_what_it_wrote_gives_a_conversation_for_each_answer() 
         texts[1],
         ("(oh)four;".into(), "[user]one;[assistant]two;[user]three;[assistant](oh)four;".into())
     );
+}
+
+#[test]
+fn a_configuration_may_hold_several_templates_or_be_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let (rows, template) = (dir.path().join("c.jsonl"), dir.path().join("t.jinja"));
+    let row = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
+    std::fs::write(&rows, format!("{row}\n")).unwrap();
+    std::fs::write(&template, CHATML).unwrap();
+    let path = dir.path().join("tokenizer.json");
+    tokenizer().save(&path, false).unwrap();
+    let several = json!({"chat_template": [{"name": "tools", "template": "x"}, {"name": "default", "template": CHATML}]});
+    for (config, template) in [(several, None), (json!([]), Some(template))] {
+        std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        let options = crate::PrepareOptions {
+            inputs: vec![rows.clone().into()],
+            tokenizer: path.clone(),
+            output: dir.path().join("data"),
+            chat: true,
+            template,
+            ..Default::default()
+        };
+        crate::prepare(&options).unwrap();
+        let written = std::fs::read(options.output.join("tokenizer_config.json")).unwrap();
+        let written: Value = serde_json::from_slice(&written).unwrap();
+        assert_eq!(written["chat_template"], CHATML);
+    }
 }
 
 #[test]

@@ -101,6 +101,7 @@ impl ModelConfig {
         };
         put(json!({
             "architectures": [class], "model_type": layout, "vocab_size": m.vocab, "tie_word_embeddings": m.tied,
+            // a run puts in the token that ends its data's documents
             "initializer_range": 0.02, "torch_dtype": "float32", "use_cache": true, "eos_token_id": 0,
             // no row of the embedding is one that other tools do not train
             "pad_token_id": null,

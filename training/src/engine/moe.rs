@@ -9,8 +9,8 @@
 //! z loss         z·mean(lse²)         lse: log-sum-exp of a row's logits (Zoph et al. 2022)
 //! correction     c_e ± γ after a step  − where e had more than the mean of the step's rows, + where less (the same, 16)
 //! ```
-//! Both losses are means over the rows of a pass and are added to the mean loss of its tokens. The correction is no part of
-//! the weights w, so it has no gradient.
+//! Both losses are means over the rows of a pass and are added to the mean loss of those of its tokens that have one. The
+//! correction is no part of the weights w, so it has no gradient.
 
 use std::cmp::Ordering;
 
@@ -281,11 +281,10 @@ impl Choice {
         m.normalize || m.scoring == Scoring::SoftmaxOfChosen
     }
 
-    /// `scores` become the gradients of the logits they came from; `scale` is that of the tokens' summed loss.
+    /// `scores` become the gradients of the logits they came from; `scale` is the factor of what each row adds.
     fn back(&self, m: &Moe, scores: &mut [f32], dweights: &[f32], losses: super::RouterLosses, scale: f32) {
         let rows = scores.len() / m.count;
         let share = |e: usize| (self.starts[e + 1] - self.starts[e]) as f32 / (rows * m.active) as f32;
-        // a mean over rows, where `scale` expects a sum
         let balance: Vec<f32> =
             (0..m.count).map(|e| scale * losses.balance * m.count as f32 * share(e)).collect();
         let mut dscores = vec![0.0f32; m.count];

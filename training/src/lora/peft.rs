@@ -114,6 +114,17 @@ pub(crate) fn read_config(dir: &Path) -> Result<LoraConfig> {
         let message = format!("{}: {which}: expected plain LoRA", path.display());
         return Err(Error::new(Status::UNSUPPORTED, message));
     }
+    // such a start changes the model's matrices, too
+    if let Some(start) = c.get("init_lora_weights").and_then(Value::as_str)
+        && ["pissa", "olora", "corda", "loftq"].iter().any(|kind| start.starts_with(kind))
+    {
+        let message = format!(
+            "{}: init_lora_weights = {start:?}: expected an adapter of the model as it is; PEFT converts it with \
+             `path_initial_model_for_weight_conversion`",
+            path.display()
+        );
+        return Err(Error::new(Status::UNSUPPORTED, message));
+    }
     let rank = c.get("r").and_then(Value::as_u64).and_then(|r| usize::try_from(r).ok());
     let targets = match c.get("target_modules") {
         Some(Value::String(one)) if one == "all-linear" => Vec::new(),
@@ -146,30 +157,38 @@ pub(crate) fn read(dir: &Path, config: &LoraConfig, model: &Params) -> Result<(L
     let bytes = std::fs::read(&path).map_err(|e| Error::from(e).context(path.display()))?;
     let wrong = |what: String| Error::new(Status::BAD_FORMAT, format!("{}: {what}", path.display()));
     let file = SafeTensors::deserialize(&bytes).map_err(|e| wrong(e.to_string()))?;
-    let mut values = vec![0.0; lora.params.total];
+    // every shape is compared before anything takes memory: the rank is a number of a file
+    let mut found = Vec::new();
     for module in &lora.modules {
         for (which, id) in [("A", module.a), ("B", module.b)] {
             let p = &lora.params.list[id];
             let name = format!("base_model.model.{}.lora_{which}.weight", module.name);
             let tensor = file.tensor(&name).map_err(|e| wrong(format!("{name:?}: {e}")))?;
-            let stored = floats(tensor.dtype(), tensor.data()).filter(|_| tensor.shape() == [p.rows, p.cols]);
-            let stored = stored.ok_or_else(|| {
+            if tensor.shape() != [p.rows, p.cols] {
                 let (shape, dtype) = (tensor.shape(), tensor.dtype());
-                wrong(format!("{name:?} is {dtype:?} {shape:?}, expected floats {:?}", [p.rows, p.cols]))
-            })?;
-            let out = &mut values[p.range()];
-            if which == "A" {
-                out.copy_from_slice(&stored);
-            } else {
-                for (row, place) in out.chunks_exact_mut(p.cols).zip(places(module)) {
-                    row.copy_from_slice(&stored[place * p.cols..(place + 1) * p.cols]);
-                }
+                let expected = [p.rows, p.cols];
+                return Err(wrong(format!("{name:?} is {dtype:?} {shape:?}, expected floats {expected:?}")));
             }
+            found.push((module, p, which == "A", name, tensor));
         }
     }
-    let known = lora.modules.len() * 2;
+    let known = found.len();
     if file.len() != known {
         return Err(wrong(format!("{} tensors, expected {known}: an adapter of another model", file.len())));
+    }
+    let mut values = vec![0.0; lora.params.total];
+    for (module, p, whole, name, tensor) in found {
+        let stored = floats(tensor.dtype(), tensor.data());
+        let stored =
+            stored.ok_or_else(|| wrong(format!("{name:?} is {:?}, expected floats", tensor.dtype())))?;
+        let out = &mut values[p.range()];
+        if whole {
+            out.copy_from_slice(&stored);
+        } else {
+            for (row, place) in out.chunks_exact_mut(p.cols).zip(places(module)) {
+                row.copy_from_slice(&stored[place * p.cols..(place + 1) * p.cols]);
+            }
+        }
     }
     Ok((lora, values))
 }

@@ -175,6 +175,33 @@ fn an_adapter_survives_its_files_and_one_of_another_model_is_refused() {
 }
 
 #[test]
+fn a_rank_that_the_tensors_do_not_have_and_a_start_that_changes_the_model_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let case = case(&ModelConfig { vocab: 19, ..ModelConfig::tiny() });
+    let lora = Lora::new(&config(3), &case.model).unwrap();
+    let path = dir.path().join("adapter_model.safetensors");
+    safetensors::serialize_to_file(tensors(&lora, &filled(&lora)), None, &path).unwrap();
+    let settings = super::config(&lora, "base");
+    let write = |key: &str, value: serde_json::Value| {
+        let mut changed = settings.clone();
+        changed[key] = value;
+        std::fs::write(dir.path().join("adapter_config.json"), changed.to_string()).unwrap();
+    };
+    write("r", (1 << 14).into());
+    let error = read(dir.path(), &read_config(dir.path()).unwrap(), &case.model).unwrap_err();
+    assert_eq!(error.status(), Status::BAD_FORMAT);
+    assert!(error.message().contains("[3, 32], expected floats [16384, 32]"), "{error}");
+    for start in ["pissa", "pissa_niter_4", "olora"] {
+        write("init_lora_weights", start.into());
+        let error = read_config(dir.path()).unwrap_err();
+        assert_eq!(error.status(), Status::UNSUPPORTED);
+        assert!(error.message().contains(start), "{error}");
+    }
+    write("init_lora_weights", "gaussian".into());
+    read(dir.path(), &read_config(dir.path()).unwrap(), &case.model).unwrap();
+}
+
+#[test]
 fn targets_that_the_model_lacks_are_refused_with_those_it_has() {
     let model = Blueprint::of_design(&ModelConfig { vocab: 19, ..ModelConfig::tiny() }).unwrap().params();
     let with = LoraConfig { targets: vec!["q_proj".into(), "query".into()], ..config(2) };

@@ -7,7 +7,8 @@
 //! weight −= rate · scale · P·adam(R)
 //! ```
 //! The directions come from a few rounds of subspace iteration on a start that follows from (seed, step, parameter), so
-//! a resumed run finds the same ones. Moments stay as they are when the directions change, as in the paper.
+//! a resumed run finds the same ones. A gradient of zeros has none: they are then looked for at the next step. Moments stay
+//! as they are when the directions change, as in the paper.
 
 use llm_kernels::dense::{AdamW, Dense, Moments8, gemm::View};
 
@@ -60,7 +61,7 @@ impl LowRank {
         scratch: &mut [f32],
     ) {
         let (rows, cols, rank) = (self.rows, self.cols, self.rank);
-        if key.1.is_multiple_of(o.galore_every) {
+        if key.1.is_multiple_of(o.galore_every) || self.basis.iter().all(|b| *b == 0.0) {
             self.basis = directions(dense, View::new(g, rows, cols, cols), rows, cols, rank, key);
         }
         let gradient = View::new(g, rows, cols, cols);
@@ -164,7 +165,36 @@ fn orthonormalize(x: &mut [f32], n: usize, k: usize) {
 
 #[cfg(test)]
 mod tests {
+    use llm::model::arch::{LayerSlot, Slot};
+
     use super::*;
+    use crate::params::Params;
+
+    #[test]
+    fn a_matrix_whose_first_gradient_is_zero_moves_with_its_second() {
+        // as an adapter's A, whose B is zero at the start
+        let slot = Slot::Layer(0, LayerSlot::Q);
+        let p = Params::named(vec![("A".into(), slot, 4, 9)]).list.remove(0);
+        let o = OptimConfig { galore_rank: 2, galore_every: 100, ..OptimConfig::default() };
+        let adamw = AdamW {
+            rate: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            decay: 0.0,
+            scale: 1.0,
+            correction1: 0.1,
+            correction2: 0.05,
+        };
+        let mut dense = Dense::new(1);
+        let mut low = LowRank::new(&p, &o);
+        let (mut w, mut scratch) = (vec![0.0; 36], vec![0.0; 36]);
+        low.step(&mut dense, &o, &adamw, (1, 0, 0), &mut w, &[0.0; 36], &mut scratch);
+        assert!(w.iter().all(|w| *w == 0.0));
+        let g: Vec<f32> = (0..36).map(|i| normal(1, Stream::Weights, 0, i)).collect();
+        low.step(&mut dense, &o, &adamw, (1, 1, 0), &mut w, &g, &mut scratch);
+        assert!(w.iter().all(|w| *w != 0.0), "{w:?}");
+    }
 
     #[test]
     fn a_matrix_of_low_rank_is_found_whole_and_the_same_each_time() {

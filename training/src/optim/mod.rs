@@ -71,7 +71,7 @@ enum ValuesMut<'a> {
 /// What holds for all parameters of a step.
 #[derive(Clone, Copy)]
 pub(crate) struct Step {
-    /// Steps done before this one.
+    /// Steps done before this one, from the new state on.
     pub index: u64,
     /// Learning rate.
     pub rate: f32,

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use llm::error::{Error, Result};
+use llm::error::{Error, Result, Status};
 
 use super::http::Remote;
 
@@ -19,7 +19,12 @@ impl Blob {
     pub(super) fn file(path: &Path) -> Result<Blob> {
         let here = |e: io::Error| Error::from(e).context(path.display());
         let file = File::open(path).map_err(here)?;
-        let len = file.metadata().map_err(here)?.len();
+        let metadata = file.metadata().map_err(here)?;
+        if !metadata.is_file() {
+            let message = "expected a file; a directory, a pipe or a device cannot be read at any place";
+            return Err(Error::new(Status::INVALID_ARG, format!("{}: {message}", path.display())));
+        }
+        let len = metadata.len();
         Ok(Blob::File { file: Mutex::new(file), len })
     }
 

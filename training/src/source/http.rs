@@ -1,8 +1,10 @@
 //! A file on a server, read by ranges: what breaks off is asked for again from where it broke.
 //!
-//! One answer is kept open and read in order; a jump asks for a new one. A server must stay with what it said first:
-//! length and ETag are compared with every answer, a range that begins elsewhere is refused. Where it does not know
-//! ranges, what comes before the wanted offset is read and dropped. TLS is rustls over graviola, which is Rust and
+//! One answer is kept open and read in order; what was read last stays for a short jump back, any other jump asks for a
+//! new one. A server must stay with what it said first: length and ETag are compared with every answer, a range that
+//! begins elsewhere is refused. Where it does not know ranges, what comes before the wanted offset is read and dropped.
+//! Redirections are followed here: the one who redirects may say what file it is (the Hub does, its stores do not), the
+//! token is for the first server alone, and what began secured stays so. TLS is rustls over graviola, which is Rust and
 //! assembly and needs no C compiler. It does not know what the bytes mean.
 
 use std::io::{self, Read};
@@ -10,19 +12,30 @@ use std::time::Duration;
 
 use llm::error::{Error, Result, Status};
 
-/// Attempts in a row that bring no byte.
-const ATTEMPTS: u32 = 5;
+use super::BUFFER;
+
+/// Attempts in a row that bring no byte, of a server that was met: half a minute, which many a failure does not outlast.
+const ATTEMPTS: u32 = 9;
+/// Attempts to meet it.
+const FIRST: u32 = 5;
 /// The first pause between them; each is twice the one before.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 100 });
 /// A connection, or the head of an answer, that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// A body is given up, and asked for again from where it is, after this long: a server that stalls is noticed.
-const BODY: Duration = Duration::from_secs(120);
+/// An answer of which nothing comes for this long is given up, and asked for again from where it is.
+const STALLED: Duration = Duration::from_secs(60);
+/// Redirections of one question at most.
+const REDIRECTS: usize = 10;
+/// What was read last and stays: who looks at a header through a buffer goes back to what lies behind it.
+const WINDOW: usize = 2 * BUFFER;
 
 /// A file on a server.
 pub(super) struct Remote {
     agent: ureq::Agent,
+    /// The agent knows `https`.
+    secure: bool,
     url: String,
+    /// For the server of `url` alone.
     token: Option<String>,
     /// What the server said first.
     len: Option<u64>,
@@ -30,6 +43,9 @@ pub(super) struct Remote {
     commit: Option<String>,
     /// The answer that is open, the offset of its next byte, and the bytes it still owes.
     body: Option<Open>,
+    /// What was read last, and the offset behind it.
+    kept: Vec<u8>,
+    kept_end: u64,
 }
 
 struct Open {
@@ -46,6 +62,19 @@ enum Failed {
     Never(Status, String),
 }
 
+type Response = ureq::http::Response<ureq::Body>;
+
+/// The last answer behind all redirections, and what those said about the file.
+struct Answer {
+    last: Response,
+    etag: Option<String>,
+    commit: Option<String>,
+}
+
+fn header(answer: &Response, name: &str) -> Option<String> {
+    answer.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_string)
+}
+
 impl Remote {
     /// Asks for the file.
     ///
@@ -56,22 +85,29 @@ impl Remote {
             .http_status_as_error(false)
             .timeout_connect(Some(PATIENCE))
             .timeout_recv_response(Some(PATIENCE))
-            .timeout_recv_body(Some(BODY))
+            .timeout_per_read(Some(STALLED))
+            .max_redirects(0)
+            .max_redirects_will_error(false)
             .user_agent(concat!("libllm/", env!("CARGO_PKG_VERSION")))
             .accept_encoding("identity");
-        if url.starts_with("https://") {
-            config = config.tls_config(tls(url)?);
+        let tls = tls();
+        let secure = tls.is_some();
+        if let Some(tls) = tls {
+            config = config.tls_config(tls);
         }
         let mut remote = Remote {
             agent: config.build().into(),
+            secure,
             url: url.into(),
             token: token.map(Into::into),
             len: None,
             etag: None,
             commit: None,
             body: None,
+            kept: Vec::new(),
+            kept_end: 0,
         };
-        remote.again(0)?;
+        remote.again(0, FIRST)?;
         Ok(remote)
     }
 
@@ -95,26 +131,48 @@ impl Remote {
         if self.len.is_some_and(|len| at >= len) || out.is_empty() {
             return Ok(0);
         }
+        let kept_from = self.kept_end - self.kept.len() as u64;
+        if (kept_from..self.kept_end).contains(&at) {
+            let kept = &self.kept[(at - kept_from) as usize..];
+            let n = out.len().min(kept.len());
+            out[..n].copy_from_slice(&kept[..n]);
+            return Ok(n);
+        }
+        // what lies a little before is read, too, rather than asking anew
+        while let Some(from) = self.body.as_ref().map(|b| b.at)
+            && from < at
+            && at - from <= WINDOW as u64
+        {
+            let mut passed = vec![0; (at - from) as usize];
+            if self.read_at(from, &mut passed)? == 0 {
+                break;
+            }
+        }
         let mut why = String::new();
         for attempt in 0..ATTEMPTS {
-            if self.body.as_ref().is_none_or(|b| b.at != at) {
-                self.again(at).map_err(|e| io::Error::other(e.message().to_string()))?;
+            // an answer may be a part of what was asked for: what follows it is asked for next
+            if self.body.as_ref().is_none_or(|b| b.at != at || b.left == Some(0)) {
+                self.again(at, ATTEMPTS).map_err(|e| io::Error::other(e.message().to_string()))?;
             }
-            let Some(open) = &mut self.body else { continue };
+            let Some(open) = &mut self.body else { return Ok(0) };
             let most = open
                 .left
                 .map_or(out.len(), |left| out.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
             match open.reader.read(&mut out[..most]) {
                 Ok(0) => {
+                    let owed = open.left;
                     self.body = None;
-                    if self.len.is_none() {
-                        return Ok(0); // the server never said how long it is: this is the end
+                    if self.len.is_none() && owed.is_none() {
+                        // the server never said how long it is: this is the end
+                        self.len = Some(at);
+                        return Ok(0);
                     }
                     why = "the answer ended early".into();
                 }
                 Ok(n) => {
                     open.at += n as u64;
                     open.left = open.left.map(|left| left - n as u64);
+                    self.keep(at, &out[..n]);
                     return Ok(n);
                 }
                 Err(e) => {
@@ -122,15 +180,29 @@ impl Remote {
                     why = e.to_string();
                 }
             }
-            std::thread::sleep(PAUSE * (1 << attempt));
+            if attempt + 1 < ATTEMPTS {
+                std::thread::sleep(PAUSE * (1 << attempt));
+            }
         }
         Err(io::Error::other(format!("{}: at byte {at}: {why}; {ATTEMPTS} attempts", self.url)))
     }
 
+    /// Keeps what was read at `at` for a jump back.
+    fn keep(&mut self, at: u64, bytes: &[u8]) {
+        if at != self.kept_end {
+            self.kept.clear();
+        }
+        self.kept.extend_from_slice(bytes);
+        self.kept_end = at + bytes.len() as u64;
+        if self.kept.len() > 2 * WINDOW {
+            self.kept.drain(..self.kept.len() - WINDOW);
+        }
+    }
+
     /// Opens an answer at `at`, asking several times.
-    fn again(&mut self, at: u64) -> Result<()> {
+    fn again(&mut self, at: u64, attempts: u32) -> Result<()> {
         let mut why = String::new();
-        for attempt in 0..ATTEMPTS {
+        for attempt in 0..attempts {
             if attempt > 0 {
                 std::thread::sleep(PAUSE * (1 << (attempt - 1)));
             }
@@ -142,27 +214,63 @@ impl Remote {
                 }
             }
         }
-        Err(Error::new(Status::IO, format!("{}: {why}; {ATTEMPTS} attempts", self.url)))
+        Err(Error::new(Status::IO, format!("{}: {why}; {attempts} attempts", self.url)))
+    }
+
+    /// What is at the end of all redirections.
+    fn follow(&self, at: u64) -> std::result::Result<Answer, Failed> {
+        let (mut url, mut etag, mut commit) = (self.url.clone(), None, None);
+        for _ in 0..=REDIRECTS {
+            if url.starts_with("https://") && !self.secure {
+                return Err(Failed::Never(Status::UNSUPPORTED, NO_TLS.into()));
+            }
+            let mut request = self.agent.get(&url).header("Range", format!("bytes={at}-"));
+            if let Some(token) = self.token.as_ref().filter(|_| origin(&url) == origin(&self.url)) {
+                request = request.header("Authorization", format!("Bearer {token}"));
+            }
+            let last = request.call().map_err(|e| match e {
+                // an address or a token that cannot be sent
+                ureq::Error::Http(_) | ureq::Error::BadUri(_) => Failed::Never(Status::IO, e.to_string()),
+                e => Failed::Again(e.to_string()),
+            })?;
+            etag = etag.or_else(|| header(&last, "x-linked-etag"));
+            commit = commit.or_else(|| header(&last, "x-repo-commit"));
+            if !matches!(last.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok(Answer { last, etag, commit });
+            }
+            let Some(place) = header(&last, "location") else {
+                let message = format!("the server says {}, and not where", last.status().as_u16());
+                return Err(Failed::Never(Status::IO, message));
+            };
+            let next = resolved(&url, &place);
+            if url.starts_with("https://") && !next.starts_with("https://") {
+                let message = format!("the server redirects to {}, which is not secured", origin(&next));
+                return Err(Failed::Never(Status::IO, message));
+            }
+            url = next;
+        }
+        Err(Failed::Never(Status::IO, format!("more than {REDIRECTS} redirections")))
     }
 
     fn ask(&mut self, at: u64) -> std::result::Result<(), Failed> {
         self.body = None;
-        let mut request = self.agent.get(&self.url).header("Range", format!("bytes={at}-"));
-        if let Some(token) = &self.token {
-            request = request.header("Authorization", format!("Bearer {token}"));
-        }
-        let answer = request.call().map_err(|e| Failed::Again(e.to_string()))?;
+        let Answer { last: answer, etag: linked, commit } = self.follow(at)?;
         let status = answer.status().as_u16();
-        let header =
-            |name: &str| answer.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_string);
+        let header = |name: &str| header(&answer, name);
         match status {
             200 | 206 => {}
-            // an empty file has no range
-            416 if at == 0 && header("content-range").as_deref() == Some("bytes */0") => {
-                self.len = Some(0);
+            // nothing lies there: an empty file, or the end of one whose length was not known
+            416 if self.len.is_none()
+                && header("content-range").is_some_and(|r| r.trim() == format!("bytes */{at}")) =>
+            {
+                self.len = Some(at);
                 return Ok(());
             }
             404 | 410 => return Err(Failed::Never(Status::NOT_FOUND, format!("the server says {status}"))),
+            401 | 403 => {
+                let message = format!("the server says {status}; `HF_TOKEN` is the token for the Hub");
+                return Err(Failed::Never(Status::IO, message));
+            }
             408 | 425 | 429 | 500..=599 => return Err(Failed::Again(format!("the server says {status}"))),
             _ => return Err(Failed::Never(Status::IO, format!("the server says {status}"))),
         }
@@ -185,7 +293,7 @@ impl Remote {
             let len = number(header("content-length"));
             (len, 0, len)
         };
-        let etag = header("x-linked-etag").or_else(|| header("etag"));
+        let etag = linked.or_else(|| header("etag"));
         let etag = etag.map(|e| e.trim_start_matches("W/").trim_matches('"').to_string());
         for (what, before, now) in [
             ("length", self.len.map(|n| n.to_string()), total.map(|n| n.to_string())),
@@ -200,7 +308,7 @@ impl Remote {
         }
         self.len = self.len.or(total);
         self.etag = self.etag.take().or(etag);
-        self.commit = self.commit.take().or_else(|| header("x-repo-commit"));
+        self.commit = self.commit.take().or(commit);
         let mut open = Open { reader: Box::new(answer.into_body().into_reader()), at: start, left };
         if start < at {
             // no ranges here: what comes before is read and dropped
@@ -217,9 +325,43 @@ impl Remote {
     }
 }
 
-/// What secures a connection.
+/// The server of an address: all before its path.
+fn origin(url: &str) -> &str {
+    let from = url.find("://").map_or(0, |at| at + 3);
+    let end = url[from..].find(['/', '?', '#']).map_or(url.len(), |at| from + at);
+    &url[..end]
+}
+
+/// Where a redirection from `base` to `place` leads.
+fn resolved(base: &str, place: &str) -> String {
+    let place = place.split('#').next().unwrap_or(place).trim();
+    if let Some((scheme, rest)) = place.split_once("://")
+        && scheme.bytes().all(|b| b.is_ascii_alphanumeric())
+    {
+        return format!("{}://{rest}", scheme.to_ascii_lowercase());
+    }
+    let origin = origin(base);
+    if place.starts_with("//") {
+        return format!("{}:{place}", origin.split(':').next().unwrap_or("https"));
+    }
+    if place.starts_with('/') {
+        return format!("{origin}{place}");
+    }
+    let path = base[origin.len()..].split(['?', '#']).next().unwrap_or_default();
+    let folder = if place.starts_with('?') { path } else { path.rfind('/').map_or("", |at| &path[..=at]) };
+    format!("{origin}{}{place}", if folder.is_empty() { "/" } else { folder })
+}
+
+/// Why there may be no `https`.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn tls(url: &str) -> Result<ureq::tls::TlsConfig> {
+const NO_TLS: &str =
+    "https needs AES and AVX2 (ARM: AES and SHA-2) instructions; fetch the file with another tool";
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+const NO_TLS: &str = "https is not in builds for this processor; fetch the file with another tool";
+
+/// What secures connections, where this machine can.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn tls() -> Option<ureq::tls::TlsConfig> {
     // the instructions without which graviola panics
     #[cfg(target_arch = "x86_64")]
     let able = {
@@ -231,19 +373,15 @@ fn tls(url: &str) -> Result<ureq::tls::TlsConfig> {
         use std::arch::is_aarch64_feature_detected as has;
         has!("neon") && has!("aes") && has!("pmull") && has!("sha2")
     };
-    if !able {
-        let what =
-            "https needs AES and AVX2 (ARM: AES and SHA-2) instructions; fetch the file with another tool";
-        return Err(Error::new(Status::UNSUPPORTED, format!("{url}: {what}")));
-    }
-    let provider = std::sync::Arc::new(rustls_graviola::default_provider());
-    Ok(ureq::tls::TlsConfig::builder().unversioned_rustls_crypto_provider(provider).build())
+    able.then(|| {
+        let provider = std::sync::Arc::new(rustls_graviola::default_provider());
+        ureq::tls::TlsConfig::builder().unversioned_rustls_crypto_provider(provider).build()
+    })
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn tls(url: &str) -> Result<ureq::tls::TlsConfig> {
-    let what = "https is not in builds for this processor; fetch the file with another tool";
-    Err(Error::new(Status::UNSUPPORTED, format!("{url}: {what}")))
+fn tls() -> Option<ureq::tls::TlsConfig> {
+    None
 }
 
 /// `bytes START-END/TOTAL`, TOTAL may be `*`.
@@ -252,4 +390,27 @@ fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     let (start, end) = range.split_once('-')?;
     let total = if total == "*" { None } else { Some(total.parse().ok()?) };
     Some((start.parse().ok()?, end.parse().ok()?, total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirection_leads_where_a_browser_goes() {
+        let base = "https://host:8/a/b/c.txt?q=1";
+        for (place, expected) in [
+            ("HTTPS://other/x", "https://other/x"),
+            ("http://other/x?u=a://b#part", "http://other/x?u=a://b"),
+            ("//other/x", "https://other/x"),
+            ("/x?u=http://y", "https://host:8/x?u=http://y"),
+            ("x.txt", "https://host:8/a/b/x.txt"),
+            ("?p=2", "https://host:8/a/b/c.txt?p=2"),
+        ] {
+            assert_eq!(resolved(base, place), expected);
+        }
+        assert_eq!(resolved("http://host", "x"), "http://host/x");
+        assert_eq!(origin("https://host?x=/y"), "https://host");
+        assert_ne!(origin("https://host/x"), origin("http://host/x"));
+    }
 }

@@ -6,10 +6,11 @@
 //! ```
 //! Layout: huggingface.co/docs/huggingface_hub, "Understand caching". The environment decides as it does there:
 //! `HF_ENDPOINT`, `HF_HUB_CACHE`, `HF_HOME`, `HF_TOKEN`. A file that is in the cache is read there; else it is streamed
-//! and the cache stays as it is, until `download` is asked for.
+//! and the cache stays as it is, until `download` is asked for. What a broken download brought stays as
+//! `blobs/ETAG.part`; the next one goes on behind it, for an ETag names contents.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -48,7 +49,8 @@ impl Place {
             root.unwrap_or_else(|| home().join(".cache/huggingface")).join("hub")
         });
         let endpoint = var("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
-        Ok(Place { endpoint: endpoint.trim_end_matches('/').into(), cache, token: var("HF_TOKEN") })
+        let token = var("HF_TOKEN").map(|t| t.trim().to_string()).filter(|t| !t.is_empty());
+        Ok(Place { endpoint: endpoint.trim_end_matches('/').into(), cache, token })
     }
 }
 
@@ -90,7 +92,8 @@ impl HubFile {
         };
         // a branch may hold slashes, which belong to its name here
         let revision = encoded(&self.revision).replace('/', "%2F");
-        format!("{}/datasets/{}/resolve/{revision}/{}", place.endpoint, self.repository, encoded(&self.path))
+        let (repository, path) = (encoded(&self.repository), encoded(&self.path));
+        format!("{}/datasets/{repository}/resolve/{revision}/{path}", place.endpoint)
     }
 
     fn folder(&self, place: &Place) -> PathBuf {
@@ -145,13 +148,7 @@ impl HubFile {
             fs::create_dir_all(dir).map_err(here(dir))?;
         }
         if !blob.is_file() {
-            let part = blob.with_extension(format!("{}.part", std::process::id()));
-            let written = write_all(&mut remote, &part);
-            if let Err(e) = written {
-                let _ = fs::remove_file(&part); // the error is what matters
-                return Err(e);
-            }
-            fs::rename(&part, &blob).map_err(here(&blob))?;
+            fetch(&mut remote, &blob)?;
         }
         let up = "../".repeat(self.path.split('/').count() + 1);
         let target = PathBuf::from(format!("{up}blobs/{etag}"));
@@ -173,19 +170,51 @@ impl HubFile {
     }
 }
 
-fn write_all(remote: &mut Remote, part: &Path) -> Result<()> {
+/// Writes the file `blob`, from where an earlier attempt broke off.
+fn fetch(remote: &mut Remote, blob: &Path) -> Result<()> {
+    let part = blob.with_extension("part");
     let here = |e: std::io::Error| Error::from(e).context(part.display());
-    let mut file = fs::File::create(part).map_err(here)?;
-    let (mut at, mut buffer) = (0u64, vec![0; BUFFER]);
+    let mut file = OpenOptions::new().create(true).append(true).open(&part).map_err(here)?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            let message = format!("{}: another process is fetching this file; wait for it", part.display());
+            return Err(Error::new(Status::BUSY, message));
+        }
+        // a file system without locks
+        Ok(()) | Err(TryLockError::Error(_)) => {}
+    }
+    if blob.is_file() {
+        // another process was faster, between the question and the lock; where this is its file there is no other
+        let _ = fs::remove_file(&part);
+        return Ok(());
+    }
+    let mut at = file.metadata().map_err(here)?.len();
+    if remote.len().is_none_or(|len| at > len) {
+        file.set_len(0).map_err(here)?;
+        at = 0;
+    }
+    if let Err(e) = append(remote, &mut file, at).map_err(|e| e.context(part.display())) {
+        // what a full disk cannot hold makes room
+        if e.detail("os_error").is_some() {
+            let _ = fs::remove_file(&part);
+        }
+        return Err(e);
+    }
+    fs::rename(&part, blob).map_err(|e| Error::from(e).context(blob.display()))
+}
+
+/// Appends what follows the first `at` bytes. An error of the disk has the detail `os_error`, one of the server has none.
+fn append(remote: &mut Remote, file: &mut File, mut at: u64) -> Result<()> {
+    let mut buffer = vec![0; BUFFER];
     loop {
         let n = remote.read_at(at, &mut buffer)?;
         if n == 0 {
             break;
         }
-        file.write_all(&buffer[..n]).map_err(here)?;
+        file.write_all(&buffer[..n])?;
         at += n as u64;
     }
-    file.sync_all().map_err(here)
+    Ok(file.sync_all()?)
 }
 
 impl fmt::Display for HubFile {

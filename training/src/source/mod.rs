@@ -85,7 +85,8 @@ impl Source {
             _ => (name, None),
         };
         match name.rsplit_once('.').map(|(_, e)| e) {
-            Some("jsonl" | "ndjson") => Format::Lines(packed),
+            // sets of rows are also called .json; what is none is refused at its first line
+            Some("jsonl" | "ndjson" | "json") => Format::Lines(packed),
             Some("parquet") if packed.is_none() => Format::Columns,
             _ => Format::Text(packed),
         }

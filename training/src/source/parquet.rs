@@ -3,9 +3,10 @@
 //! Pages are undone by the crate that reads them, but for those of zstd, for which it needs a C compiler: it hands them out
 //! as they lie in the file, and they are undone here.
 
+use std::cell::Cell;
 use std::io::{self, Read};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Once};
 
 use bytes::Bytes;
 use llm::error::{Error, Result, Status};
@@ -140,10 +141,28 @@ impl Iterator for Pages {
     }
 }
 
-/// What `f` reads. The crate's decoders panic at some damaged values; that is an error of the file, too.
+thread_local! {
+    /// This thread is inside [`guarded`].
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What `f` reads. The crate's decoders panic at some damaged values; that is an error of the file, too, and nothing to
+/// print: the process's panic hook is asked for all other panics alone.
 fn guarded<T>(f: impl FnOnce() -> parquet::errors::Result<T>) -> parquet::errors::Result<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let others = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !GUARDED.get() {
+                others(info);
+            }
+        }));
+    });
+    GUARDED.set(true);
+    let read = catch_unwind(AssertUnwindSafe(f));
+    GUARDED.set(false);
     let damaged = |_| Err(ParquetError::General("the file is damaged: values that cannot be decoded".into()));
-    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(damaged)
+    read.unwrap_or_else(damaged)
 }
 
 /// The strings of column `field`, row by row; rows without one are skipped.
@@ -170,8 +189,9 @@ pub(super) fn rows(
         return Err(wrong(Status::UNSUPPORTED, source, field, "a column of lists; expected strings"));
     }
     let mut row = 0u64;
-    for group in 0..reader.num_row_groups() {
-        let group = reader.get_row_group(group).map_err(bad)?;
+    for number in 0..reader.num_row_groups() {
+        let group = guarded(|| reader.get_row_group(number)).map_err(bad)?;
+        let (first, promised) = (row, group.metadata().num_rows());
         let found = group.metadata().column(index);
         let pages = Pages::new(chunks(), found, group.metadata().num_rows()).map_err(bad)?;
         let column = get_column_reader(found.column_descr_ptr(), Box::new(pages));
@@ -192,6 +212,39 @@ pub(super) fn rows(
             }
             row += records as u64;
         }
+        if u64::try_from(promised) != Ok(row - first) {
+            let what = format!("a column of {} rows where the file names {promised}", row - first);
+            return Err(wrong(Status::BAD_FORMAT, source, format_args!("row group {number}"), what));
+        }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Not a claim of its own: the child of the next test.
+    #[test]
+    fn child_that_panics() {
+        if std::env::var_os("LLM_TRAIN_TEST_PANICS").is_none() {
+            return;
+        }
+        let e = guarded::<()>(|| panic!("values of the file")).unwrap_err();
+        assert!(e.to_string().contains("the file is damaged"), "{e}");
+        let other = || assert!(std::env::args().len() == 0, "something else");
+        assert!(catch_unwind(other).is_err());
+    }
+
+    #[test]
+    fn a_panic_at_damaged_values_is_an_error_alone_and_any_other_is_told() {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "source::parquet::tests::child_that_panics", "--nocapture"])
+            .env("LLM_TRAIN_TEST_PANICS", "1")
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{told}");
+        assert!(told.contains("something else") && !told.contains("values of the file"), "{told}");
+    }
 }

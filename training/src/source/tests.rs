@@ -1,6 +1,6 @@
 //! Sources against a server on this machine that behaves, and one that drops, stalls and lies.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -26,9 +26,12 @@ enum Fault {
     Empty,
     /// Sends headers that are no numbers.
     Nonsense,
+    /// Answers with so many bytes at once, and does not say how many there are in all.
+    Parts(usize),
 }
 
-/// Serves `file` at every address below `/resolve/`, redirected from there like the Hub does, and at `/plain`.
+/// Serves `file` at `/plain`, and below `/resolve/` by a redirection that says, as the Hub's does and its stores' answers do
+/// not, which blob of which commit it is.
 struct Server {
     address: String,
     requests: Arc<AtomicUsize>,
@@ -80,8 +83,20 @@ fn answer(mut stream: TcpStream, file: &[u8], fault: Fault, count: &AtomicUsize)
     let ranges = !matches!(fault, Fault::NoRanges | Fault::NoRangesAndDrops);
     let start = if ranges { start.unwrap_or(0).min(total) } else { 0 };
     let said = if fault == Fault::WrongRange && number > 0 { start + 1 } else { start };
-    let etag = if fault == Fault::Changes && number > 0 { "other" } else { "blob77" };
+    let etag = if fault == Fault::Changes && number > 0 { "other" } else { "of the store" };
     let body = &file[start..];
+    if let Fault::Parts(n) = fault {
+        let (last, n) = ("HTTP/1.1 416 Beyond", n.min(body.len()));
+        let (first, range) = match n {
+            0 => (last, format!("*/{total}")),
+            _ => ("HTTP/1.1 206 Partial Content", format!("{start}-{}/*", start + n - 1)),
+        };
+        write!(
+            stream,
+            "{first}\r\ncontent-range: bytes {range}\r\ncontent-length: {n}\r\nconnection: close\r\n\r\n"
+        )?;
+        return stream.write_all(&body[..n]);
+    }
     let range = match fault {
         Fault::Nonsense => "content-range: bytes x-y/z\r\n".to_string(),
         _ if ranges => format!("content-range: bytes {said}-{}/{total}\r\n", total - 1),
@@ -90,7 +105,7 @@ fn answer(mut stream: TcpStream, file: &[u8], fault: Fault, count: &AtomicUsize)
     let status = if ranges { "206 Partial Content" } else { "200 OK" };
     write!(
         stream,
-        "HTTP/1.1 {status}\r\n{range}etag: \"{etag}\"\r\nx-repo-commit: 0123abcd\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        "HTTP/1.1 {status}\r\n{range}etag: \"{etag}\"\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
         body.len()
     )?;
     let most = match fault {
@@ -126,6 +141,7 @@ fn names_tell_place_and_format() {
     assert_eq!(format("a/b.txt"), Format::Text(None));
     assert_eq!(format("README"), Format::Text(None));
     assert_eq!(format("x.jsonl.gz"), Format::Lines(Some(Packed::Gzip)));
+    assert_eq!(format("c4-train.00000.json.gz"), Format::Lines(Some(Packed::Gzip)));
     assert_eq!(format("http://host/x.txt.zst?download=true"), Format::Text(Some(Packed::Zstd)));
     assert_eq!(format("hf://datasets/a/b/c/d.parquet"), Format::Columns);
     assert_eq!(Source::parse("dir/file.txt").unwrap(), Source::File("dir/file.txt".into()));
@@ -237,9 +253,14 @@ fn pages_of_zstd_of_another_writer_are_read_and_damaged_ones_refused() {
 
 #[test]
 fn a_server_that_drops_or_is_busy_or_knows_no_ranges_is_read_whole() {
-    for fault in
-        [Fault::None, Fault::DropsAfter(100_000), Fault::Busy(2), Fault::NoRanges, Fault::NoRangesAndDrops]
-    {
+    for fault in [
+        Fault::None,
+        Fault::DropsAfter(100_000),
+        Fault::Busy(2),
+        Fault::NoRanges,
+        Fault::NoRangesAndDrops,
+        Fault::Parts(100_000),
+    ] {
         let server = serve(text().into_bytes(), fault);
         let source = Source::parse(&format!("{}/plain", server.address)).unwrap();
         assert!(read(&source).unwrap() == [text()], "{fault:?}");
@@ -248,6 +269,8 @@ fn a_server_that_drops_or_is_busy_or_knows_no_ranges_is_read_whole() {
             Fault::DropsAfter(n) => text().len().div_ceil(n)..=text().len().div_ceil(n) + 1,
             Fault::Busy(n) => n + 1..=n + 1,
             Fault::NoRangesAndDrops => 2..=2,
+            // and one that says where the end is
+            Fault::Parts(n) => text().len().div_ceil(n) + 1..=text().len().div_ceil(n) + 1,
             _ => 1..=1,
         };
         assert!(expected.contains(&requests), "{fault:?}: {requests} requests");
@@ -271,6 +294,169 @@ fn a_server_that_lies_is_refused_with_the_reason() {
     let error = read(&Source::Url(format!("{}/nothing", server.address))).unwrap_err();
     assert_eq!(error.status(), Status::NOT_FOUND);
     assert_eq!(read(&Source::Url("http://127.0.0.1:9/x".into())).unwrap_err().status(), Status::IO);
+}
+
+#[test]
+fn columns_on_a_server_are_read_with_few_questions() {
+    let documents: Vec<String> = (0..1500).map(|i| format!("document {i}")).collect();
+    let server = serve(columns(&documents), Fault::None);
+    let name = format!("{}/resolve/a.parquet", server.address);
+    assert_eq!(read(&Source::Url(name)).unwrap(), documents);
+    // each of 13 groups has a page and a header before it
+    let requests = server.requests.load(Ordering::SeqCst);
+    assert!(requests < 10, "{requests} requests");
+}
+
+/// Answers every connection with what `reply` makes of the question's head, and closes it.
+fn replies(reply: impl Fn(&str) -> String + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let (mut head, mut bytes) = (Vec::new(), [0u8]);
+            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut bytes).is_ok_and(|n| n == 1) {
+                head.push(bytes[0]);
+            }
+            let _ = stream.write_all(reply(&String::from_utf8_lossy(&head)).as_bytes()); // as above
+        }
+    });
+    address
+}
+
+fn redirect(to: &str) -> String {
+    format!("HTTP/1.1 302 Found\r\nlocation: {to}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+}
+
+#[test]
+fn a_token_goes_to_the_first_server_alone() {
+    let answer = |head: &str| {
+        let body = if head.to_lowercase().contains("authorization: bearer secret") { "yes" } else { "no" };
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
+    };
+    let other = format!("http://{}/file", replies(answer));
+    let first = replies(move |head| match head.split(' ').nth(1) {
+        Some("/away") => redirect(&other),
+        Some("/within/x") => redirect("y"),
+        Some("/within/y") => answer(head),
+        _ => redirect("/within/x"),
+    });
+    for (path, told) in [("/within/y", "yes"), ("/within/x", "yes"), ("/", "yes"), ("/away", "no")] {
+        let blob = Blob::http(&format!("http://{first}{path}"), Some("secret")).unwrap();
+        let mut text = String::new();
+        Cursor::new(Arc::new(blob)).read_to_string(&mut text).unwrap();
+        assert_eq!(text, told, "{path}");
+    }
+}
+
+#[test]
+fn redirections_that_lead_nowhere_are_errors() {
+    let hangs_up = TcpListener::bind("127.0.0.1:0").unwrap();
+    let secured = format!("https://{}/x", hangs_up.local_addr().unwrap());
+    // what speaks no TLS is no reason to panic
+    std::thread::spawn(move || hangs_up.incoming().for_each(drop));
+    let address = replies(move |head| match head.split(' ').nth(1) {
+        Some("/secured") => redirect(&secured),
+        Some("/file") => redirect("file:///etc/passwd"),
+        Some("/lost") => "HTTP/1.1 302 Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".into(),
+        _ => redirect("/round"),
+    });
+    for (path, reason) in [
+        ("/secured", "attempts"),
+        ("/file", "file"),
+        ("/lost", "and not where"),
+        ("/round", "more than 10 redirections"),
+    ] {
+        let url = format!("http://{address}{path}");
+        let e = read(&Source::Url(url.clone())).unwrap_err();
+        assert!(e.message().contains(reason) && e.message().contains(&url), "{path}: {e}");
+    }
+    // a token that cannot stand in a header
+    let url = format!("http://{address}/");
+    let e = Blob::http(&url, Some("a\r\nb: c")).err().unwrap();
+    assert!(e.message().contains(&url) && !e.message().contains("attempts"), "{e}");
+}
+
+#[test]
+fn a_broken_download_goes_on_where_it_broke_off_and_one_at_a_time() {
+    let file = columns(&["a document".to_string()]);
+    let server = serve(file.clone(), Fault::None);
+    let dir = tempfile::tempdir().unwrap();
+    let place = hub::Place { endpoint: server.address.clone(), cache: dir.path().into(), token: None };
+    let name = HubFile::parse("hf://datasets/a/b/c.parquet").unwrap();
+    let blobs = dir.path().join("datasets--a--b/blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let part = blobs.join("blob77.part");
+    std::fs::write(&part, [b'x'; 20]).unwrap();
+    let busy = std::fs::File::open(&part).unwrap();
+    busy.try_lock().unwrap();
+    assert_eq!(name.download(&place).unwrap_err().status(), Status::BUSY);
+    drop(busy);
+    let path = name.download(&place).unwrap();
+    // what was there stays as it was, what follows is fetched
+    assert_eq!(std::fs::read(path).unwrap(), [&[b'x'; 20][..], &file[20..]].concat());
+    assert!(!part.exists());
+}
+
+#[test]
+fn a_text_without_lines_that_follow_each_other_is_cut_all_the_same() {
+    let here = Source::File("t".into());
+    for end in ["\r\n", " \n", "\n\n", "\n  ", " \n \t\n\n"] {
+        let text: String = (0..60_000).map(|i| format!("line {i} of the text{end}")).collect();
+        let mut pieces: Vec<String> = Vec::new();
+        text::pieces(text.as_bytes(), &here, &mut |piece, _| {
+            pieces.push(piece.into());
+            Ok(())
+        })
+        .unwrap();
+        assert!(pieces.concat() == text && pieces.len() > 1, "{end:?}");
+        for pair in pieces.windows(2) {
+            assert!(pair[0].len() < text::LONGEST + 100, "{end:?}: {}", pair[0].len());
+            // the cut changes no word
+            let (before, after) = (&pair[0][pair[0].len() - 100..], &pair[1][..100]);
+            let merges = |texts: &[&str]| {
+                let mut words = crate::bpe::Words::default();
+                texts.iter().for_each(|t| words.count(t).unwrap());
+                crate::bpe::Bpe::train(&words, 400, &[], 1).unwrap().merges()
+            };
+            assert_eq!(merges(&[before, after]), merges(&[[before, after].concat().as_str()]), "{end:?}");
+        }
+    }
+    // nothing but white space
+    let (spaces, mut count) = (" \n".repeat(text::LONGEST), 0);
+    text::pieces(spaces.as_bytes(), &here, &mut |_, _| {
+        count += 1;
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(count, 2);
+}
+
+#[test]
+fn a_column_shorter_than_its_group_is_an_error() {
+    // the number of rows of the only group, a varint before the end of its head
+    let file = columns(&["one".to_string(), "two".to_string()]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.parquet");
+    let mut refused = 0;
+    for at in 0..file.len() {
+        let mut bytes = file.clone();
+        // 3 rows as a zigzag number become 4
+        if bytes[at] == 6 {
+            bytes[at] = 8;
+            std::fs::write(&path, bytes).unwrap();
+            let said = read(&Source::File(path.clone())).err().map(|e| e.message().to_string());
+            refused +=
+                usize::from(said.is_some_and(|s| s.contains("a column of 3 rows where the file names 4")));
+        }
+    }
+    assert_eq!(refused, 1);
+}
+
+#[test]
+fn a_directory_is_no_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let e = read(&Source::File(dir.path().into())).unwrap_err();
+    assert!(e.message().contains("expected a file"), "{e}");
 }
 
 #[test]
@@ -323,6 +509,7 @@ fn damaged_files_are_refused_with_name_and_place() {
     let mut cases: Vec<(&str, Vec<u8>)> = vec![
         ("a.jsonl", b"{\"text\": \"a\"}\n{\"text\": 3}\n".to_vec()),
         ("b.jsonl", b"{\"text\": \"a\"\n".to_vec()),
+        ("list.json", b"[\n  {\"text\": \"a\"}\n]\n".to_vec()),
         ("c.txt", b"fine\n\xff\xfe\n".to_vec()),
         ("d.txt.gz", b"not gzip".to_vec()),
         ("e.txt.zst", b"not zstd".to_vec()),

@@ -7,7 +7,9 @@ use llm::error::{Error, Result, Status};
 use super::{Source, wrong};
 
 /// A piece is cut once it has this many bytes and a border allows it.
-const PIECE: usize = 256 << 10;
+pub(super) const PIECE: usize = 256 << 10;
+/// One with this many bytes is cut without such a border, before the white space at its end.
+pub(super) const LONGEST: usize = 4 * PIECE;
 /// The longest line; what is longer is no text, or no lines.
 const LINE: u64 = 64 << 20;
 
@@ -22,6 +24,12 @@ pub(super) fn pieces(
         if piece.len() >= PIECE && border(&piece, text) {
             f(&piece, false)?;
             piece.clear();
+        } else if piece.len() >= LONGEST {
+            // lines that end with spaces or \r, or lie apart: a word ends before white space, too
+            let end = piece.trim_end().len();
+            let end = if end == 0 { piece.len() } else { end };
+            f(&piece[..end], false)?;
+            piece.drain(..end);
         }
         piece.push_str(text);
     }
@@ -51,7 +59,14 @@ pub(super) fn rows(
     let (mut line, mut number) = (Vec::new(), 0);
     while let Some(text) = next(&mut reader, source, &mut line, &mut number)? {
         if !text.trim().is_empty() {
-            let bad = |e: serde_json::Error| wrong(Status::BAD_FORMAT, source, number, e);
+            let bad = |e: serde_json::Error| {
+                wrong(
+                    Status::BAD_FORMAT,
+                    source,
+                    number,
+                    format_args!("{e}; expected a JSON object per line"),
+                )
+            };
             f(number, &serde_json::from_str(text).map_err(bad)?)?;
         }
     }

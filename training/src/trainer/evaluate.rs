@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use llm::error::{Error, Result, Status};
 
 use super::{Evaluation, Trainer, input};
-use crate::batches::{Batch, pack, windows};
+use crate::batches::{Batch, borders, pack, windows};
 use crate::data::TokenFile;
 use crate::engine::Want;
 
@@ -77,14 +77,22 @@ impl Trainer {
             for first in (0..windows).step_by(batch) {
                 // Places without text get a target that has no loss.
                 let (mut ids, mut targets) = (vec![0; batch * length], vec![u32::MAX; batch * length]);
+                let mut starts = Vec::new();
                 for (i, w) in (first..windows.min(first + batch as u64)).enumerate() {
                     let at = w * length as u64;
                     let n = (total - at).min(length as u64) as usize;
                     file.read(at, &mut ids[i * length..i * length + n])?;
                     file.read(at + 1, &mut targets[i * length..i * length + n])?;
+                    if self.config.documents {
+                        borders(file, at, n, &mut starts);
+                        starts.resize((i + 1) * length, 0);
+                    }
                     tokens += n as u64;
                 }
-                let held = Batch { ids, targets, starts: Vec::new() };
+                if self.config.documents {
+                    starts.resize(batch * length, 0);
+                }
+                let held = Batch { ids, targets, starts };
                 loss += self.engine.run(&self.eval_tape, &self.weights, &input(&held, (0, 0)), Want::Loss);
             }
         }

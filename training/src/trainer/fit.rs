@@ -1,7 +1,7 @@
 //! Whether a configuration, a model and data fit each other, asked before a run begins.
 
 use llm::error::{Error, Result, Status};
-use llm::model::spec::Spec;
+use llm::model::spec::{Ffn, Scoring, Spec};
 
 use crate::config::Config;
 use crate::corpus::Data;
@@ -18,7 +18,8 @@ const LENGTH: usize = 1024;
 /// to begin from.
 pub(super) fn length(config: &Config, spec: &Spec, data: &[Data]) -> Result<usize> {
     let new = config.from.as_os_str().is_empty();
-    let vocab = data.iter().map(|d| d.train.vocab()).max().unwrap_or(0);
+    let files = data.iter().flat_map(|d| [Some(&d.train), d.held_out.as_ref()]).flatten();
+    let vocab = files.map(|f| f.vocab()).max().unwrap_or(0);
     let context = spec.context as usize;
     let length = match config.length {
         0 if new => context,
@@ -35,6 +36,12 @@ pub(super) fn length(config: &Config, spec: &Spec, data: &[Data]) -> Result<usiz
     }
     if !new {
         data.iter().try_for_each(|d| d.fits_checkpoint(&config.from))?;
+    }
+    let z_loss = config.model.experts.z_loss;
+    let sigmoids = |ffn: &Ffn| matches!(ffn, Ffn::Experts(x) if x.scoring == Scoring::Sigmoid);
+    if z_loss != 0.0 && spec.layers.iter().any(|layer| sigmoids(&layer.ffn)) {
+        let message = format!("model.experts.z_loss = {z_loss}: expected 0 with experts that sigmoids score");
+        return Err(Error::new(Status::INVALID_ARG, message));
     }
     let longest = config.curriculum.iter().map(|p| p.length).fold(length, usize::max);
     if longest > context {

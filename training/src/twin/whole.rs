@@ -248,7 +248,7 @@ impl Model<'_> {
         }
     }
 
-    /// The summed loss of the tokens and, beside it, what the routers add.
+    /// The summed loss of the tokens and, beside it, what the routers add: for each token with a loss the means over rows.
     fn loss(&self, ids: &[u32], targets: &[u32]) -> (f64, f64) {
         let (spec, d) = (self.spec, self.spec.width as usize);
         let embed = self.need(Slot::Embedding);
@@ -286,6 +286,8 @@ impl Model<'_> {
         let y = self.norm(&x, Some(spec.final_norm), Slot::FinalNorm, Slot::FinalNormBias);
         let head = self.get(Slot::Head).unwrap_or(embed);
         let vocab = spec.vocab as usize;
+        let learned = targets.iter().filter(|t| (**t as usize) < vocab).count() as f64;
+        let extra = extra * learned / targets.len() as f64;
         (cross_entropy(&linear(&y, head, None, vocab, d), vocab, targets), extra)
     }
 }
