@@ -24,7 +24,7 @@ macro_rules! note {
 
 /// What `say!` does.
 pub fn say(text: std::fmt::Arguments<'_>) -> Result<()> {
-    Ok(writeln!(std::io::stdout().lock(), "{text}")?)
+    writeln!(std::io::stdout().lock(), "{text}").context("standard output")
 }
 
 /// What `note!` does.
@@ -173,21 +173,15 @@ pub struct SamplingArgs {
     /// Subtract this once for every time a token was seen lately
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     pub frequency_penalty: f32,
-    /// Seed of the noise; without it one is drawn and printed
+    /// Seed of the noise; without it one is drawn, and printed where it counts
     #[arg(long)]
     pub seed: Option<u64>,
 }
 
 impl SamplingArgs {
-    /// The parameters, with a seed drawn and printed where none was given and one is needed.
+    /// The parameters, with a seed drawn where none was given.
     pub fn params(&self) -> SamplingParams {
-        let seed = self.seed.unwrap_or_else(|| {
-            let seed = u64::from(std::process::id()) ^ now_nanos();
-            if self.temperature > 0.0 {
-                note!("seed {seed}");
-            }
-            seed
-        });
+        let seed = self.seed.unwrap_or_else(|| u64::from(std::process::id()) ^ now_nanos());
         SamplingParams {
             temperature: self.temperature,
             top_k: self.top_k,
@@ -198,6 +192,13 @@ impl SamplingArgs {
             frequency_penalty: self.frequency_penalty,
             seed,
             ..SamplingParams::default()
+        }
+    }
+
+    /// Prints the seed of `params` if it was drawn and anything depends on it.
+    pub fn tell_seed(&self, params: &SamplingParams) {
+        if self.seed.is_none() && params.temperature > 0.0 {
+            note!("seed {}", params.seed);
         }
     }
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use llm::Cancel;
 use llm::model::{Model, OpenOptions};
 use llm::sampler::processor::Input;
 use llm::sampler::{Sampler, SamplingParams, Stage};
@@ -44,6 +45,11 @@ pub struct SpecArgs {
 }
 
 impl SpecArgs {
+    /// Whether anybody shall guess.
+    pub fn is_asked(&self) -> bool {
+        self.draft.is_some() || self.own_draft || self.ngram
+    }
+
     /// Speculation for `model`, if it is asked for.
     pub fn start(&self, model: &Model) -> Result<Option<Speculation>> {
         let mut options = match (&self.draft, self.ngram) {
@@ -122,14 +128,14 @@ struct Run<'a> {
 }
 
 /// Compares generations of `tokens` tokens behind `prompt`, `repetitions` times each; one object a case. `named`: only
-/// cases with this in their name.
+/// cases with this in their name. `cancel` ends it between two tokens.
 pub fn bench(
     model: &Model,
     options: SessionOptions,
     prompt: &[i32],
-    tokens: usize,
-    repetitions: usize,
+    (tokens, repetitions): (usize, usize),
     named: &str,
+    cancel: &Cancel,
 ) -> Result<Vec<Value>> {
     if tokens < 2 || prompt.is_empty() {
         bail!("--speculate needs a prefill of 1 token or more and -n 2 or more");
@@ -157,11 +163,15 @@ pub fn bench(
         Case { name: "lookup, other text", temperature: 0.0, repeats: false, guess: &ngram },
         Case { name: "lookup, other text", temperature: 0.8, repeats: false, guess: &ngram },
     ];
+    if !cases.iter().any(|case| case.name.contains(named)) {
+        let names: Vec<&str> = cases.iter().map(|case| case.name).collect();
+        bail!("--speculate={named}: it is part of no case's name; there are {}", names.join("; "));
+    }
     let mut sessions = [Session::new(model, options.clone())?, Session::new(model, options)?];
     for session in &mut sessions {
-        session.prefill(prompt, None, None)?;
+        session.prefill(prompt, Some(cancel), None)?;
     }
-    let compare = |case| compare(case, &mut sessions, prompt, tokens, repetitions, &step);
+    let compare = |case| compare(case, &mut sessions, prompt, (tokens, repetitions), &step, cancel);
     cases.iter().filter(|case| case.name.contains(named)).map(compare).collect()
 }
 
@@ -169,13 +179,14 @@ fn compare(
     case: &Case<'_>,
     [one, two]: &mut [Session; 2],
     prompt: &[i32],
-    tokens: usize,
-    repetitions: usize,
+    (tokens, repetitions): (usize, usize),
     step: &AtomicU64,
+    cancel: &Cancel,
 ) -> Result<Value> {
     // Says what will be chosen, and warms up.
     let mut first = Run::new(case, one, prompt, tokens, None)?;
     while first.ids.len() < tokens {
+        cancel.check()?;
         first.pull()?;
     }
     let known = std::mem::take(&mut first.ids);
@@ -185,6 +196,7 @@ fn compare(
         let mut plain = Run::new(case, one, prompt, tokens, None)?;
         let mut guessed = Run::new(case, two, prompt, tokens, Some((case.guess)(&known)?))?;
         while plain.ids.len() < tokens || guessed.ids.len() < tokens {
+            cancel.check()?;
             if plain.ids.len() <= guessed.ids.len() {
                 let took = u64::try_from(plain.pull()?.as_nanos()).unwrap_or(u64::MAX);
                 // The mean of the last few; the first token's logits were there.

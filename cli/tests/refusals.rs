@@ -3,14 +3,15 @@
 mod common;
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
-use common::{Ran, command, finish, interrupt, names, ok, one_line, p, refused, run, start};
+use common::{Ran, command, finish, interrupt, names, ok, one_line, p, refused, run};
 use llm_testdata::{json_lines, shared};
 
 #[test]
 fn wrong_usage_is_status_2() {
-    let wrong: [&[&str]; 10] = [
+    let wrong: [&[&str]; 13] = [
         &[],
         &["sing"],
         &["convert"],
@@ -21,6 +22,10 @@ fn wrong_usage_is_status_2() {
         &["generate", "-m", "model.llm", "-p", "text", "-n", "many"],
         &["tokenize", "--jsonl"],
         &["bench"],
+        // What would be ignored.
+        &["bench", "-m", "model.llm", "--type", "q8"],
+        &["bench", "-m", "model.llm", "--speculate", "--depth", "8"],
+        &["generate", "-m", "model.llm", "-p", "text", "--keep", "4"],
     ];
     for args in wrong {
         let ran = run(args);
@@ -48,8 +53,9 @@ fn every_verb_explains_itself() {
 fn a_missing_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let (missing, out) = (dir.path().join("missing"), dir.path().join("out"));
+    let inside = missing.join("config.yaml");
     let (missing, out) = (p(&missing), p(&out));
-    let all: [&[&str]; 14] = [
+    let all: [&[&str]; 15] = [
         &["convert", missing, "-o", out],
         &["inspect", missing],
         &["verify", missing],
@@ -64,6 +70,7 @@ fn a_missing_file_is_named() {
         &["train", "--config", missing],
         &["data", "prepare", missing, "--tokenizer", missing, "-o", out],
         &["tokenizer", "train", missing, "-o", out],
+        &["create-config", "tiny", "-o", p(&inside)],
     ];
     for args in all {
         let said = refused(args);
@@ -100,6 +107,41 @@ fn what_is_no_file_is_neither_read_nor_replaced() {
     let said = refused(&[&["generate"], &run[..], &["-t", "99999"]].concat());
     assert!(said.contains("99999 threads: expected at most 1024"), "{said}");
     ok(&[&["generate"], &run[..], &["-n", "2", "--presence-penalty", "-0.5"]].concat());
+}
+
+#[test]
+fn counts_that_cannot_be_are_refused_in_one_line() {
+    let Some(source) = shared("reference/llama_untied") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (model, ids) = (dir.path().join("m.llm"), dir.path().join("ids.json"));
+    ok(&["convert", p(&source), "-o", p(&model)]);
+    std::fs::write(&ids, format!("{:?}", vec![1; 100])).unwrap();
+    let most = usize::MAX.to_string();
+    let generate = ["generate", "-m", p(&model), "--tokens-file", p(&ids)];
+    let bench = ["bench", "-m", p(&model), "-r", "1"];
+    let all: [(&[&str], &[&str], &str); 10] = [
+        (&generate, &["-n", &most], "max_tokens"),
+        (&generate, &["-n", "4", "--count", &most], "pages"),
+        // Fewer positions than the prompt alone has pages for.
+        (&generate, &["-n", "4", "--count", "2", "-c", "10", "--page", "16"], "do not fit"),
+        (&generate, &["-n", "4", "--count", "2", "--ngram"], "--count"),
+        (&bench, &["-p", &most], "positions together"),
+        (&bench, &["-p", "1", "-d", &most], "positions together"),
+        (&bench, &["-p", "1", "-n", &most], "positions together"),
+        (&bench, &["-p", "9999999999999", "--speculate"], "positions together"),
+        (&bench, &["-p", "1", "-n", "1", "-b", &most], "pages"),
+        (&bench, &["--speculate=sorcery"], "replay, none true"),
+    ];
+    for (verb, more, want) in all {
+        let said = refused(&[verb, more].concat());
+        assert!(said.contains(want), "{more:?}: {said}");
+    }
+    // No bound on the tokens: those that the model has room for.
+    let report = common::json(&[&generate[..], &["-n", "0", "--ignore-eos", "--json"]].concat());
+    let context = common::json(&["inspect", p(&model), "--json"])["metadata"]["model"]["context"].clone();
+    let held = report["ids"].as_array().unwrap().len() + 100;
+    assert!(context.as_u64().is_some_and(|context| held as u64 >= context), "{held} of {context}");
+    assert_eq!(report["reason"], "ContextFull");
 }
 
 #[test]
@@ -175,9 +217,12 @@ fn every_damaged_file_is_refused_in_one_line() {
     }
 }
 
-/// Interrupts `args` once its temporary file is in `dir`, and again until it ends.
-fn interrupted(args: &[&str], dir: &Path) -> Ran {
-    let mut child = start(args);
+/// Interrupts the run of `args` once something is in `dir`, and again until it ends; `temporary` is its directory for
+/// temporary files.
+fn interrupted(args: &[&str], dir: &Path, temporary: &Path) -> Ran {
+    let pipe = Stdio::piped;
+    let mut run = command(args);
+    let mut child = run.env("TMPDIR", temporary).stdin(pipe()).stdout(pipe()).stderr(pipe()).spawn().unwrap();
     while names(dir).is_empty() {
         assert!(child.try_wait().unwrap().is_none(), "ended before it wrote");
         std::thread::sleep(Duration::from_millis(1));
@@ -191,12 +236,29 @@ fn interrupted(args: &[&str], dir: &Path) -> Ran {
 
 #[test]
 fn an_interrupted_conversion_leaves_no_file() {
-    let dir = tempfile::tempdir().unwrap();
+    let (dir, temporary) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let out = dir.path().join("out.llm");
-    let ran = interrupted(&["bench", "--random", "llama-8b", "--type", "q4", "-m", p(&out)], dir.path());
+    let args = ["bench", "--random", "llama-8b", "--type", "q4", "-m", p(&out)];
+    let ran = interrupted(&args, dir.path(), temporary.path());
     assert_eq!(ran.status, Some(1), "{ran:?}");
     assert!(one_line(&ran).contains("cancelled"), "{ran:?}");
     assert_eq!(names(dir.path()), [""; 0]);
+    assert_eq!(names(temporary.path()), [""; 0]);
+}
+
+#[test]
+fn an_interrupted_bench_leaves_no_temporary_file() {
+    let Some(source) = shared("reference/llama_untied") else { return };
+    let (dir, temporary) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let model = dir.path().join("m.llm");
+    ok(&["convert", p(&source), "-o", p(&model)]);
+    for more in [vec![], vec!["--speculate"]] {
+        let args = [&["bench", "-m", p(&model), "-p", "8", "-r", "100000"][..], &more].concat();
+        let ran = interrupted(&args, temporary.path(), temporary.path());
+        assert_eq!(ran.status, Some(1), "{ran:?}");
+        assert!(one_line(&ran).contains("cancelled"), "{ran:?}");
+        assert_eq!(names(temporary.path()), [""; 0]);
+    }
 }
 
 #[test]

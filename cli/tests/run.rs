@@ -335,6 +335,22 @@ fn scores_add_up_and_vectors_tell_texts_apart() {
 }
 
 #[test]
+fn a_drawn_seed_is_told_and_gives_the_text_again() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(source) = common::stories(scratch.path()) else { return };
+    let file = scratch.path().join("stories.llm");
+    ok(&["convert", p(&source), "-o", p(&file), "--type", "f32"]);
+    let generate = ["generate", "-m", p(&file), "-p", "Once", "-n", "24"];
+    for sampled in [["--temperature", "1.2"], ["--chain", "top_k=50;temperature=1.2"]] {
+        let ran = common::run(&[&generate[..], &sampled].concat());
+        let seed = ran.err.strip_prefix("seed ").unwrap_or_else(|| panic!("{ran:?}")).trim();
+        assert_eq!(ok(&[&generate[..], &sampled, &["--seed", seed]].concat()), ran.out);
+    }
+    // Nothing depends on it.
+    assert_eq!(common::run(&[&generate[..], &["--chain", "top_k=50"]].concat()).err, "");
+}
+
+#[test]
 fn several_continuations_are_those_of_their_seeds() {
     let scratch = tempfile::tempdir().unwrap();
     let Some(source) = common::stories(scratch.path()) else { return };
@@ -382,6 +398,12 @@ fn an_adapter_changes_what_is_generated_by_its_scale() {
     std::fs::write(peft.join("adapter_model.safetensors"), safetensors::serialize(tensors, None).unwrap())
         .unwrap();
     assert!(refused(&["convert", p(&peft), "-o", p(&adapter)]).contains("--base"));
+    let convert = ["convert", p(&peft), "--base", p(&file), "-o"];
+    let said = refused(&[&convert[..], &[p(&adapter), "--type", "q8"]].concat());
+    assert!(said.contains("--type") && !adapter.exists(), "{said}");
+    let before = std::fs::read(&file).unwrap();
+    let said = refused(&[&convert[..], &[p(&file)]].concat());
+    assert!(said.contains("another name") && std::fs::read(&file).unwrap() == before, "{said}");
     let said = ok(&["convert", p(&peft), "-o", p(&adapter), "--base", p(&file)]);
     assert!(said.contains("1 matrices, rank 2"), "{said}");
     let generate =

@@ -69,7 +69,8 @@ pub fn is_adapter(source: &Path) -> bool {
 ///
 /// # Errors
 /// `UNSUPPORTED` for a kind of adapter that cannot be run as it is meant, `MISMATCH` for one of another model,
-/// `BAD_FORMAT` for malformed files, `NOT_FOUND` and `IO` from the file system.
+/// `BAD_FORMAT` for malformed files and values that are not finite, `INVALID_ARG` for an output that is read,
+/// `NOT_FOUND` and `IO` from the file system.
 pub fn convert_adapter(
     source: &Path,
     base: &Path,
@@ -77,10 +78,22 @@ pub fn convert_adapter(
     options: &AdapterOptions,
 ) -> Result<AdapterSummary> {
     let at = |e: Error| e.context(source.display());
+    if checkpoint::same_file(base, out) {
+        let what = format!("{}: the output is the model of the adapter; choose another name", out.display());
+        return Err(Error::new(Status::INVALID_ARG, what));
+    }
     let config = checkpoint::read_json(&source.join("adapter_config.json"))?;
     let mut warnings = Vec::new();
     let scales = Scales::read(&config, &mut warnings).map_err(at)?;
-    let weights = Checkpoint::open(&source.join("adapter_model.safetensors"))?;
+    let (file, pickled) = (source.join("adapter_model.safetensors"), source.join("adapter_model.bin"));
+    if !file.exists() && pickled.exists() {
+        return Err(checkpoint::other_format(&pickled, "a PyTorch file"));
+    }
+    let weights = Checkpoint::open(&file)?;
+    if weights.contains(out) {
+        let what = format!("{}: the output is a file of the adapter; choose another name", out.display());
+        return Err(Error::new(Status::INVALID_ARG, what));
+    }
     let (spec, fingerprint) = read_base(base, options.only)?;
     let arch = arch::find(&spec.architecture)?;
     let wants = (arch.tensors)(&spec);
@@ -121,8 +134,8 @@ pub fn convert_adapter(
     }
     let mut writer = Writer::create(out, &metadata, Vec::new(), &plan)?;
     for (i, part) in parts.iter().enumerate() {
-        writer.append_values(2 * i, &read(&weights, part.a)?)?;
-        let (b, rank) = (read(&weights, part.b)?, part.rank as usize);
+        writer.append_values(2 * i, &read(&weights, part.a).map_err(at)?)?;
+        let (b, rank) = (read(&weights, part.b).map_err(at)?, part.rank as usize);
         // [out, rank], some rows of it, turned round
         let turned: Vec<f32> = (0..rank)
             .flat_map(|j| part.rows.iter().map(move |&row| (j, row)))
@@ -249,8 +262,14 @@ impl Scales {
                 break;
             }
         }
-        let rank = f64::from(rank);
-        Ok((alpha / if self.rank_stabilised { rank.sqrt() } else { rank }) as f32)
+        let over = if self.rank_stabilised { f64::from(rank).sqrt() } else { f64::from(rank) };
+        let scale = (alpha / over) as f32;
+        if !scale.is_finite() {
+            let what =
+                format!("adapter_config.json: alpha {alpha} over rank {rank} of `{module}` is {scale}");
+            return Err(Error::new(Status::BAD_FORMAT, what));
+        }
+        Ok(scale)
     }
 }
 
@@ -371,11 +390,15 @@ fn places(rows: Rows) -> impl Iterator<Item = u64> {
         .flat_map(move |block| (0..rows.count).map(move |i| rows.start + block * rows.stride + i * rows.step))
 }
 
-/// A tensor's values.
+/// A tensor's values, which are finite.
 fn read(weights: &Checkpoint, name: &str) -> Result<Vec<f32>> {
     let view = weights.view(name)?;
     // The file's header is checked against its length.
     let mut values = vec![0.0; view.count() as usize];
     view.read(0, &mut values, &mut Vec::new())?;
+    if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+        let what = format!("tensor `{name}` holds {value}, expected finite values");
+        return Err(Error::new(Status::BAD_FORMAT, what));
+    }
     Ok(values)
 }

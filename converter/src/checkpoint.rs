@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -126,10 +127,15 @@ impl Checkpoint {
         if path.extension().is_some_and(|e| e == "json") {
             Self::open_index(&path)
         } else {
-            let mut checkpoint = Self { shards: Vec::new(), tensors: BTreeMap::new() };
-            checkpoint.add_shard(path)?;
-            Ok(checkpoint)
+            Self::open_file(path)
         }
+    }
+
+    /// Opens one safetensors file, whatever it is called.
+    pub(crate) fn open_file(path: PathBuf) -> Result<Self> {
+        let mut checkpoint = Self { shards: Vec::new(), tensors: BTreeMap::new() };
+        checkpoint.add_shard(path)?;
+        Ok(checkpoint)
     }
 
     fn open_index(path: &Path) -> Result<Self> {
@@ -194,8 +200,7 @@ impl Checkpoint {
 
     /// Whether `path` is one of its files.
     pub(crate) fn contains(&self, path: &Path) -> bool {
-        let real = path.canonicalize().ok();
-        real.is_some_and(|real| self.shards.iter().any(|s| s.path.canonicalize().is_ok_and(|p| p == real)))
+        self.shards.iter().any(|shard| same_file(&shard.path, path))
     }
 
     /// Bytes of all its files.
@@ -294,7 +299,7 @@ fn refuse_others(path: &Path, first: &[u8]) -> Result<()> {
     Err(other_format(path, kind))
 }
 
-fn other_format(path: &Path, kind: &str) -> Error {
+pub(crate) fn other_format(path: &Path, kind: &str) -> Error {
     Error::new(
         Status::UNSUPPORTED,
         format!("{}: {kind} is not supported yet; convert from safetensors weights", path.display()),
@@ -354,17 +359,52 @@ fn refuse_name(path: &Path) -> Result<()> {
     }
 }
 
+/// Whether both are there and lead to the same file.
+pub(crate) fn same_file(one: &Path, other: &Path) -> bool {
+    one.canonicalize().is_ok_and(|one| other.canonicalize().is_ok_and(|other| one == other))
+}
+
+/// The bytes of a file that shall have `most` of them at most; `what` it is.
+pub(crate) fn read_at_most(path: &Path, most: u64, what: &str) -> Result<Vec<u8>> {
+    let failed = |e| io(path, e);
+    let file = File::open(path).map_err(failed)?;
+    let mut length = file.metadata().map_err(failed)?.len();
+    let mut bytes = Vec::new();
+    if length <= most {
+        // A device has no length and no end: what it gives counts.
+        file.take(most + 1).read_to_end(&mut bytes).map_err(failed)?;
+        length = bytes.len() as u64;
+    }
+    if length > most {
+        return Err(bad(path, format_args!("{length} bytes or more, expected at most {most} of {what}")));
+    }
+    Ok(bytes)
+}
+
 /// A JSON file of bounded size.
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
-    let length = std::fs::metadata(path).map_err(|e| io(path, e))?.len();
-    if length > MAX_JSON {
-        return Err(bad(path, format_args!("{length} bytes of JSON, expected at most {MAX_JSON}")));
-    }
-    let bytes = std::fs::read(path).map_err(|e| io(path, e))?;
+    let bytes = read_at_most(path, MAX_JSON, "JSON")?;
     serde_json::from_slice(&bytes).map_err(|e| bad(path, format_args!("malformed JSON: {e}")))
 }
 
 /// [`read_json`], `None` where there is no such file.
 pub(crate) fn read_json_if_there(path: &Path) -> Result<Option<Value>> {
     if path.is_file() { read_json(path).map(Some) } else { Ok(None) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_an_end_is_read_up_to_its_bound() {
+        let zeros = Path::new("/dev/zero");
+        let e = read_at_most(zeros, 1000, "JSON").unwrap_err();
+        assert_eq!(e.status(), Status::BAD_FORMAT);
+        assert!(e.message().contains("/dev/zero") && e.message().contains("at most 1000"), "{e}");
+        let itself = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"));
+        let length = std::fs::metadata(itself).unwrap().len();
+        assert_eq!(read_at_most(itself, length, "JSON").unwrap().len() as u64, length);
+        assert_eq!(read_at_most(itself, length - 1, "JSON").unwrap_err().status(), Status::BAD_FORMAT);
+    }
 }

@@ -214,10 +214,16 @@ fn finite(want: &Want, most: f32, row: usize) -> Result<()> {
 }
 
 fn fits(want: &Want, ty: Type, most: f32, row: usize) -> Result<()> {
-    // Halfway between the largest f16 and the next power of two: from there on it rounds to infinity.
-    if ty != Type::F16 || most < 65520.0 {
+    // Halfway between the largest number and the next power of two: from there on it rounds to infinity.
+    let (bound, wider) = match ty {
+        Type::F16 => (65520.0, "bf16"),
+        Type::Bf16 => (f32::from_bits(0x7f7f_8000), "f32"),
+        _ => return Ok(()),
+    };
+    if most < bound {
         return Ok(());
     }
-    let what = format!("tensor `{}` holds {most} in rows {row}.., too large for f16; use bf16", want.name);
+    let (name, ty) = (&want.name, ty.name());
+    let what = format!("tensor `{name}` holds {most} in rows {row}.., too large for {ty}; use {wider}");
     Err(Error::new(Status::UNSUPPORTED, what))
 }

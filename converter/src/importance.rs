@@ -4,15 +4,16 @@
 //! safetensors, F32, a tensor per matrix under the name it has in the .llm file:
 //!     [columns], or [count, columns] for a stack: mean squares of what that column was multiplied with
 //! ```
-//! An error in a weight costs as much as the square of its input. It is read whole: a few numbers per matrix.
+//! An error in a weight costs as much as the square of its input. What a conversion asks for is read, no more.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use llm::importance::Columns;
 use llm::model::arch::Want;
 use llm::{Error, Result, Status};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, TensorView};
+
+use crate::checkpoint::Checkpoint;
 
 /// Part of a matrix's mean importance that every column has besides: what a text never moves may move in another.
 const FLOOR: f32 = 0.01;
@@ -20,7 +21,7 @@ const FLOOR: f32 = 0.01;
 /// Importance by tensor.
 pub(crate) struct Importance {
     place: String,
-    tensors: HashMap<String, (Vec<usize>, Vec<f32>)>,
+    file: Checkpoint,
 }
 
 /// The bytes of a file of importance.
@@ -47,49 +48,51 @@ pub fn serialize(columns: &[Columns]) -> Result<Vec<u8>> {
 }
 
 impl Importance {
-    /// Reads a file that [`serialize`] made.
+    /// Opens a file that [`serialize`] made.
     ///
     /// # Errors
-    /// `IO`, `NOT_FOUND`; `BAD_FORMAT` for a file that is no safetensors, another type than F32, a number that is
-    /// negative or not finite.
+    /// `IO`, `NOT_FOUND`; `BAD_FORMAT` for a file that is no safetensors, or has another type than F32; `UNSUPPORTED` for
+    /// what is known as another format.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let place = path.display().to_string();
-        let bytes = std::fs::read(path).map_err(|e| Error::from(e).context(&place))?;
-        let bad = |what: String| Error::new(Status::BAD_FORMAT, format!("{place}: {what}"));
-        let file = SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;
-        let mut tensors = HashMap::new();
-        for (name, view) in file.iter() {
-            if view.dtype() != Dtype::F32 {
-                return Err(bad(format!("tensor `{name}` is {:?}, expected F32", view.dtype())));
+        let importance =
+            Self { place: path.display().to_string(), file: Checkpoint::open_file(path.into())? };
+        for (name, entry) in importance.file.tensors() {
+            if entry.dtype() != "F32" {
+                return Err(importance.bad(format!("tensor `{name}` is {}, expected F32", entry.dtype())));
             }
-            let values: Vec<f32> = view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-            if let Some(value) = values.iter().find(|v| !v.is_finite() || **v < 0.0) {
-                return Err(bad(format!("tensor `{name}` holds {value}, expected a mean square")));
-            }
-            tensors.insert(name.to_owned(), (view.shape().to_vec(), values));
         }
-        Ok(Self { place, tensors })
+        Ok(importance)
+    }
+
+    fn bad(&self, what: String) -> Error {
+        Error::new(Status::BAD_FORMAT, format!("{}: {what}", self.place))
     }
 
     /// The importance of the columns of `want`, `[columns]` or `[count · columns]`, if the file has it.
     ///
     /// # Errors
-    /// `BAD_FORMAT` for one of another shape.
+    /// `IO`; `BAD_FORMAT` for one of another shape, and for a number that is negative or not finite.
     pub(crate) fn of(&self, want: &Want) -> Result<Option<Vec<f32>>> {
-        let Some((shape, values)) = self.tensors.get(&want.name) else { return Ok(None) };
+        let name = &want.name;
+        let Some(entry) = self.file.tensors().get(name) else { return Ok(None) };
         let expected = match want.shape[..] {
-            [_, columns] => vec![columns as usize],
-            [count, _, columns] => vec![count as usize, columns as usize],
+            [_, columns] => vec![columns],
+            [count, _, columns] => vec![count, columns],
             _ => vec![],
         };
-        if *shape != expected {
-            let what = format!(
-                "{}: tensor `{}` of shape {shape:?}, expected {expected:?}; the importance is that of another model",
-                self.place, want.name
-            );
-            return Err(Error::new(Status::BAD_FORMAT, what));
+        if entry.shape != expected {
+            return Err(self.bad(format!(
+                "tensor `{name}` of shape {:?}, expected {expected:?}; the importance is that of another model",
+                entry.shape
+            )));
         }
-        let columns = expected.last().copied().unwrap_or(1).max(1);
+        let view = self.file.view(name)?;
+        let mut values = vec![0.0; view.count() as usize];
+        view.read(0, &mut values, &mut Vec::new())?;
+        if let Some(value) = values.iter().find(|v| !v.is_finite() || **v < 0.0) {
+            return Err(self.bad(format!("tensor `{name}` holds {value}, expected a mean square")));
+        }
+        let columns = expected.last().map_or(1, |&columns| columns as usize).max(1);
         let smooth = |part: &[f32]| {
             let floor = FLOOR * part.iter().sum::<f32>() / columns as f32;
             part.iter().map(|v| v + floor).collect::<Vec<_>>()
@@ -102,11 +105,9 @@ impl Importance {
     /// # Errors
     /// `BAD_FORMAT`.
     pub(crate) fn fits(&self, wants: &[Want]) -> Result<()> {
-        if wants.iter().any(|want| self.tensors.contains_key(&want.name)) {
+        if wants.iter().any(|want| self.file.tensors().contains_key(&want.name)) {
             return Ok(());
         }
-        let what =
-            format!("{}: holds the name of no tensor; the importance is that of another model", self.place);
-        Err(Error::new(Status::BAD_FORMAT, what))
+        Err(self.bad("holds the name of no tensor; the importance is that of another model".into()))
     }
 }

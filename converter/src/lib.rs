@@ -95,7 +95,7 @@ pub struct Summary {
 /// # Errors
 /// `UNSUPPORTED` for an architecture, a setting or a format that is not supported, `BAD_FORMAT` for a malformed
 /// checkpoint or one whose tensors do not match, `NOT_FOUND` and `IO` from the file system, `INVALID_ARG` for an
-/// output that is part of the checkpoint, `CANCELLED`.
+/// output that is one of the files it reads weights from, `CANCELLED`.
 pub fn convert(source: &Path, out: &Path, options: &Options, progress: &dyn Progress) -> Result<Summary> {
     let checkpoint = Checkpoint::open(source)?;
     if checkpoint.contains(out) {
@@ -108,6 +108,13 @@ pub fn convert(source: &Path, out: &Path, options: &Options, progress: &dyn Prog
     let mut wants = (arch.tensors)(&spec);
     let own = wants.len();
     let second = options.draft.as_deref().map(Second::open).transpose()?;
+    let importance = options.importance.as_deref();
+    if second.as_ref().is_some_and(|second| second.checkpoint.contains(out))
+        || importance.is_some_and(|file| checkpoint::same_file(file, out))
+    {
+        let what = format!("{}: the output is a file that is read; choose another name", out.display());
+        return Err(Error::new(Status::INVALID_ARG, what));
+    }
     let head = Draft::behind(&spec, |name| checkpoint.tensors().contains_key(name));
     let head = head.filter(|_| second.is_none());
     if let Some(head) = &head {
@@ -115,7 +122,7 @@ pub fn convert(source: &Path, out: &Path, options: &Options, progress: &dyn Prog
     }
     let mut wants = match_tensors(arch, &spec, wants, &checkpoint).map_err(|e| e.context(dir.display()))?;
     let of_draft = wants.split_off(own);
-    let importance = options.importance.as_deref().map(importance::Importance::read).transpose()?;
+    let importance = importance.map(importance::Importance::read).transpose()?;
     let mut items = encode::items(wants, options.ty, importance.as_ref())?;
     let of_draft = second.as_ref().map_or(of_draft, |second| second.wants.clone());
     items.extend(encode::items(of_draft, options.ty, None)?);
@@ -145,7 +152,7 @@ pub fn convert(source: &Path, out: &Path, options: &Options, progress: &dyn Prog
             dir.display()
         )),
     }
-    metadata::templates(&dir, tokenizer_config.as_ref(), &mut metadata);
+    metadata::templates(&dir, tokenizer_config.as_ref(), &mut metadata)?;
     metadata.insert("generation".into(), metadata::generation(&dir, &config)?);
     metadata.insert("provenance".into(), metadata::provenance(&name, &config, &checkpoint));
     if let Some(license) = metadata::license(&dir) {
@@ -333,8 +340,9 @@ fn write(
         .map(|i| TensorPlan { name: i.want.name.clone(), ty: i.ty, shape: i.want.shape.clone() })
         .collect();
     let mut writer = Writer::create(out, &metadata, sections.into_iter().collect(), &plan)?;
-    encode::run(items, origin, progress, |tensor, bytes| Ok(writer.append(tensor, bytes)?))?;
-    writer.finish()?;
+    let failed = |e: llm_format::Error| Error::from(e).context(out.display());
+    encode::run(items, origin, progress, |tensor, bytes| writer.append(tensor, bytes).map_err(failed))?;
+    writer.finish().map_err(failed)?;
     Ok(Summary {
         architecture: spec.architecture.clone(),
         tensors: items.len(),

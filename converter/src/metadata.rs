@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use llm::Result;
+use llm::{Error, Result, Status};
 use llm_format::quant::Type;
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::{Checkpoint, read_json_if_there};
+use crate::checkpoint::{Checkpoint, read_at_most, read_json_if_there};
 
-/// The most a template or a licence may be.
+/// The most a template, a licence or a model card may be.
 const MAX_TEXT: u64 = 1 << 20;
 
 /// Keys of `generation_config.json` that are carried over as they are.
@@ -29,8 +29,23 @@ fn text(path: &Path) -> Option<String> {
     if length > MAX_TEXT { None } else { std::fs::read_to_string(path).ok() }
 }
 
+/// A template's file, `None` where there is none. One that cannot be read is an error: another one in its place, or none,
+/// would make other prompts.
+fn template(path: &Path) -> Result<Option<String>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let bytes = read_at_most(path, MAX_TEXT, "a template")?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let what = format!("{}: expected UTF-8 text, got an invalid byte at offset {at}", path.display());
+        Error::new(Status::BAD_FORMAT, what)
+    });
+    text.map(Some)
+}
+
 /// Templates: `chat_template` for one, `chat_templates` for those with a name.
-pub(crate) fn templates(dir: &Path, tokenizer: Option<&Value>, out: &mut Map<String, Value>) {
+pub(crate) fn templates(dir: &Path, tokenizer: Option<&Value>, out: &mut Map<String, Value>) -> Result<()> {
     let mut default = None;
     let mut named = Map::new();
     match tokenizer.and_then(|t| t.get("chat_template")) {
@@ -46,13 +61,10 @@ pub(crate) fn templates(dir: &Path, tokenizer: Option<&Value>, out: &mut Map<Str
         _ => {}
     }
     // The files of newer checkpoints win over the keys of older ones, as in the transformers library.
-    if let Some(s) = text(&dir.join("chat_template.jinja")) {
+    if let Some(s) = template(&dir.join("chat_template.jinja"))? {
         default = Some(s);
-    } else if let Some(Value::String(s)) = read_json_if_there(&dir.join("chat_template.json"))
-        .ok()
-        .flatten()
-        .as_ref()
-        .and_then(|v| v.get("chat_template"))
+    } else if let Some(Value::String(s)) =
+        read_json_if_there(&dir.join("chat_template.json"))?.as_ref().and_then(|v| v.get("chat_template"))
     {
         default = Some(s.clone());
     }
@@ -61,7 +73,7 @@ pub(crate) fn templates(dir: &Path, tokenizer: Option<&Value>, out: &mut Map<Str
         .unwrap_or_default();
     files.sort();
     for file in files.iter().filter(|f| f.extension().is_some_and(|e| e == "jinja")) {
-        if let (Some(name), Some(s)) = (file.file_stem().and_then(|s| s.to_str()), text(file)) {
+        if let (Some(name), Some(s)) = (file.file_stem().and_then(|s| s.to_str()), template(file)?) {
             named.insert(name.into(), s.into());
         }
     }
@@ -73,6 +85,7 @@ pub(crate) fn templates(dir: &Path, tokenizer: Option<&Value>, out: &mut Map<Str
         named.sort_keys();
         out.insert("chat_templates".into(), named.into());
     }
+    Ok(())
 }
 
 /// The tokenizer's kind, and its special tokens' texts, which templates name.

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use common::*;
 use llm::Status;
+use llm_convert::adapter::{AdapterOptions, convert_adapter};
 use llm_convert::checkpoint::Checkpoint;
 use llm_convert::{Options, Progress};
 use llm_format::quant::Type;
@@ -193,6 +194,115 @@ fn a_checkpoint_is_not_overwritten() {
     let e = convert(&dir, &dir.join("model.safetensors"), Type::Q4).unwrap_err();
     assert_eq!(e.status(), Status::INVALID_ARG, "{e}");
     load(&dir);
+}
+
+#[test]
+fn a_drafts_checkpoint_and_a_file_of_importance_are_not_overwritten() {
+    let Some(source) = reference("llama_tied") else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let Some(dir) = changed("llama_tied", temp.path(), |_| {}) else { return };
+    let weights = dir.join("model.safetensors");
+    let before = std::fs::read(&weights).unwrap();
+    for options in [
+        Options { draft: Some(dir.clone()), ..Options::default() },
+        Options { importance: Some(weights.clone()), ..Options::default() },
+    ] {
+        let e = llm_convert::convert(&source, &weights, &options, &()).unwrap_err();
+        assert_eq!(e.status(), Status::INVALID_ARG, "{e}");
+        assert!(std::fs::read(&weights).unwrap() == before);
+    }
+}
+
+#[test]
+fn importance_that_is_no_mean_square_or_of_another_type_is_refused() {
+    let Some(source) = reference("llama_tied") else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let (file, out) = (temp.path().join("importance"), temp.path().join("out.llm"));
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let columns = load(&source)[name].shape[1];
+    let options = Options { importance: Some(file.clone()), ..Options::default() };
+    let convert = |dtype: Dtype, value: &[u8]| {
+        let stored = Stored { dtype, shape: vec![columns], data: value.repeat(columns) };
+        save(&Weights::from([(name.to_owned(), stored)]), &file);
+        llm_convert::convert(&source, &out, &options, &())
+    };
+    convert(Dtype::F32, &1f32.to_le_bytes()).unwrap();
+    for (dtype, value, words) in [
+        (Dtype::F32, (-1f32).to_le_bytes().to_vec(), "holds -1, expected a mean square"),
+        (Dtype::F32, f32::NAN.to_le_bytes().to_vec(), "holds NaN"),
+        (Dtype::BF16, vec![0, 0], "BF16, expected F32"),
+    ] {
+        let e = convert(dtype, &value).unwrap_err();
+        assert_eq!(e.status(), Status::BAD_FORMAT, "{e}");
+        assert!(e.message().contains(words) && e.message().contains("importance"), "{e}");
+    }
+}
+
+#[test]
+fn a_value_that_would_become_infinite_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    for (ty, value, wider) in [(Type::F16, 65520.0, "bf16"), (Type::Bf16, f32::MAX, "f32")] {
+        let dir = changed("llama_tied", &temp.path().join(wider), |w| {
+            let stored = w.get_mut("model.layers.0.mlp.up_proj.weight").unwrap();
+            let mut values = stored.values();
+            values[3] = value;
+            *stored = Stored {
+                dtype: Dtype::F32,
+                shape: stored.shape.clone(),
+                data: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            };
+        });
+        let Some(dir) = dir else { return };
+        let out = temp.path().join("out.llm");
+        let e = convert(&dir, &out, ty).unwrap_err();
+        assert_eq!(e.status(), Status::UNSUPPORTED, "{e}");
+        let words = format!("too large for {}; use {wider}", ty.name());
+        assert!(e.message().contains(&words) && e.message().contains("up_proj"), "{e}");
+        convert(&dir, &out, Type::F32).unwrap();
+    }
+}
+
+#[test]
+fn an_adapter_that_no_session_could_use_is_refused_and_nothing_it_is_made_of_is_overwritten() {
+    let Some(base) = reference("phi3") else { return };
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/peft/phi3");
+    let temp = tempfile::tempdir().unwrap();
+    let (dir, out) = (temp.path().join("adapter"), temp.path().join("out.llm"));
+    std::fs::create_dir(&dir).unwrap();
+    let config = std::fs::read_to_string(from.join("adapter_config.json")).unwrap();
+    let weights = std::fs::read(from.join("adapter_model.safetensors")).unwrap();
+    let (config_file, weights_file) =
+        (dir.join("adapter_config.json"), dir.join("adapter_model.safetensors"));
+    let put = |config: &str, weights: &[u8]| {
+        std::fs::write(&config_file, config).unwrap();
+        std::fs::write(&weights_file, weights).unwrap();
+    };
+    let refused = |base: &Path, out: &Path, status: Status, words: &str| {
+        let e = convert_adapter(&dir, base, out, &AdapterOptions::default()).unwrap_err();
+        assert_eq!(e.status(), status, "{e}");
+        assert!(e.message().contains(words), "no `{words}` in: {e}");
+    };
+    let mut poisoned = weights.clone();
+    let last = poisoned.len() - 4;
+    poisoned[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    put(&config, &poisoned);
+    refused(&base, &out, Status::BAD_FORMAT, "holds NaN");
+    let mut endless: serde_json::Value = serde_json::from_str(&config).unwrap();
+    endless["lora_alpha"] = serde_json::json!(1e300);
+    put(&endless.to_string(), &weights);
+    refused(&base, &out, Status::BAD_FORMAT, "is inf");
+    assert_eq!(files(temp.path()), ["adapter"]);
+
+    put(&config, &weights);
+    refused(&base, &weights_file, Status::INVALID_ARG, "another name");
+    assert!(std::fs::read(&weights_file).unwrap() == weights);
+    let model = temp.path().join("model.llm");
+    convert(&base, &model, Type::Q8).unwrap();
+    refused(&model, &model, Status::INVALID_ARG, "another name");
+    convert_adapter(&dir, &model, &out, &AdapterOptions::default()).unwrap();
+
+    std::fs::rename(&weights_file, dir.join("adapter_model.bin")).unwrap();
+    refused(&base, &out, Status::UNSUPPORTED, "adapter_model.bin: a PyTorch file");
 }
 
 #[test]

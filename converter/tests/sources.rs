@@ -172,6 +172,26 @@ fn named_templates_of_the_tokenizers_configuration_are_carried_over() {
 }
 
 #[test]
+fn a_template_that_cannot_be_read_is_no_reason_to_take_another() {
+    let temp = tempfile::tempdir().unwrap();
+    let Some(dir) = changed("llama_tied", temp.path(), |_| {}) else { return };
+    let out = temp.path().join("out.llm");
+    std::fs::write(dir.join("tokenizer_config.json"), json!({"chat_template": "old"}).to_string()).unwrap();
+    for (name, bytes, words) in [
+        ("chat_template.jinja", b"{{ messages }}\xff".to_vec(), "offset 14"),
+        ("chat_template.jinja", vec![b'a'; (1 << 20) + 1], "at most 1048576"),
+        ("chat_template.json", b"{".to_vec(), "malformed JSON"),
+    ] {
+        std::fs::write(dir.join(name), bytes).unwrap();
+        let e = convert(&dir, &out, Type::Q4).unwrap_err();
+        assert_eq!(e.status(), Status::BAD_FORMAT, "{e}");
+        assert!(e.message().contains(name) && e.message().contains(words), "{e}");
+        std::fs::remove_file(dir.join(name)).unwrap();
+        assert!(!out.exists());
+    }
+}
+
+#[test]
 fn a_random_model_is_whole_and_the_same_each_time() {
     let temp = tempfile::tempdir().unwrap();
     let (a, b) = (temp.path().join("a.llm"), temp.path().join("b.llm"));
@@ -190,11 +210,25 @@ fn a_random_model_is_whole_and_the_same_each_time() {
     assert!(e.message().contains("llama-9000b") && e.message().contains("smol-135m"), "{e}");
 }
 
+/// Cancels at the first chance.
+struct Stop;
+impl llm_convert::Progress for Stop {
+    fn advance(&self, _: u64, _: u64) -> bool {
+        false
+    }
+}
+
 #[test]
-fn every_random_shape_can_be_described() {
-    // Small ones are written above; here only the lists are made.
-    assert!(llm_convert::SHAPES.iter().any(|s| s.name == "llama-1b"));
-    let mut names: Vec<_> = llm_convert::SHAPES.iter().map(|s| s.name).collect();
-    names.dedup();
-    assert_eq!(names.len(), 5);
+fn every_random_shape_and_scaling_can_be_described() {
+    let temp = tempfile::tempdir().unwrap();
+    let out = temp.path().join("out.llm");
+    let shapes = llm_convert::SHAPES.iter().map(|shape| (shape.name, None));
+    let scalings = llm_convert::SCALINGS.iter().map(|scaling| ("smol-135m", Some(*scaling)));
+    for (name, scaling) in shapes.chain(scalings) {
+        let options = llm_convert::RandomOptions { scaling, layers: Some(1), vocab: Some(64) };
+        // Where it comes to writing, configuration and list of tensors were right.
+        let e = llm_convert::random_with(name, &options, Type::Q4, &out, &Stop).unwrap_err();
+        assert_eq!(e.status(), Status::CANCELLED, "{name}, {scaling:?}: {e}");
+    }
+    assert_eq!(files(temp.path()), [""; 0]);
 }

@@ -2,12 +2,12 @@
 //!
 //! It lies outside the repository, in the directory that `LIBLLM_SHARED` names (default: `shared` beside the
 //! checkout). A test that needs it asks [`shared`]; where it is missing the test says so on standard error in a
-//! line that begins with `not run:` and returns. `.ci/run` counts those lines and fails if the material is there.
+//! line that begins with `not run:` and returns. `.ci/run` fails if there is such a line.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// The path of `sub` inside the shared material, or `None`, counted as not run, where it is missing.
+/// The path of `sub` inside the shared material, or `None`, told as not run, where there is none.
 ///
 /// # Panics
 /// If the material is there but `sub` is not: a test that names a wrong path must not pass.
@@ -25,7 +25,7 @@ pub fn shared(sub: &str) -> Option<PathBuf> {
     Some(path)
 }
 
-/// Says that a test did not run, past the test runner's capture, in the form `.ci/run` counts.
+/// Says that a test did not run, past the test runner's capture, in the form `.ci/run` looks for.
 pub fn not_run(why: &str) {
     // Not eprintln!: the runner would swallow it for a test that passes. In one piece and on a line of its own, for
     // other tests print meanwhile.

@@ -15,6 +15,7 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use llm::Cancel;
 use llm::kv::{KvOptions, KvPool};
 use llm::model::Model;
 use llm::session::Session;
@@ -25,6 +26,7 @@ use serde_json::{Value, json};
 
 use crate::common::{self, RunArgs};
 use crate::speculate;
+use crate::stop::Writing;
 
 /// Measure speed
 #[derive(clap::Args)]
@@ -36,7 +38,7 @@ pub struct Args {
     #[arg(long, value_name = "SHAPE")]
     random: Option<String>,
     /// Type of the random weights
-    #[arg(long = "type", default_value = "q4", value_parser = common::types())]
+    #[arg(long = "type", default_value = "q4", requires = "random", value_parser = common::types())]
     ty: String,
     /// Let the random model's rotary angles be scaled from 2,048 to 32,768 tokens: linear, dynamic, llama3, yarn, longrope
     #[arg(long, value_name = "KIND", requires = "random", value_parser = llm_convert::SCALINGS.to_vec())]
@@ -56,7 +58,7 @@ pub struct Args {
     /// Compare generations of -n tokens with and without guessed tokens instead; with a text, the cases that have it in
     /// their name
     #[arg(long, value_name = "CASES", num_args = 0..=1, require_equals = true, default_missing_value = "")]
-    #[arg(conflicts_with = "batch")]
+    #[arg(conflicts_with_all = ["batch", "depth"])]
     speculate: Option<String>,
     /// Repetitions
     #[arg(short, long, default_value_t = 5, value_parser = common::positive)]
@@ -73,6 +75,10 @@ pub fn run(args: &Args) -> Result<()> {
     if args.batch == 0 {
         bail!("-b 0: expected at least one sequence");
     }
+    args.positions()?;
+    // Whatever is under way looks at it; what lies in the temporary directory may be large.
+    let cancel = crate::stop::on_ctrl_c();
+    let _writing = Writing::begin();
     let scratch = tempfile::tempdir().context("a temporary directory")?;
     let path = match (&args.random, &args.model) {
         (Some(shape), out) => {
@@ -84,9 +90,9 @@ pub fn run(args: &Args) -> Result<()> {
         (None, None) => bail!("give -m FILE or --random SHAPE"),
     };
     if let Some(cases) = &args.speculate {
-        return compare(args, &path, cases);
+        return compare(args, &path, cases, &cancel);
     }
-    let report = measure(args, &path, scratch.path())?;
+    let report = measure(args, &path, scratch.path(), &cancel)?;
     if args.json {
         say!("{report}")?;
     } else {
@@ -95,13 +101,32 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+impl Args {
+    /// Positions of a session.
+    fn positions(&self) -> Result<usize> {
+        /// No model has more.
+        const MOST: usize = 1 << 30;
+        let sum = self.depth.checked_add(self.prefill).and_then(|sum| sum.checked_add(self.decode));
+        match sum.filter(|sum| *sum < MOST) {
+            Some(sum) => Ok(sum + 1),
+            None => bail!(
+                "-d {}, -p {}, -n {}: expected fewer than {MOST} positions together",
+                self.depth,
+                self.prefill,
+                self.decode
+            ),
+        }
+    }
+}
+
 /// Speculation beside plain decoding.
-fn compare(args: &Args, path: &Path, cases: &str) -> Result<()> {
+fn compare(args: &Args, path: &Path, cases: &str, cancel: &Cancel) -> Result<()> {
     let model = args.run.open(path)?;
     let vocab = i64::from(model.spec().vocab);
     let prompt: Vec<i32> = (0..args.prefill).map(|i| ((i as i64 * 7919 + 13) % vocab) as i32).collect();
-    let options = args.run.session_options(args.prefill + args.decode + 1)?;
-    let cases = speculate::bench(&model, options, &prompt, args.decode, args.repetitions, cases)?;
+    let options = args.run.session_options(args.positions()?)?;
+    let counts = (args.decode, args.repetitions);
+    let cases = speculate::bench(&model, options, &prompt, counts, cases, cancel)?;
     if args.json {
         let (isa, threads) = (model.runtime().isa(), model.runtime().threads());
         say!("{}", json!({ "isa": isa, "threads": threads, "tokens": args.decode, "speculation": cases }))
@@ -120,8 +145,13 @@ fn make_random(shape: &str, args: &Args, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn measure(args: &Args, path: &Path, scratch: &Path) -> Result<Value> {
-    let start = (0..args.repetitions.max(3)).map(|_| start_to_first_token(args, path, scratch));
+fn measure(args: &Args, path: &Path, scratch: &Path, cancel: &Cancel) -> Result<Value> {
+    let start = (0..args.repetitions.max(3)).map(|_| {
+        let start = start_to_first_token(args, path, scratch);
+        // Ctrl-C in a terminal ends that process, too.
+        cancel.check()?;
+        start
+    });
     let start: Vec<Start> = start.collect::<Result<_>>()?;
 
     let model = args.run.open(path)?;
@@ -131,7 +161,7 @@ fn measure(args: &Args, path: &Path, scratch: &Path) -> Result<Value> {
     let (depth, prompt) = ids.split_at(args.depth);
     let mut sequences = Sequences::new(args, &model)?;
     for session in &mut sequences.sessions {
-        session.prefill(depth, None, None)?;
+        session.prefill(depth, Some(cancel), None)?;
     }
 
     let weights = model.weight_bytes_per_token();
@@ -142,13 +172,14 @@ fn measure(args: &Args, path: &Path, scratch: &Path) -> Result<Value> {
     for turn in 0..=args.repetitions {
         sequences.sessions.iter_mut().try_for_each(|session| session.truncate(args.depth))?;
         let started = Instant::now();
-        sequences.sessions.iter_mut().try_for_each(|session| session.prefill(prompt, None, None))?;
+        sequences.sessions.iter_mut().try_for_each(|session| session.prefill(prompt, Some(cancel), None))?;
         let prefilled = started.elapsed().as_secs_f64();
         if prompt.is_empty() && depth.is_empty() {
             sequences.sessions.iter_mut().try_for_each(|session| session.prefill(&[0], None, None))?;
         }
         let started = Instant::now();
         for i in 0..args.decode {
+            cancel.check()?;
             sequences.decode(|sequence| ((i as i64 * 104_729 + sequence as i64 * 31 + 7) % vocab) as i32)?;
         }
         let decoded = started.elapsed().as_secs_f64();
@@ -198,7 +229,7 @@ struct Sequences {
 
 impl Sequences {
     fn new(args: &Args, model: &Model) -> Result<Self> {
-        let options = args.run.session_options(args.depth + args.prefill + args.decode + 1)?;
+        let options = args.run.session_options(args.positions()?)?;
         if args.batch == 1 {
             let sessions = vec![Session::new(model, options)?];
             return Ok(Self { sessions, batch: None, ids: Vec::new() });
@@ -206,8 +237,9 @@ impl Sequences {
         let kv =
             KvOptions { page: options.page, kv: options.kv, prefix_cache: false, ..KvOptions::default() };
         let pool = KvPool::new(model, &kv)?;
-        let pages = args.batch * options.max_tokens.div_ceil(options.page);
-        pool.resize(pool.stats().page_bytes * pool.stats().groups * pages as u64)?;
+        let pages = args.batch.saturating_mul(options.max_tokens.div_ceil(options.page));
+        let stats = pool.stats();
+        pool.resize((stats.page_bytes * stats.groups).saturating_mul(pages as u64))?;
         let sessions = (0..args.batch).map(|_| Session::in_pool(&pool, options.clone()));
         let sessions = sessions.collect::<llm::Result<_>>()?;
         Ok(Self { sessions, batch: Some(Batch::new(&pool)?), ids: Vec::new() })
@@ -242,6 +274,8 @@ fn start_to_first_token(args: &Args, path: &Path, scratch: &Path) -> Result<Star
     let mut child = std::process::Command::new(std::env::current_exe()?)
         .args(["generate", "--ignore-eos", "-n", "1", "--json"])
         .args(["-t", &args.run.threads.to_string(), "-c", &context.to_string(), "--kv", &args.run.kv])
+        .args(["--page", &args.run.page, "--chunk", &args.run.chunk.to_string()])
+        .args(["--determinism", &args.run.determinism, "--rope", &args.run.rope])
         .arg("-m")
         .arg(path)
         .arg("--tokens-file")

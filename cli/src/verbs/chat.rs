@@ -113,11 +113,13 @@ impl Talk {
             .with_context(|| format!("{} (`libllm generate` needs none)", args.model.model.display()))?;
         let system: Vec<Value> =
             args.system.iter().map(|text| json!({"role": "system", "content": text})).collect();
+        let sampling = args.sampling.params();
+        args.sampling.tell_seed(&sampling);
         Ok(Self {
             model: model.clone(),
             template,
             session: args.model.session(model, model.spec().context as usize)?,
-            sampling: args.sampling.params(),
+            sampling,
             max_tokens: args.max_tokens,
             branches: vec![system.clone()],
             system,

@@ -21,9 +21,9 @@ pub struct Args {
     /// The file to write
     #[arg(short, long, value_name = "OUT.llm")]
     out: PathBuf,
-    /// Type of the matrices
-    #[arg(long = "type", default_value = "q4", value_parser = common::types())]
-    ty: String,
+    /// Type of the matrices (without it q4)
+    #[arg(long = "type", value_parser = common::types())]
+    ty: Option<String>,
     /// Split pattern of the tokenizer where its files carry none: llama3, qwen2, cl100k, gpt2 or a regular
     /// expression
     #[arg(long, value_name = "PATTERN")]
@@ -50,14 +50,15 @@ pub fn run(args: &Args) -> Result<()> {
     if args.base.is_some() {
         bail!("--base: {} is not an adapter: it has no adapter_config.json", args.source.display());
     }
-    let ty = Type::parse(&args.ty).with_context(|| format!("--type {}: unknown", args.ty))?;
-    let options = llm_convert::Options {
-        ty,
+    let mut options = llm_convert::Options {
         pattern: args.pattern.clone(),
         importance: args.importance.clone(),
         draft: args.draft.clone(),
         ..llm_convert::Options::default()
     };
+    if let Some(ty) = &args.ty {
+        options.ty = Type::parse(ty).with_context(|| format!("--type {ty}: unknown"))?;
+    }
     let summary = convert(&args.source, &args.out, &options)?;
     say!("{summary}")?;
     Ok(())
@@ -68,6 +69,17 @@ fn adapter(args: &Args) -> Result<()> {
     let Some(base) = &args.base else {
         bail!("{}: an adapter needs its model: name it with --base", args.source.display());
     };
+    let of_models = [
+        ("--type", args.ty.is_some()),
+        ("--pattern", args.pattern.is_some()),
+        ("--importance", args.importance.is_some()),
+        ("--draft", args.draft.is_some()),
+    ];
+    if let Some((flag, _)) = of_models.iter().find(|(_, given)| *given) {
+        bail!("{flag}: {} is an adapter, for which it says nothing", args.source.display());
+    }
+    // It takes a moment: Ctrl-C lets it come to its end, and with it to that of its temporary file.
+    crate::stop::on_ctrl_c();
     let _writing = Writing::begin();
     let options = AdapterOptions { only: args.only, ..AdapterOptions::default() };
     let summary = convert_adapter(&args.source, base, &args.out, &options)?;

@@ -1,10 +1,13 @@
 //! `libllm create-config`: the settings of a preset as a file to edit.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use llm_train::Config;
 use llm_train::presets::PRESETS;
+
+use crate::common;
 
 /// Write the settings of a preset to a file for `train --config`; without a name, list the presets
 #[derive(clap::Args)]
@@ -34,9 +37,8 @@ pub fn run(args: &Args) -> Result<()> {
     let json = args.out.extension().is_some_and(|e| e == "json");
     let text = if json { config.to_json() + "\n" } else { config.to_yaml()? };
     if args.out.as_os_str() == "-" {
-        say!("{}", text.trim_end())?;
+        say!("{}", text.trim_end())
     } else {
-        std::fs::write(&args.out, text)?;
+        common::write_whole(&args.out, |out| Ok(out.write_all(text.as_bytes())?))
     }
-    Ok(())
 }

@@ -28,7 +28,7 @@ pub struct Args {
     /// JSON array of ids in place of a text
     #[arg(long, value_name = "IDS.json", conflicts_with = "prompt")]
     tokens_file: Option<PathBuf>,
-    /// Tokens to generate at most
+    /// Tokens to generate at most (0: as many as the context has room for)
     #[arg(short = 'n', long, default_value_t = 128)]
     max_tokens: usize,
     #[command(flatten)]
@@ -54,7 +54,7 @@ pub struct Args {
     #[arg(long, default_value = "error", value_parser = ["error", "recompute", "shift"])]
     overflow: String,
     /// Tokens at the beginning that --overflow keeps
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "overflow")]
     keep: usize,
     /// One JSON object at the end in place of the text: ids, text, reason, timings, what guessing did
     #[arg(long)]
@@ -107,9 +107,13 @@ pub fn run(args: &Args) -> Result<()> {
     let prompt = prompt_ids(args, &model)?;
     common::not_empty(&prompt)?;
 
+    let needed = match args.max_tokens {
+        0 => prompt.len().max(model.spec().context as usize),
+        most => prompt.len().saturating_add(most),
+    };
     let mut session = match args.count {
         1 => {
-            let mut options = args.model.run.session_options(prompt.len() + args.max_tokens)?;
+            let mut options = args.model.run.session_options(needed)?;
             options.overflow = match args.overflow.as_str() {
                 "recompute" => Overflow::Recompute { head: args.keep },
                 "shift" => Overflow::Shift { head: args.keep },
@@ -118,12 +122,17 @@ pub fn run(args: &Args) -> Result<()> {
             args.model.adapted(Session::new(&model, options)?)?
         }
         _ if args.overflow != "error" => bail!("--overflow goes with one continuation, not with --count"),
-        count => several::session(&args.model, &model, prompt.len(), args.max_tokens, count)?,
+        _ if args.speculation.is_asked() => {
+            bail!("--draft, --own-draft and --ngram go with one continuation, not with --count")
+        }
+        count => several::session(&args.model, &model, prompt.len(), needed, count)?,
     };
+    let params = args.sampling.params();
     let mut sampler = match &args.chain {
-        Some(chain) => Sampler::with_chain(&args.sampling.params(), chain)?,
-        None => Sampler::new(&args.sampling.params())?,
+        Some(chain) => Sampler::with_chain(&params, chain)?,
+        None => Sampler::new(&params)?,
     };
+    args.sampling.tell_seed(sampler.params());
     let constraint = args.constraint.compile(&model)?;
     let cancel = crate::stop::on_ctrl_c();
     let speculation = args.speculation.start(&model)?;

@@ -12,16 +12,23 @@ use serde_json::json;
 
 use crate::common::ModelArgs;
 
-/// A session for a prompt of `prompt` tokens, in a pool with room for `count` continuations of `more` tokens.
-pub fn session(args: &ModelArgs, model: &Model, prompt: usize, more: usize, count: usize) -> Result<Session> {
-    let options = args.run.session_options(prompt + more)?;
+/// A session for a prompt of `prompt` tokens, in a pool with room for `count` continuations up to `needed` tokens each.
+pub fn session(
+    args: &ModelArgs,
+    model: &Model,
+    prompt: usize,
+    needed: usize,
+    count: usize,
+) -> Result<Session> {
+    let options = args.run.session_options(needed)?;
     let kv = KvOptions { page: options.page, kv: options.kv, prefix_cache: false, ..KvOptions::default() };
     let pool = KvPool::new(model, &kv)?;
     // Full pages of the prompt are shared; what follows is each one's own.
     let shared = prompt / options.page;
-    let own = options.max_tokens.div_ceil(options.page) - shared;
+    let own = options.max_tokens.div_ceil(options.page).saturating_sub(shared);
+    let pages = count.saturating_mul(own).saturating_add(shared + 1);
     let stats = pool.stats();
-    pool.resize(stats.page_bytes * stats.groups * (shared + 1 + count * own) as u64)?;
+    pool.resize((stats.page_bytes * stats.groups).saturating_mul(pages as u64))?;
     args.adapted(Session::in_pool(&pool, options)?)
 }
 

@@ -4,7 +4,7 @@ use super::Built;
 use llm::mmap::Bytes;
 use llm::tokenizer::Tokenizer;
 use llm::{Error, Result, Status};
-use llm_format::tokens::{Added, Decoder, Tables, Token, added, char_to_byte, flag, setting};
+use llm_format::tokens::{Added, Decoder, Kind, Tables, Token, added, char_to_byte, flag, setting};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -118,7 +118,11 @@ impl Draft {
     /// Adds tokens as Hugging Face does when it loads a list: a text of the vocabulary keeps its id, others get the
     /// next free one, whatever the list says.
     pub(crate) fn add_in_order(&mut self, tokens: impl IntoIterator<Item = AddedToken>) -> Result<()> {
-        let count = self.vocabulary.len() as u32; // bounded by the size of the file
+        // What that library counts: texts, but of a Unigram model lines. Bounded by the size of the file.
+        let count = match self.tables.kind {
+            Kind::Bpe => self.vocabulary.len() as u32,
+            Kind::Unigram => self.tables.tokens.len() as u32,
+        };
         let mut next = self.added.keys().next_back().map_or(count, |last| count.max(last + 1));
         let mut known: HashMap<String, u32> =
             self.added.iter().map(|(id, t)| (t.content.clone(), *id)).collect();

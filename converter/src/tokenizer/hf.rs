@@ -303,6 +303,9 @@ fn bpe(model: &Value, mut tables: Tables) -> Result<Draft> {
             return Err(unsupported(format!("a BPE model with {key}")));
         }
     }
+    if model.get("dropout").and_then(Value::as_f64).is_some_and(|share| share > 0.0) {
+        return Err(unsupported("a BPE model with dropout, which encodes by chance"));
+    }
     for (key, bit) in [
         ("fuse_unk", setting::FUSE_UNKNOWN),
         ("byte_fallback", setting::BYTE_FALLBACK),

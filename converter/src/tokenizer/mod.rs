@@ -8,7 +8,8 @@
 //! ```
 //!
 //! An importer knows one kind of file. What lies beside it (`tokenizer_config.json`, `special_tokens_map.json`,
-//! `generation_config.json`, `config.json`) says which tokens have names and which end a generation.
+//! `added_tokens.json`, `generation_config.json`, `config.json`) says which tokens were added, which have names and which
+//! end a generation.
 
 mod draft;
 mod hf;
@@ -17,10 +18,12 @@ mod protobuf;
 mod spm;
 mod tiktoken;
 
+use crate::checkpoint::read_at_most;
 use draft::{AddedToken, Draft, bad};
-use llm::{Error, Result, Status};
+use llm::{Error, Result};
 use llm_format::tokens::{Pattern, PreTokenizer, Scanner};
 use serde_json::Value;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// The largest tokenizer file that is read: several times the largest published one.
@@ -110,13 +113,7 @@ pub fn load_file(path: &Path, pattern: Option<&str>) -> Result<Built> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let failed = |e: std::io::Error| Error::from(e).context(path.display());
-    let size = std::fs::metadata(path).map_err(failed)?.len();
-    if size > LARGEST {
-        let what = format!("{}: {size} bytes, at most {LARGEST} for a tokenizer", path.display());
-        return Err(Error::new(Status::UNSUPPORTED, what));
-    }
-    std::fs::read(path).map_err(failed)
+    read_at_most(path, LARGEST, "a tokenizer")
 }
 
 fn draft_of(path: &Path, pattern: Option<&str>) -> Result<Draft> {
@@ -183,6 +180,39 @@ fn llama3(draft: &Draft) -> bool {
     matches!(first, Some(PreTokenizer::Split(Pattern::Known(Scanner::Llama3), ..)))
 }
 
+/// Adds a token of a list beside the tokenizer: under the id it has already, else under that of the list if it is free.
+fn add_listed(draft: &mut Draft, id: u32, token: AddedToken) -> Result<()> {
+    match draft.find(&token.content) {
+        Some(known) if draft.added.contains_key(&known) => Ok(()),
+        Some(known) => draft.add(known, token),
+        None => {
+            let taken = draft.slot(id)?.flags != 0 || draft.added.contains_key(&id);
+            if taken { Ok(()) } else { draft.add(id, token) }
+        }
+    }
+}
+
+/// `added_tokens.json`, texts and ids, which checkpoints have that were saved before `tokenizer_config.json` listed added
+/// tokens. Special are those that have a name.
+fn older_list(dir: &Path, config: &Value, map: &Value) -> Result<Vec<(u32, AddedToken)>> {
+    const NAMED: [&str; 7] =
+        ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+    let list = object(dir, "added_tokens.json");
+    let mut special: HashSet<&str> = HashSet::new();
+    for source in [config, map] {
+        special.extend(NAMED.iter().filter_map(|name| content(source.get(name))));
+        let more = source.get("additional_special_tokens").and_then(Value::as_array);
+        special.extend(more.into_iter().flatten().filter_map(|token| content(Some(token))));
+    }
+    let token = |(text, id): (&String, &Value)| {
+        let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
+        let id = id.ok_or_else(|| bad(format!("added_tokens.json: {text:?} has no token's id")))?;
+        let plain = AddedToken { content: text.clone(), normalized: true, flags: 0 };
+        Ok((id, if special.contains(text.as_str()) { AddedToken::special(text) } else { plain }))
+    };
+    list.as_object().into_iter().flatten().map(token).collect()
+}
+
 /// Adds what the files beside the tokenizer say.
 fn beside(dir: &Path, mut draft: Draft) -> Result<Draft> {
     let config = object(dir, "tokenizer_config.json");
@@ -191,16 +221,11 @@ fn beside(dir: &Path, mut draft: Draft) -> Result<Draft> {
         for (id, token) in listed {
             let Some(token) = AddedToken::from_json(token) else { continue };
             let id: u32 = id.parse().map_err(|_| bad(format!("tokenizer_config.json: token id {id:?}")))?;
-            match draft.find(&token.content) {
-                Some(known) if draft.added.contains_key(&known) => {}
-                Some(known) => draft.add(known, token)?,
-                None => {
-                    let taken = draft.slot(id)?.flags != 0 || draft.added.contains_key(&id);
-                    if !taken {
-                        draft.add(id, token)?;
-                    }
-                }
-            }
+            add_listed(&mut draft, id, token)?;
+        }
+    } else {
+        for (id, token) in older_list(dir, &config, &map)? {
+            add_listed(&mut draft, id, token)?;
         }
     }
     for (at, key) in ["bos_token", "eos_token", "unk_token", "pad_token"].into_iter().enumerate() {
