@@ -849,6 +849,16 @@ llm_status llm_runtime_options_set_affinity(struct llm_runtime_options *options,
 llm_status llm_runtime_options_set_priority(struct llm_runtime_options *options,
                                             int32_t niceness);
 
+/* An instruction set in place of the best one ("scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "neon-dotprod",
+ * "neon-i8mm"), for tests; NULL: the best one (default). llm_runtime_new checks it. BAD_UTF8, NULL_ARG, BUSY. X. */
+llm_status llm_runtime_options_set_isa(struct llm_runtime_options *options,
+                                       const char *name,
+                                       size_t name_length);
+
+/* Whether the environment is read (default) or, with 0, not: LLM_ISA then means nothing. NULL_ARG, BUSY. X. */
+llm_status llm_runtime_options_set_environment(struct llm_runtime_options *options,
+                                               int32_t read);
+
 /* Bytes of memory that models and sessions of the runtime may allocate, mapped weights not counted; 0: no limit.
  * What would exceed it gets BUDGET. NULL_ARG, BUSY. X. */
 llm_status llm_runtime_options_set_host_limit(struct llm_runtime_options *options,
@@ -866,7 +876,7 @@ llm_status llm_runtime_options_set_log(struct llm_runtime_options *options,
 void llm_runtime_options_free(struct llm_runtime_options *options);
 
 /* Starts a runtime with its threads. NULL options are the defaults. The environment variable LLM_ISA names an
- * instruction set in place of the best one. NULL_ARG, INVALID_ARG, UNSUPPORTED, NO_MEMORY, BUSY. I. */
+ * instruction set in place of the best one and of the options'. NULL_ARG, INVALID_ARG, UNSUPPORTED, NO_MEMORY, BUSY. I. */
 llm_status llm_runtime_new(struct llm_runtime_options *options,
                            struct llm_runtime **out_runtime,
                            struct llm_error **out_err);

@@ -1,5 +1,6 @@
 //! Chooses the device: the CPU with its best instruction set, or with the one that was asked for.
 
+use std::ffi::OsStr;
 use std::sync::Arc;
 
 use llm_kernels::{Cpu, Isa, Placement, Pool, available};
@@ -9,27 +10,28 @@ use crate::cpu::CpuBackend;
 use crate::error::{Error, Result, Status};
 use crate::importance::Importance;
 
-/// The device with `threads` threads (0: what the process may use), where `placement` puts them, and the instruction set
-/// that `LLM_ISA` names, else `isa`, else the best. It adds what it multiplies to `importance`.
+/// The device with `threads` threads (0: what the process may use), where `placement` puts them. It adds what it
+/// multiplies to `importance`.
 pub(crate) fn open(
     threads: usize,
     placement: Placement,
-    isa: Option<&str>,
+    isa: Isa,
     importance: Option<Importance>,
-) -> Result<Arc<dyn Backend>> {
-    let variable = std::env::var_os("LLM_ISA").filter(|name| !name.is_empty());
-    let variable = variable.as_ref().map(|name| name.to_string_lossy());
-    let pool = || Pool::placed(threads, placement);
-    let cpu = match (variable, isa) {
-        (Some(name), _) => named(pool, &name, "LLM_ISA"),
-        (None, Some(name)) => named(pool, name, "option `isa`"),
-        (None, None) => Ok(Cpu::with_pool(pool(), llm_kernels::detect())),
-    }?;
-    Ok(Arc::new(CpuBackend::new(cpu, importance)))
+) -> Arc<dyn Backend> {
+    Arc::new(CpuBackend::new(Cpu::with_pool(Pool::placed(threads, placement), isa), importance))
 }
 
-/// A CPU with the instruction set `name`, which came from `source`.
-fn named(pool: impl Fn() -> Pool, name: &str, source: &str) -> Result<Cpu> {
+/// The instruction set that the variable `LLM_ISA` names, else the option `isa`, else the best.
+///
+/// # Errors
+/// `INVALID_ARG` for a name that is none, `UNSUPPORTED` for what this machine does not have.
+pub(crate) fn named(variable: Option<&OsStr>, isa: Option<&str>) -> Result<Isa> {
+    let variable = variable.filter(|name| !name.is_empty()).map(OsStr::to_string_lossy);
+    let (name, source) = match (&variable, isa) {
+        (Some(name), _) => (name.as_ref(), "LLM_ISA"),
+        (None, Some(name)) => (name, "option `isa`"),
+        (None, None) => return Ok(available().pop().unwrap_or(Isa::Scalar)),
+    };
     let here = available().into_iter().map(Isa::name).collect::<Vec<_>>().join(", ");
     let isa = Isa::parse(name).ok_or_else(|| {
         let message = format!("{source}: there is no instruction set `{name}`; this machine has {here}");
@@ -39,5 +41,5 @@ fn named(pool: impl Fn() -> Pool, name: &str, source: &str) -> Result<Cpu> {
         let message = format!("{source}: this machine does not have `{name}`; it has {here}");
         return Err(Error::new(Status::UNSUPPORTED, message));
     }
-    Ok(Cpu::with_pool(pool(), isa))
+    Ok(isa)
 }

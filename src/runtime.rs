@@ -47,6 +47,8 @@ pub struct RuntimeOptions {
     pub niceness: i32,
     /// Name of an instruction set in place of the best one (`LLM_ISA` overrides it).
     pub isa: Option<String>,
+    /// The environment is not read: `LLM_ISA` means nothing.
+    pub ignore_environment: bool,
     /// Log sink; `None`: silence.
     pub log: Option<LogSink>,
     /// The least level that is logged; `None`: `Warn`.
@@ -65,6 +67,7 @@ impl fmt::Debug for RuntimeOptions {
             .field("affinity", &self.affinity)
             .field("niceness", &self.niceness)
             .field("isa", &self.isa)
+            .field("ignore_environment", &self.ignore_environment)
             .field("log", &log)
             .field("log_level", &self.log_level)
             .field("host_limit", &self.host_limit)
@@ -138,8 +141,17 @@ impl Runtime {
     /// `INVALID_ARG` for more than 1024 threads, a niceness that does not exist or an instruction set that does not exist,
     /// `UNSUPPORTED` for one this machine lacks.
     pub fn new(options: RuntimeOptions) -> Result<Self> {
-        let RuntimeOptions { threads, affinity, niceness, isa, log, log_level, host_limit, importance } =
-            options;
+        let RuntimeOptions {
+            threads,
+            affinity,
+            niceness,
+            isa,
+            ignore_environment,
+            log,
+            log_level,
+            host_limit,
+            importance,
+        } = options;
         // Far more threads than cores take the whole process down once the system runs out of mappings.
         if threads > MOST_THREADS {
             let message = format!("{threads} threads: expected at most {MOST_THREADS}, or 0 for the cores");
@@ -149,7 +161,9 @@ impl Runtime {
             return Err(Error::new(Status::INVALID_ARG, format!("niceness {niceness}: expected -20 to 19")));
         }
         let placement = Placement { cores: &affinity, niceness };
-        let backend = device::open(threads, placement, isa.as_deref(), importance)?;
+        let variable = if ignore_environment { None } else { std::env::var_os("LLM_ISA") };
+        let isa = device::named(variable.as_deref(), isa.as_deref())?;
+        let backend = device::open(threads, placement, isa, importance);
         let level = log_level.unwrap_or(LogLevel::Warn);
         let runtime = Self(Arc::new(Inner {
             backend,

@@ -39,6 +39,7 @@ mod x86_64;
 
 pub use cpu::{
     Activation, Attention, Cpu, GroupRank, Job, Level, Map, Pairs, RouteSpec, Row, RowNorm, Scoring,
+    keep_groups,
 };
 pub use detect::{Isa, available, detect};
 pub use input::Input;

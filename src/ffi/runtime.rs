@@ -33,6 +33,8 @@ pub(super) struct Options {
     threads: usize,
     affinity: Vec<usize>,
     niceness: i32,
+    isa: Option<String>,
+    ignore_environment: bool,
     host_limit: Option<u64>,
     /// The least level that is logged, if any, and the sink: it may be turned up later.
     log: Option<(Option<LogLevel>, Arc<Callback<LogFn>>)>,
@@ -121,6 +123,33 @@ pub unsafe extern "C" fn llm_runtime_options_set_priority(
     })
 }
 
+/// An instruction set in place of the best one ("scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "neon-dotprod",
+/// "neon-i8mm"), for tests; NULL: the best one (default). llm_runtime_new checks it. BAD_UTF8, NULL_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_runtime_options_set_isa(
+    options: *mut llm_runtime_options,
+    name: *const c_char,
+    name_length: usize,
+) -> llm_status {
+    entry!(|host| {
+        let name = ptr::text_optional(host, name, name_length, "name")?;
+        handle::lock(host, options, "options")?.isa = name.map(str::to_owned);
+        Ok(Status::OK)
+    })
+}
+
+/// Whether the environment is read (default) or, with 0, not: LLM_ISA then means nothing. NULL_ARG, BUSY. X.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llm_runtime_options_set_environment(
+    options: *mut llm_runtime_options,
+    read: i32,
+) -> llm_status {
+    entry!(|host| {
+        handle::lock(host, options, "options")?.ignore_environment = read == 0;
+        Ok(Status::OK)
+    })
+}
+
 /// Bytes of memory that models and sessions of the runtime may allocate, mapped weights not counted; 0: no limit.
 /// What would exceed it gets BUDGET. NULL_ARG, BUSY. X.
 #[unsafe(no_mangle)]
@@ -159,7 +188,7 @@ pub unsafe extern "C" fn llm_runtime_options_free(options: *mut llm_runtime_opti
 }
 
 /// Starts a runtime with its threads. NULL options are the defaults. The environment variable LLM_ISA names an
-/// instruction set in place of the best one. NULL_ARG, INVALID_ARG, UNSUPPORTED, NO_MEMORY, BUSY. I.
+/// instruction set in place of the best one and of the options'. NULL_ARG, INVALID_ARG, UNSUPPORTED, NO_MEMORY, BUSY. I.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_runtime_new(
     options: *mut llm_runtime_options,
@@ -175,6 +204,8 @@ pub unsafe extern "C" fn llm_runtime_new(
             chosen.threads = options.threads;
             chosen.affinity = options.affinity.clone();
             chosen.niceness = options.niceness;
+            chosen.isa = options.isa.clone();
+            chosen.ignore_environment = options.ignore_environment;
             chosen.host_limit = options.host_limit;
             if let Some((level, sink)) = &options.log {
                 let sink = Arc::clone(sink);

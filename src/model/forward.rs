@@ -554,6 +554,15 @@ fn pages<'a>(pool: &Store, layer: usize, batch: &Batch<'a>) -> Pages<'a> {
     Pages { layout: place.layout, offset: place.offset, stride: pool.shape().bytes, rows }
 }
 
+impl From<spec::GroupRank> for GroupRank {
+    fn from(rank: spec::GroupRank) -> GroupRank {
+        match rank {
+            spec::GroupRank::Max => GroupRank::Max,
+            spec::GroupRank::TopTwo => GroupRank::TopTwo,
+        }
+    }
+}
+
 fn route<'a>(x: &spec::Experts, choice_bias: Option<&'a Vector>) -> RouteSpec<'a> {
     RouteSpec {
         scoring: match x.scoring {
@@ -567,10 +576,7 @@ fn route<'a>(x: &spec::Experts, choice_bias: Option<&'a Vector>) -> RouteSpec<'a
         scale: x.scale,
         groups: x.groups as usize,
         active_groups: x.active_groups as usize,
-        group_rank: match x.group_rank {
-            spec::GroupRank::Max => GroupRank::Max,
-            spec::GroupRank::TopTwo => GroupRank::TopTwo,
-        },
+        group_rank: x.group_rank.into(),
         choice_bias: choice_bias.map(Vector::values),
     }
 }

@@ -212,6 +212,16 @@ static void placed_and_locked(const char *path) {
     EXPECT(llm_runtime_options_set_priority(options, 20), LLM_OK);
     EXPECT(llm_runtime_new(options, &runtime, NULL), LLM_INVALID_ARG);
     EXPECT(llm_runtime_options_set_priority(options, 19), LLM_OK);
+    EXPECT(llm_runtime_options_set_isa(options, "abacus", LLM_NTS), LLM_OK);
+    EXPECT(llm_runtime_new(options, &runtime, NULL), LLM_INVALID_ARG);
+    EXPECT(llm_runtime_options_set_isa(options, "scalar", LLM_NTS), LLM_OK);
+    EXPECT(setenv("LLM_ISA", "abacus", 1), 0);
+    EXPECT(llm_runtime_new(options, &runtime, NULL), LLM_INVALID_ARG);
+    EXPECT(llm_runtime_options_set_environment(options, 0), LLM_OK);
+    EXPECT(llm_runtime_new(options, &runtime, NULL), LLM_OK);
+    llm_runtime_free(runtime);
+    EXPECT(unsetenv("LLM_ISA"), 0);
+    EXPECT(llm_runtime_options_set_isa(options, NULL, 0), LLM_OK);
     EXPECT(llm_runtime_options_set_affinity(options, cores, 2), LLM_OK);
     EXPECT(llm_runtime_options_set_affinity(options, NULL, 2), LLM_NULL_ARG);
     EXPECT(llm_runtime_new(options, &runtime, NULL), LLM_OK);

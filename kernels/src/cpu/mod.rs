@@ -12,7 +12,7 @@ mod vector;
 pub use attention::{Attention, Level, Row};
 pub use product::Job;
 pub(crate) use product::terms;
-pub use route::{GroupRank, RouteSpec, Scoring};
+pub use route::{GroupRank, RouteSpec, Scoring, keep_groups};
 pub use vector::RowNorm;
 
 use crate::detect::{Isa, detect};

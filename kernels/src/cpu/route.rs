@@ -111,7 +111,7 @@ impl Cpu {
             choice.iter_mut().zip(bias).for_each(|(c, b)| *c += b);
         }
         if spec.groups > 1 {
-            drop_groups(choice, spec);
+            keep_groups(choice, spec.groups, spec.active_groups, spec.group_rank);
         }
         // NaN loses against everything, and a row of nothing else still gets `active` experts
         let mut taken = [false; RouteSpec::MAX_EXPERTS];
@@ -144,12 +144,16 @@ impl Cpu {
     }
 }
 
-/// Takes experts outside the kept groups out of the choice, also where a bias makes those inside negative.
-fn drop_groups(choice: &mut [f32], spec: &RouteSpec) {
-    let size = choice.len() / spec.groups;
+/// Takes experts outside the `kept` best of `groups` equal groups out of a row's choice, also where a bias makes those
+/// inside negative; of groups of the same rank the lowest come first.
+///
+/// # Panics
+/// If there are no groups, or more than [`RouteSpec::MAX_EXPERTS`].
+pub fn keep_groups(choice: &mut [f32], groups: usize, kept: usize, rank: GroupRank) {
+    let size = choice.len() / groups;
     let mut ranks = [0f32; RouteSpec::MAX_EXPERTS];
-    let ranks = &mut ranks[..spec.groups];
-    for (rank, group) in ranks.iter_mut().zip(choice.chunks_exact(size)) {
+    let ranks = &mut ranks[..groups];
+    for (best, group) in ranks.iter_mut().zip(choice.chunks_exact(size)) {
         let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
         for &v in group {
             if v > first {
@@ -158,16 +162,15 @@ fn drop_groups(choice: &mut [f32], spec: &RouteSpec) {
                 second = v;
             }
         }
-        *rank = match spec.group_rank {
+        *best = match rank {
             GroupRank::Max => first,
             GroupRank::TopTwo if size > 1 => first + second,
             GroupRank::TopTwo => first,
         };
     }
-    for g in 0..spec.groups {
-        let better =
-            (0..spec.groups).filter(|&o| ranks[o] > ranks[g] || ranks[o] == ranks[g] && o < g).count();
-        if better >= spec.active_groups {
+    for g in 0..groups {
+        let better = (0..groups).filter(|&o| ranks[o] > ranks[g] || ranks[o] == ranks[g] && o < g).count();
+        if better >= kept {
             choice[g * size..][..size].fill(f32::NEG_INFINITY);
         }
     }

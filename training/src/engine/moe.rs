@@ -15,7 +15,8 @@
 use std::cmp::Ordering;
 
 use llm::model::arch::{LayerSlot, Slot};
-use llm::model::spec::{GroupRank, Scoring};
+use llm::model::spec::Scoring;
+use llm_kernels::keep_groups;
 use llm_kernels::math::log64;
 
 use super::{Engine, parts};
@@ -205,26 +206,6 @@ fn halves_back(
     }
 }
 
-/// Takes the experts outside the best groups out of the choice; the lowest group first where ranks are equal.
-fn drop_groups(m: &Moe, ranks: &mut [f32]) {
-    let size = m.count / m.groups;
-    let of_group = |group: &[f32]| {
-        let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
-        for v in group {
-            second = second.max(v.min(first));
-            first = first.max(*v);
-        }
-        if m.group_rank == GroupRank::TopTwo && size > 1 { first + second } else { first }
-    };
-    let groups: Vec<f32> = ranks.chunks_exact(size).map(of_group).collect();
-    for (g, group) in ranks.chunks_exact_mut(size).enumerate() {
-        let before = |o: &usize| groups[*o] > groups[g] || groups[*o] == groups[g] && *o < g;
-        if (0..m.groups).filter(before).count() >= m.active_groups {
-            group.fill(f32::NEG_INFINITY);
-        }
-    }
-}
-
 impl Choice {
     /// Logits `[rows, count]` become scores; the best of each row are chosen.
     fn choose(&mut self, m: &Moe, scores: &mut [f32], bias: Option<&[f32]>) {
@@ -248,7 +229,7 @@ impl Choice {
                 ranks.iter_mut().zip(bias).for_each(|(r, b)| *r += b);
             }
             if m.groups > 1 {
-                drop_groups(m, &mut ranks);
+                keep_groups(&mut ranks, m.groups, m.active_groups, m.group_rank);
             }
             taken.fill(false);
             for _ in 0..m.active {

@@ -1,6 +1,7 @@
 //! The record of a mixture of experts.
 
-use llm::model::spec::{GroupRank, Scoring};
+use llm::model::spec::Scoring;
+use llm_kernels::GroupRank;
 use llm_kernels::dense::Curve;
 
 use super::{Buffer, Id};

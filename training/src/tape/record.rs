@@ -335,7 +335,7 @@ impl Recorder<'_> {
             scale: x.scale,
             groups: x.groups as usize,
             active_groups: x.active_groups as usize,
-            group_rank: x.group_rank,
+            group_rank: x.group_rank.into(),
             scores: self.buffer(count),
             gathered: self.buffer(active * width),
             up_out: self.buffer(active * 2 * inner),

@@ -360,7 +360,7 @@ unsafe impl<M: Multiply> Simd for Wide<M> {
         fn tiles(a: &panel::Tiles) { panel::tiles::<Self, 1, 4, 4>(a) }
         fn float_tiles(a: &float::FloatBlock) {
             match a.kind {
-                float::FloatKind::F32 => float::tiles::<Self, 2, 2, 4>(a),
+                float::FloatKind::F32 => float::tiles::<Self, 2, 3, 4>(a),
                 _ => float::halves::<Self, 4>(a),
             }
         }
