@@ -5,7 +5,8 @@
 
 use super::draft::{AddedToken, Draft, bad};
 use super::merges::Symbol;
-use super::tiktoken::{byte_symbols, numbered, pattern, prune, unmap, vocabulary};
+use super::oniguruma;
+use super::tiktoken::{byte_symbols, numbered, prune, unmap, vocabulary};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use llm::{Error, Result, Status};
@@ -99,11 +100,10 @@ fn separator(value: &Value) -> Result<Pattern> {
         return Ok(Pattern::Literal(text.to_owned()));
     }
     match found.and_then(|p| p.get("Regex")).and_then(Value::as_str) {
-        Some(text) => match pattern(text) {
-            // A name of the command line is no expression here.
-            Pattern::Known(scanner) if scanner.regex() != text => Ok(Pattern::Regex(text.to_owned())),
-            known => Ok(known),
-        },
+        Some(text) => {
+            let text = oniguruma::translate(text)?;
+            Ok(Scanner::of(&text).map_or(Pattern::Regex(text), Pattern::Known))
+        }
         None => Err(bad(format!("tokenizer.json: {} has no pattern", kind(value)))),
     }
 }

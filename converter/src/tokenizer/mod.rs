@@ -1,7 +1,7 @@
 //! Tokenizer files to the tables of a `.llm` file.
 //!
 //! ```text
-//! tokenizer.json   → hf        ┐
+//! tokenizer.json   → hf        ┐   (its expressions: oniguruma)
 //! *.model          → spm       ├→ draft → llm_format::tokens::Tables → bytes
 //! *.tiktoken       → tiktoken  │
 //! vocab.json + merges.txt      ┘
@@ -14,6 +14,7 @@
 mod draft;
 mod hf;
 mod merges;
+mod oniguruma;
 mod protobuf;
 mod spm;
 mod tiktoken;
