@@ -6,11 +6,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Rest, ValueKind, ValueOrKwargs};
-use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja::{filters as engine, functions as engine_functions, tests as engine_tests};
 
 use super::clock::{Clock, strftime};
-use super::methods;
 use super::python::{self, Json};
+use super::{budget, methods};
 
 /// The text a template gave to `raise_exception`.
 #[derive(Debug)]
@@ -51,67 +52,66 @@ impl Object for Generator {
 const LAZY: [&str; 9] =
     ["map", "select", "reject", "selectattr", "rejectattr", "items", "unique", "batch", "slice"];
 
+/// Filters that give a list.
+const LISTS: [&str; 8] = ["list", "sort", "dictsort", "groupby", "reverse", "zip", "chain", "sum"];
+
 /// The most pieces that `batch` and `slice` make, or fill a piece up to.
-const MOST_PIECES: u64 = 1 << 20;
+const MOST_PIECES: usize = 1 << 20;
 
 /// Adds everything to an environment.
 pub(super) fn add(environment: &mut Environment<'static>, clock: Clock) {
-    eager(environment, clock);
-    // The engine's own lazy filters stay reachable behind ours, in an environment whose other filters and tests are
-    // ours, too: `map` and `select` look others up by name.
-    let mut engine = Environment::new();
-    eager(&mut engine, clock);
-    let engine = Arc::new(engine);
-    for name in LAZY {
-        let engine = Arc::clone(&engine);
-        environment.add_filter(name, move |args: Rest<ValueOrKwargs>| -> Result<Value, Error> {
+    budget::add(environment);
+    // Prints every variable, without a bound.
+    environment.remove_global("debug");
+    environment.add_function("raise_exception", |text: &Value| -> Result<Value, Error> {
+        let text = python::str(text)?;
+        Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(text)))
+    });
+    environment.add_function("strftime_now", move |state: &mut State, format: &str| {
+        // The longest directive prints twelve times its own length.
+        budget::build(state, format.len().saturating_mul(12))?;
+        Ok::<_, Error>(strftime(clock.now(), format))
+    });
+    for (name, made) in [
+        ("dict", Value::from_function(engine_functions::dict)),
+        ("namespace", Value::from_function(engine_functions::namespace)),
+    ] {
+        environment.add_function(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
+            let args = args.into_values();
+            counted(state, name, &args)?;
+            made.call(state, &args)
+        });
+    }
+    for (name, filter) in filters() {
+        environment.add_filter(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
             let args = args.into_values();
             // `none | items` is an error in Python only once something is asked of it.
             if name == "items" && args.first().is_some_and(Value::is_undefined) {
                 return Ok(Value::from_object(Generator(Vec::new())));
             }
-            let count = args.get(1).and_then(|count| u64::try_from(count.clone()).ok());
-            if ["batch", "slice"].contains(&name) && count.is_some_and(|count| count > MOST_PIECES) {
-                return Err(wrong(format!("{name}: expected a number of at most {MOST_PIECES}")));
+            counted(state, name, &args)?;
+            let found = filter.call(state, &args)?;
+            if LAZY.contains(&name) {
+                let items = found.try_iter()?.collect();
+                return Ok(Value::from_object(Generator(items)));
             }
-            let found = engine.empty_state().apply_filter(name, &args)?;
-            let items = found.try_iter()?.collect();
-            Ok(Value::from_object(Generator(items)))
+            budget::made(state, found)
         });
     }
-}
-
-/// Adds everything that does not need the engine's own.
-fn eager(environment: &mut Environment<'static>, clock: Clock) {
-    environment.add_function("raise_exception", |text: &Value| -> Result<Value, Error> {
-        let text = python::str(text)?;
-        Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(text)))
-    });
-    environment.add_function("strftime_now", move |format: &str| strftime(clock.now(), format));
-    environment.add_filter("tojson", tojson);
-    environment.add_filter("string", |value: &Value| python::str(value));
+    for (name, test) in tests() {
+        environment.add_test(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
+            let args = args.into_values();
+            for arg in &args {
+                budget::walk(state, arg)?;
+            }
+            Ok::<_, Error>(test.call(state, &args)?.is_true())
+        });
+    }
     environment.add_filter("length", length);
     environment.add_filter("count", length);
-    environment.add_filter("sort", sort);
-    environment.add_filter("int", int);
-    environment.add_filter("float", float);
     environment.add_filter("default", default);
     environment.add_filter("d", default);
-    environment.add_filter("trim", |text: &Value, chars: Option<&str>| -> Result<String, Error> {
-        Ok(methods::strip(&python::str(text)?, chars, true, true).to_owned())
-    });
-    environment.add_filter("replace", replace);
-    environment.add_filter("indent", indent);
-    environment.add_filter("wordcount", |text: &str| {
-        text.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty()).count()
-    });
-    environment.add_filter("center", |text: &str, width: Option<usize>| -> Result<String, Error> {
-        let missing = methods::missing(text, width.unwrap_or(80))?;
-        let left = missing / 2 + (missing & width.unwrap_or(80) & 1);
-        Ok(format!("{}{text}{}", " ".repeat(left), " ".repeat(missing - left)))
-    });
-    environment.add_filter("pprint", |value: &Value| python::repr(value));
-    environment.add_filter("groupby", groupby);
+    environment.add_filter("join", join);
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
             || (value.kind() == ValueKind::Iterable && value.len().is_some())
@@ -119,6 +119,169 @@ fn eager(environment: &mut Environment<'static>, clock: Clock) {
     environment.add_test("callable", |value: &Value| {
         value.kind() == ValueKind::Plain && value.downcast_object_ref::<Generator>().is_none()
     });
+}
+
+/// Filters that are counted: ours, and those of the engine whose work grows with what they are given.
+fn filters() -> Vec<(&'static str, Value)> {
+    vec![
+        ("tojson", Value::from_function(tojson)),
+        ("string", Value::from_function(|value: &Value| python::str(value))),
+        ("pprint", Value::from_function(|value: &Value| python::repr(value))),
+        ("sort", Value::from_function(sort)),
+        ("int", Value::from_function(int)),
+        ("float", Value::from_function(float)),
+        ("trim", Value::from_function(trim)),
+        ("replace", Value::from_function(replace)),
+        ("indent", Value::from_function(indent)),
+        ("wordcount", Value::from_function(wordcount)),
+        ("center", Value::from_function(center)),
+        ("groupby", Value::from_function(groupby)),
+        ("escape", Value::from_function(engine::escape)),
+        ("e", Value::from_function(engine::escape)),
+        ("safe", Value::from_function(engine::safe)),
+        ("upper", Value::from_function(engine::upper)),
+        ("lower", Value::from_function(engine::lower)),
+        ("title", Value::from_function(engine::title)),
+        ("capitalize", Value::from_function(engine::capitalize)),
+        ("dictsort", Value::from_function(engine::dictsort)),
+        ("items", Value::from_function(engine::items)),
+        ("reverse", Value::from_function(engine::reverse)),
+        ("split", Value::from_function(engine::split)),
+        ("lines", Value::from_function(engine::lines)),
+        ("last", Value::from_function(engine::last)),
+        ("first", Value::from_function(engine::first)),
+        ("min", Value::from_function(engine::min)),
+        ("max", Value::from_function(engine::max)),
+        ("list", Value::from_function(engine::list)),
+        ("batch", Value::from_function(engine::batch)),
+        ("slice", Value::from_function(engine::slice)),
+        ("sum", Value::from_function(engine::sum)),
+        ("select", Value::from_function(engine::select)),
+        ("reject", Value::from_function(engine::reject)),
+        ("selectattr", Value::from_function(engine::selectattr)),
+        ("rejectattr", Value::from_function(engine::rejectattr)),
+        ("map", Value::from_function(engine::map)),
+        ("unique", Value::from_function(engine::unique)),
+        ("chain", Value::from_function(engine::chain)),
+        ("zip", Value::from_function(engine::zip)),
+        ("format", Value::from_function(engine::format)),
+    ]
+}
+
+/// Tests that look at all of what they are given.
+fn tests() -> Vec<(&'static str, Value)> {
+    let mut tests = Vec::new();
+    let mut add = |names: &[&'static str], test: Value| {
+        tests.extend(names.iter().map(|&name| (name, test.clone())));
+    };
+    add(&["eq", "equalto", "=="], Value::from_function(engine_tests::is_eq));
+    add(&["ne", "!="], Value::from_function(engine_tests::is_ne));
+    add(&["lt", "lessthan", "<"], Value::from_function(engine_tests::is_lt));
+    add(&["le", "<="], Value::from_function(engine_tests::is_le));
+    add(&["gt", "greaterthan", ">"], Value::from_function(engine_tests::is_gt));
+    add(&["ge", ">="], Value::from_function(engine_tests::is_ge));
+    add(&["in"], Value::from_function(engine_tests::is_in));
+    add(&["sameas"], Value::from_function(engine_tests::is_sameas));
+    add(&["startingwith"], Value::from_function(engine_tests::is_startingwith));
+    add(&["endingwith"], Value::from_function(engine_tests::is_endingwith));
+    add(&["lower"], Value::from_function(engine_tests::is_lower));
+    add(&["upper"], Value::from_function(engine_tests::is_upper));
+    tests
+}
+
+/// Counts what a filter or a function will look at and build, before it does.
+fn counted(state: &mut State, name: &str, args: &[Value]) -> Result<(), Error> {
+    for arg in args {
+        budget::walk(state, arg)?;
+    }
+    let Some(first) = args.first() else { return Ok(()) };
+    let number = args.get(1).and_then(|count| u64::try_from(count.clone()).ok());
+    let number = usize::try_from(number.unwrap_or(0)).unwrap_or(usize::MAX);
+    if LAZY.contains(&name) || LISTS.contains(&name) || ["dict", "namespace"].contains(&name) {
+        let mut items = 0usize;
+        for arg in args {
+            items = items.saturating_add(budget::count(state, arg)?);
+        }
+        if ["batch", "slice"].contains(&name) {
+            if number > MOST_PIECES {
+                return Err(wrong(format!("{name}: expected a number of at most {MOST_PIECES}")));
+            }
+            items += number;
+        }
+        budget::build(state, items.saturating_mul(budget::ITEM))?;
+        if ["sort", "dictsort", "unique"].contains(&name) {
+            let rounds = usize::BITS - items.leading_zeros();
+            for _ in 0..rounds {
+                budget::walk(state, first)?;
+            }
+        }
+        // Compares every item with every group.
+        if name == "groupby" {
+            budget::look(state, items.saturating_mul(items) / 4)?;
+        }
+    }
+    match name {
+        "split" | "lines" => {
+            let separator = args.get(1).filter(|_| name == "split").and_then(Value::as_str);
+            methods::pieces(state, first.as_str().unwrap_or_default(), separator)
+        }
+        "format" => budget::format(state, first.as_str().unwrap_or_default(), &args[1..]),
+        "escape" | "e" => budget::build(state, first.as_str().map_or(0, |text| text.len().saturating_mul(6))),
+        "sum" => {
+            // What is summed may itself be long: with an attribute, nothing but numbers.
+            let mut total = 0usize;
+            let by = args.get(1..).and_then(|rest| {
+                rest.iter().find_map(|arg| match arg.as_str() {
+                    Some(by) => Some(by.to_owned()),
+                    None => arg.get_attr("attribute").ok()?.as_str().map(str::to_owned),
+                })
+            });
+            for item in first.try_iter()? {
+                let item = by.as_ref().map_or(item.clone(), |by| attribute(&item, by));
+                if item.as_str().is_some() {
+                    return Err(wrong("sum: expected numbers or lists, got text"));
+                }
+                total = total.saturating_add(budget::count(state, &item)?);
+            }
+            budget::build(state, total.saturating_mul(budget::ITEM))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Jinja2's `join`, of an attribute where one is named.
+fn join(
+    state: &mut State,
+    value: &Value,
+    separator: Option<&Value>,
+    by: Option<String>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
+    let separator = match separator {
+        Some(separator) => separator.clone(),
+        None => kwargs.get::<Option<Value>>("d")?.unwrap_or_else(|| Value::from("")),
+    };
+    let by = match by {
+        Some(by) => Some(by),
+        None => kwargs.get::<Option<String>>("attribute")?,
+    };
+    kwargs.assert_all_used()?;
+    let mut items = value.try_iter()?.map(|item| by.as_ref().map_or(item.clone(), |by| attribute(&item, by)));
+    budget::join(state, &mut items, &python::str(&separator)?)
+}
+
+fn trim(text: &Value, chars: Option<&str>) -> Result<String, Error> {
+    Ok(methods::strip(&python::str(text)?, chars, true, true).to_owned())
+}
+
+fn wordcount(text: &str) -> usize {
+    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty()).count()
+}
+
+fn center(text: &str, width: Option<usize>) -> Result<String, Error> {
+    let missing = methods::missing(text, width.unwrap_or(80))?;
+    let left = missing / 2 + (missing & width.unwrap_or(80) & 1);
+    Ok(format!("{}{text}{}", " ".repeat(left), " ".repeat(missing - left)))
 }
 
 fn wrong(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
@@ -135,7 +298,7 @@ fn length(value: &Value) -> Result<usize, Error> {
     }
 }
 
-fn replace(text: &Value, old: &str, new: &str, count: Option<i64>) -> Result<String, Error> {
+pub(super) fn replace(text: &Value, old: &str, new: &str, count: Option<i64>) -> Result<String, Error> {
     let text = python::str(text)?;
     let most = count.and_then(|count| usize::try_from(count).ok());
     let found = text.matches(old).take(most.unwrap_or(usize::MAX)).count();
@@ -412,7 +575,9 @@ fn tojson(
         None => kwargs.get::<Option<Value>>("indent")?,
     };
     let indent = match indent {
-        Some(text) if text.kind() == ValueKind::String => text.as_str().map(str::to_owned),
+        Some(text) if text.kind() == ValueKind::String => {
+            Some(short("indentation", text.as_str().unwrap_or_default())?.to_owned())
+        }
         Some(number) if !number.is_none() => Some(" ".repeat(usize::try_from(number)?.min(64))),
         _ => None,
     };
@@ -421,7 +586,8 @@ fn tojson(
         let [item, key] = separators.as_slice() else {
             return Err(wrong("tojson: expected two separators"));
         };
-        (json.item, json.key) = (item.clone(), key.clone());
+        json.item = short("separator", item)?.to_owned();
+        json.key = short("separator", key)?.to_owned();
     }
     json.ascii = match ascii {
         Some(ascii) => ascii.is_true(),
@@ -430,4 +596,12 @@ fn tojson(
     json.sort = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     kwargs.assert_all_used()?;
     json.write(value)
+}
+
+/// A text that is written many times.
+fn short<'t>(what: &str, text: &'t str) -> Result<&'t str, Error> {
+    if text.len() > 1024 {
+        return Err(wrong(format!("tojson: expected {what} of at most 1024 bytes, got {}", text.len())));
+    }
+    Ok(text)
 }

@@ -5,10 +5,31 @@ use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
+use super::{budget, functions};
+
 /// Called for a method the engine does not have.
 pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     let ours = match value.kind() {
-        ValueKind::String => string(value.as_str().unwrap_or_default(), method, args)?,
+        ValueKind::String => {
+            let text = value.as_str().unwrap_or_default();
+            counted(state, text, method, args)?;
+            let found = match method {
+                "join" => {
+                    let (items,): (&Value,) = from_args(args)?;
+                    Some(budget::join(state, &mut items.try_iter()?, text)?)
+                }
+                _ => string(text, method, args)?,
+            };
+            let found = match found {
+                Some(found) => found,
+                None => pycompat::unknown_method_callback(state, value, method, args)?,
+            };
+            return budget::made(state, found);
+        }
+        ValueKind::Seq if method != "copy" => {
+            budget::walk(state, value)?;
+            sequence(value, method, args)?
+        }
         ValueKind::Seq => sequence(value, method, args)?,
         ValueKind::Map if method == "copy" => Some(value.clone()),
         _ => None,
@@ -17,6 +38,34 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
         Some(result) => Ok(result),
         None => pycompat::unknown_method_callback(state, value, method, args),
     }
+}
+
+/// Counts what a method of a text will look at and build, before it does.
+fn counted(state: &mut State, text: &str, method: &str, args: &[Value]) -> Result<(), Error> {
+    budget::look(state, 1 + text.len() / 64)?;
+    for arg in args {
+        budget::walk(state, arg)?;
+    }
+    match method {
+        "split" | "rsplit" | "splitlines" => {
+            let named = || args.first()?.get_attr("sep").ok().filter(|sep| !sep.is_undefined());
+            let separator = args.first().filter(|arg| arg.as_str().is_some()).cloned().or_else(named);
+            let separator = separator.as_ref().filter(|_| method != "splitlines");
+            pieces(state, text, separator.and_then(Value::as_str))
+        }
+        "format" => budget::format(state, text, args),
+        _ => Ok(()),
+    }
+}
+
+/// Counts the pieces a text is split into.
+pub(super) fn pieces(state: &mut State, text: &str, separator: Option<&str>) -> Result<(), Error> {
+    let ends = match separator {
+        Some(separator) => text.matches(separator).count(),
+        None => text.chars().filter(|&c| is_space(c)).count(),
+    };
+    budget::look(state, text.len() / 64)?;
+    budget::build(state, text.len().saturating_add((ends + 1).saturating_mul(2 * budget::ITEM)))
 }
 
 /// What `str.strip` takes for white space: Unicode's, and the separators U+001C to U+001F.
@@ -33,6 +82,10 @@ pub(super) fn strip<'t>(text: &'t str, chars: Option<&str>, left: bool, right: b
 
 fn string(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     let found = match method {
+        "replace" => {
+            let (old, new, count): (&str, &str, Option<i64>) = from_args(args)?;
+            Value::from(functions::replace(&Value::from(text), old, new, count)?)
+        }
         "strip" | "lstrip" | "rstrip" => {
             let (chars,): (Option<&str>,) = from_args(args)?;
             Value::from(strip(text, chars, method != "rstrip", method != "lstrip"))

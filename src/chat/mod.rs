@@ -10,6 +10,7 @@
 //! What the host wrote can never become a special token: [`origin`] finds out which special tokens of the rendering
 //! the template wrote alone, and only those are given their ids.
 
+mod budget;
 pub mod clock;
 mod functions;
 mod methods;

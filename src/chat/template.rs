@@ -11,7 +11,7 @@ use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value};
 
 use super::clock::Clock;
-use super::{Chat, functions, methods, origin, python, source};
+use super::{Chat, budget, functions, methods, origin, python, source};
 use crate::error::{Error, Result, Status};
 use crate::tokenizer::{EncodeOptions, Special, Tokenizer};
 
@@ -25,7 +25,8 @@ pub struct Limits {
     pub steps: u64,
     /// Nested macro calls and blocks.
     pub depth: usize,
-    /// Bytes printed in all, into variables and macros too. Texts joined by operators count once they are printed.
+    /// Bytes printed in all, into variables and macros too. Operators, filters and methods may build four times as much
+    /// in all, whether or not it is kept, and look at `steps` parts of values.
     pub output: usize,
 }
 
@@ -121,14 +122,11 @@ impl Template {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_fuel(Some(limits.steps));
         environment.set_recursion_limit(limits.depth);
-        environment.set_formatter(move |out, state, value| {
+        budget::set(&mut environment, limits);
+        environment.set_formatter(|out, state, value| {
             let text = python::str(value)?;
             // Counts what goes into `set` blocks and macros too, which the output itself never sees.
-            let printed = state.get_or_insert_extension(Printed(0));
-            printed.0 = printed.0.saturating_add(text.len());
-            if printed.0 > limits.output {
-                return Err(minijinja::Error::from(ErrorKind::WriteFailure));
-            }
+            budget::print(state, text.len())?;
             Ok(out.write_str(&text)?)
         });
         environment.set_unknown_method_callback(methods::call);
@@ -240,10 +238,6 @@ impl Template {
         }
     }
 }
-
-/// Bytes printed so far by one rendering.
-#[derive(Debug)]
-struct Printed(usize);
 
 /// Output that refuses to grow beyond a limit.
 struct Limited {

@@ -169,6 +169,116 @@ fn a_template_cannot_run_without_end() {
 }
 
 #[test]
+fn a_template_cannot_build_more_than_its_budget() {
+    let limits = Limits { steps: 100_000, depth: 50, output: 100_000 };
+    let twenty = |body: &str| {
+        format!(
+            "{{% set n = namespace(x='0123456789', y=[1]) %}}{{% for i in range(40) %}}{body}{{% endfor %}}"
+        )
+    };
+    for source in [
+        twenty("{% set n.x = n.x ~ n.x %}"),
+        twenty("{% set n.x = n.x + n.x %}"),
+        twenty("{% set n.x = n.x * 2 %}"),
+        twenty("{% set n.x = 2 * n.x %}"),
+        twenty("{% set n.x = n.x.replace('0', '00000000') %}"),
+        twenty("{% set n.x = [n.x, n.x]|join %}"),
+        twenty("{% set n.x = '%s%s'|format(n.x, n.x) %}"),
+        twenty("{% set n.x = '{0}{0}'.format(n.x) %}"),
+        twenty("{% set n.y = n.y + n.y %}"),
+        twenty("{% set n.y = n.y * 2 %}{{ n.y|list|length }}"),
+        twenty("{% set n.y = [n.y, n.y] %}"),
+        twenty("{% set n.y = n.y|chain(n.y)|list %}"),
+        twenty("{% set n.y = [n.y, n.y]|sum(start=[]) %}"),
+        twenty("{% set n.y = [n.y, n.y] %}{{ n.y == n.y }}"),
+        twenty(
+            "{% macro m() %}0123456789 0123456789 0123456789 0123456789{% endmacro %}\
+             {% for j in range(1000) %}{% set n.y = [m(), n.y[1:]] %}{% endfor %}",
+        ),
+        twenty("{% for j in range(1000) %}{{ ('x' * 9999)[1:]|length }}{% endfor %}"),
+        "{{ (['x' * 10000]*100000)|join|length }}".to_owned(),
+        "{{ ''.join(['x' * 10000]*100000)|length }}".to_owned(),
+        "{{ (['x' * 10000]*100000)|map('upper')|list|length }}".to_owned(),
+        "{{ (['x' * 10000]*1000)|sum }}".to_owned(),
+        "{{ '%9999999999d'|format(1) }}".to_owned(),
+        "{{ '%*d'|format(9999999999, 1) }}".to_owned(),
+        "{{ '{:>9999999999}'.format(1) }}".to_owned(),
+        "{{ '{:>{}}'.format(1, 9999999999) }}".to_owned(),
+        "{{ 'x' * 10 ** 9 }}".to_owned(),
+        "{{ 1000000000 // 1 * 'x' }}".to_owned(),
+        "{{ ((1,) * 99999999)|length }}".to_owned(),
+        "{{ (range(50000)|list)|groupby('x')|length }}".to_owned(),
+        "{{ range(50000)|select('in', range(50000))|list|length }}".to_owned(),
+        "{% for i in range(10000) %}{{ i in range(10000)|list }}{% endfor %}".to_owned(),
+        "{{ ('x,' * 40000).split(',')|length }}".to_owned(),
+        "{{ 'x' * 40000 * 40000 }}".to_owned(),
+        "{{ '' ~ ['x' * 10000] * 10000 }}".to_owned(),
+    ] {
+        let template = Template::compile_with(&source, &[], limits, CLOCK).unwrap();
+        let e = template.render_context(&Map::new()).unwrap_err();
+        let wrong = ["deeper", "sum: expected", "too large"].iter().any(|words| e.message().contains(words));
+        assert!(e.status() == Status::BUDGET || wrong, "{source}: {e}");
+    }
+    // Values that hold themselves or nest without end are refused before they are printed, compared or freed.
+    for body in [
+        "{% set n.y = [n.y] %}",
+        "{% set n.y = {'a': n.y} %}",
+        "{% set n.y = (n.y,) %}",
+        "{% set n.y = n.y|batch(1)|list %}",
+        "{% set n.y = n %}",
+        "{% set n.y = [n] %}",
+        "{% set n.y = namespace(a=n) %}",
+    ] {
+        let source = twenty(&format!("{{% for j in range(10) %}}{body}{{% endfor %}}{{{{ n }}}}"));
+        let e = Template::compile_with(&source, &[], limits, CLOCK).unwrap().render_context(&Map::new());
+        assert!(e.is_err(), "{source}: {e:?}");
+    }
+}
+
+/// What an engine renders that is set up like ours, but reads the source as it stands.
+fn plain(source: &str) -> Option<String> {
+    let mut environment = minijinja::Environment::new();
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_formatter(|out, _, value| Ok(out.write_str(&python::str(value)?)?));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment
+        .render_str(
+            source,
+            minijinja::context! {
+            a => "text", b => 7, c => vec![1, 2], d => 2.5, e => "" },
+        )
+        .ok()
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(2000))]
+    #[test]
+    fn counting_changes_no_expression(
+        first in 0usize..14,
+        rest in proptest::collection::vec((0usize..19, 0usize..14, 0usize..4), 0..6),
+    ) {
+        let operands = [
+            "a", "b", "c", "d", "e", "3", "'x'", "-b", "a[1:]", "c[::-1]|list", "(a, b)", "[b, a]", "a.upper()", "(b + 2)",
+        ];
+        let operators = [
+            "+", "-", "*", "/", "//", "%", "**", "~", "==", "!=", "<", "in", "not in", "and", "or", "if b else", "| string ~",
+            "is string ~", "is divisibleby 2 ~",
+        ];
+        let blanks = ["", " ", "\n", "  "];
+        let mut source = operands[first].to_owned();
+        for (operator, operand, blank) in rest {
+            source += &format!(" {}{} {}", operators[operator], blanks[blank], operands[operand]);
+        }
+        let source = format!("{{{{ {source} }}}}");
+        let context = serde_json::json!({"a": "text", "b": 7, "c": [1, 2], "d": 2.5, "e": ""});
+        if let Some(want) = plain(&source) {
+            let got = render(&source, context.as_object().unwrap());
+            proptest::prop_assert_eq!(got.ok(), Some(want), "{}", source);
+        }
+    }
+}
+
+#[test]
 fn errors_say_where() {
     let e = Template::compile("line\n{% if %}", &[]).err().unwrap();
     assert_eq!((e.status(), e.detail("line")), (Status::BAD_FORMAT, Some(2)));
