@@ -200,18 +200,13 @@ impl Backend for CpuBackend {
         let gate = gate.host_mut(m);
         self.cpu.sigmoid(gate);
         let (a, b) = (a.host_mut(m * width), b.host(m * width));
-        for ((a, b), g) in a.chunks_exact_mut(width).zip(b.chunks_exact(width)).zip(gate) {
-            self.cpu.add_scaled(a, b, *g);
-        }
+        self.cpu.add_rows(a, width, b, None, gate);
     }
 
     fn combine(&self, m: usize, width: usize, rows: &[u32], weights: &[f32], x: &Tensor, out: &mut Tensor) {
         let out = out.host_mut(m * width);
         out.fill(0.0);
-        let x = x.host(rows.len() * width);
-        for ((x, &row), &weight) in x.chunks_exact(width).zip(rows).zip(weights) {
-            self.cpu.add_scaled(&mut out[row as usize * width..][..width], x, weight);
-        }
+        self.cpu.add_rows(out, width, x.host(rows.len() * width), Some(rows), weights);
     }
 
     fn copy(&self, counts: [usize; 2], width: usize, from: (&Tensor, Runs), to: (&mut Tensor, Runs)) {

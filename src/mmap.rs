@@ -397,6 +397,9 @@ impl Reservation {
         let memory = MmapOptions::new().len(len.max(1)).no_reserve_swap().map_anon();
         #[cfg(not(any(unix, windows)))]
         let memory = heap::Memory::new(len);
+        // Pages of a KV cache lie in any order, and each ordinary page of the system is looked up on its own.
+        #[cfg(target_os = "linux")]
+        let memory = memory.inspect(|m| drop(m.advise(memmap2::Advice::HugePage)));
         memory.map(Self).map_err(|e| {
             Error::new(Status::NO_MEMORY, format!("reserving {len} bytes: {e}")).with("needed", len as i64)
         })

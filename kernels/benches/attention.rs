@@ -44,8 +44,10 @@ const LATENT: Shape = Shape {
     ..Shape::new("latent 16", KeyType::I8, ValueType::I8, [16, 1], 0)
 };
 
-const SHAPES: [Shape; 8] = [
+const SHAPES: [Shape; 10] = [
     Shape::new("i8f16 64 4:1", KeyType::I8, ValueType::F16, [32, 8], 64),
+    Shape::new("i8f16 64 3:1", KeyType::I8, ValueType::F16, [9, 3], 64),
+    Shape::new("i8f16 64 8:1", KeyType::I8, ValueType::F16, [32, 4], 64),
     Shape::new("i8f16 128 4:1", KeyType::I8, ValueType::F16, [32, 8], 128),
     Shape::new("i8f16 128 8:1", KeyType::I8, ValueType::F16, [32, 4], 128),
     Shape::new("i8f16 64 one kv head", KeyType::I8, ValueType::F16, [8, 1], 64),
@@ -127,7 +129,12 @@ fn decode(c: &mut Criterion) {
             .warm_up_time(Duration::from_millis(100))
             .measurement_time(Duration::from_millis(300));
         for (depth, sequences) in [(4096, 1), (4096, 8), (32_768, 1)] {
-            let mut setup = Setup::new(shape, POOL, depth * sequences, sequences);
+            let mut setup = Setup::new(
+                shape,
+                std::env::var("POOL").map_or(POOL, |s| s.parse().unwrap()),
+                depth * sequences,
+                sequences,
+            );
             let pages = depth / 64;
             let tables: Vec<Vec<u32>> = setup.table.chunks_exact(pages).map(<[u32]>::to_vec).collect();
             let bytes = sequences * pages * setup.layout.page_bytes();
@@ -161,7 +168,7 @@ fn decode(c: &mut Criterion) {
 
 fn prefill(c: &mut Criterion) {
     let cpu = Cpu::new(0);
-    for shape in [&SHAPES[0], &SHAPES[5], &LATENT] {
+    for shape in [&SHAPES[0], &SHAPES[7], &LATENT] {
         let mut group = c.benchmark_group(format!("prefill {}", shape.name));
         group
             .sample_size(10)

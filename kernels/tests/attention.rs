@@ -282,6 +282,7 @@ fn the_usual_shapes_equal_the_twin() {
     check(&Case { key: KeyType::F16, value: ValueType::F16, key_dim: 80, value_dim: 80, ..PLAIN }, 3);
     check(&Case { value: ValueType::I8, group: 7, key_dim: 128, value_dim: 128, lengths: &[70], ..PLAIN }, 4);
     check(&Case { key: KeyType::F32, group: 12, kv_heads: 1, lengths: &[66], ..PLAIN }, 5);
+    check(&Case { group: 3, key_dim: 48, value_dim: 80, ..PLAIN }, 22);
 }
 
 #[test]

@@ -114,13 +114,37 @@ fn sums_of_vectors_are_one_operation_each() {
         a
     });
     same(&a.iter().zip(&b).map(|(x, y)| x + y).collect::<Vec<_>>(), &added, "add");
-    let scaled = everywhere("add_scaled", |cpu| {
+    let scaled = everywhere("scale", |cpu| {
         let mut a = a.clone();
-        cpu.add_scaled(&mut a, &b, 0.3);
         cpu.scale(&mut a, 1.7);
         a
     });
-    same(&a.iter().zip(&b).map(|(x, y)| y.mul_add(0.3, *x) * 1.7).collect::<Vec<_>>(), &scaled, "add_scaled");
+    same(&a.iter().map(|x| x * 1.7).collect::<Vec<_>>(), &scaled, "scale");
+}
+
+#[test]
+fn rows_take_their_terms_in_ascending_order_however_they_are_shared() {
+    let mut r = Random(5);
+    for (m, n, width) in [(1, 8, 2048), (5, 5, 1001), (30, 200, 33), (40, 40, 130), (3, 0, 16)] {
+        let (out, x, factors) = (r.values(m * width), r.values(n * width), r.values(n));
+        let chosen: Vec<u32> = (0..n).map(|_| r.below(m) as u32).collect();
+        for rows in [Some(&chosen), None].into_iter().filter(|rows| rows.is_some() || n <= m) {
+            let added = everywhere("add_rows", |cpu| {
+                let mut out = out.clone();
+                cpu.add_rows(&mut out, width, &x, rows.map(|r| &r[..]), &factors);
+                out
+            });
+            let mut expected = out.clone();
+            for i in 0..n {
+                let row = rows.map_or(i, |r| r[i] as usize);
+                for c in 0..width {
+                    let v = &mut expected[row * width + c];
+                    *v = x[i * width + c].mul_add(factors[i], *v);
+                }
+            }
+            same(&expected, &added, "add_rows");
+        }
+    }
 }
 
 #[test]

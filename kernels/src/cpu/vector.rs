@@ -19,6 +19,9 @@ pub struct RowNorm<'a> {
     pub bias: Option<&'a [f32]>,
 }
 
+/// Rows from which on threads share them.
+const ROWS: usize = 16;
+
 impl Cpu {
     /// `out = x / sqrt(mean(x²) + eps) · weight` for each of `rows` rows of `width`. With `rows · heads` rows of
     /// `head_dim` it is the norm of heads.
@@ -244,15 +247,52 @@ impl Cpu {
     /// # Panics
     /// If the lengths differ.
     pub fn add(&self, a: &mut [f32], b: &[f32]) {
-        self.add_with(a, b, None);
+        let n = a.len();
+        assert_eq!(b.len(), n, "terms of a sum");
+        let a = Shared::of(a);
+        self.split(n.div_ceil(16), n, |range| {
+            let (from, to) = (range.start * 16, (range.end * 16).min(n));
+            let b = &b[from..to];
+            // SAFETY: the part is this thread's alone; the machine has the table's instruction set
+            unsafe { (self.ops.add)(a.slice(from, to - from).as_mut_ptr(), b.as_ptr(), None, b.len()) };
+        });
     }
 
-    /// a = fma(b, factor, a): an expert's output with its weight.
+    /// `out[rows[i]] = fma(x[i], factors[i], out[rows[i]])`, i ascending: experts' outputs with their weights. `x` is
+    /// `[factors, width]`, `out` as many rows of `width` as there are; without `rows` row i belongs to row i. Threads
+    /// share the rows of `out`, or where those are few the width, so that a row is always added to in the same order.
     ///
     /// # Panics
-    /// If the lengths differ.
-    pub fn add_scaled(&self, a: &mut [f32], b: &[f32], factor: f32) {
-        self.add_with(a, b, Some(factor));
+    /// If lengths do not fit, or one of `rows` is not in `out`.
+    pub fn add_rows(&self, out: &mut [f32], width: usize, x: &[f32], rows: Option<&[u32]>, factors: &[f32]) {
+        let (n, height) = (factors.len(), out.len() / width.max(1));
+        assert_eq!(x.len(), n * width, "terms [{n}, {width}]");
+        assert_eq!(out.len(), height * width, "outputs [{height}, {width}]");
+        let top = rows.map_or(n.checked_sub(1), |r| r.iter().max().map(|&r| r as usize));
+        assert!(rows.is_none_or(|r| r.len() == n), "rows of {n} terms");
+        assert!(top.is_none_or(|top| top < height), "a term for row {top:?} of {height}");
+        let out = Shared::of(out);
+        // whole rows are read faster than parts of them
+        let tall = height >= ROWS;
+        self.split(if tall { height } else { width.div_ceil(16) }, height * width, |range| {
+            let (mine, from, to) = match tall {
+                true => (range, 0, width),
+                false => (0..height, range.start * 16, (range.end * 16).min(width)),
+            };
+            for (i, &factor) in factors.iter().enumerate() {
+                let row = rows.map_or(i, |r| r[i] as usize);
+                if !mine.contains(&row) {
+                    continue;
+                }
+                let x = &x[i * width + from..i * width + to];
+                // SAFETY: these columns of these rows are this thread's alone; `out` and `x` hold as many values; the
+                // machine has the table's instruction set
+                unsafe {
+                    let out = out.slice(row * width + from, to - from).as_mut_ptr();
+                    (self.ops.add)(out, x.as_ptr(), Some(factor), x.len());
+                }
+            }
+        });
     }
 
     /// `out[i] += Σ_j (scale · low[i][j]) · b[j]`, j ascending, each term by one fma: what an adapter adds to products.
@@ -277,18 +317,6 @@ impl Cpu {
                     unsafe { (self.ops.add)(out, b.as_ptr(), Some(scale * low), b.len()) };
                 }
             }
-        });
-    }
-
-    fn add_with(&self, a: &mut [f32], b: &[f32], factor: Option<f32>) {
-        let n = a.len();
-        assert_eq!(b.len(), n, "terms of a sum");
-        let a = Shared::of(a);
-        self.split(n.div_ceil(16), n, |range| {
-            let (from, to) = (range.start * 16, (range.end * 16).min(n));
-            let b = &b[from..to];
-            // SAFETY: the part is this thread's alone; the machine has the table's instruction set
-            unsafe { (self.ops.add)(a.slice(from, to - from).as_mut_ptr(), b.as_ptr(), factor, b.len()) };
         });
     }
 

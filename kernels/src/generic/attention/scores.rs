@@ -83,6 +83,7 @@ unsafe fn whole<S: Simd>(a: &Tile, s: &Scratch, b: &Block, ahead: &mut Ahead) {
                     dots::<S, 8, 2>(a, s, b, i, g, ahead);
                 },
                 4 => dots::<S, 4, 4>(a, s, b, i, 0, ahead),
+                3 => dots::<S, 3, 4>(a, s, b, i, 0, ahead),
                 1 => dots::<S, 1, 4>(a, s, b, i, 0, ahead));
         } else {
             groups!(n, i,

@@ -39,6 +39,7 @@ pub fn group<S: Simd>(left: usize) -> usize {
     match left {
         8.. if S::ACCUMULATORS == 16 => 8,
         4.. if S::ACCUMULATORS > 1 => 4,
+        3 if S::ACCUMULATORS == 16 => 3,
         2.. if S::ACCUMULATORS > 1 => 2,
         _ => 1,
     }

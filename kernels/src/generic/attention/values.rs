@@ -160,6 +160,7 @@ unsafe fn all<S: Simd, const K: u8>(
                     16 => groups!(n, i,
                         8 => together::<S, K, 8, 2>(s, v, i, o, count, width, ahead),
                         4 => together::<S, K, 4, 4>(s, v, i, o, count, width, ahead),
+                        3 => together::<S, K, 3, 4>(s, v, i, o, count, width, ahead),
                         2 => together::<S, K, 2, 4>(s, v, i, o, count, width, ahead)),
                     4 => groups!(n, i,
                         4 => together::<S, K, 4, 1>(s, v, i, o, count, width, ahead),
