@@ -11,6 +11,7 @@ use super::session::llm_session;
 use super::types::{llm_status, llm_token};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
+use crate::order;
 use crate::session::batch::{Batch, Slot, Want};
 use crate::session::generate::Plan;
 
@@ -183,7 +184,7 @@ fn step(batch: &mut Batch, members: &mut [Member], cancel: Option<&Cancel>) -> R
     }
     let inner = generations.iter_mut().map(|(place, running)| (*place, running.session.borrow()));
     let mut sessions: Vec<_> = sessions.into_iter().chain(inner).collect();
-    sessions.sort_by_key(|(place, _)| *place);
+    order::by_number(&mut sessions, |(place, _)| *place as u64);
     let mut slots: Vec<_> = sessions
         .iter_mut()
         .zip(&runs)

@@ -13,6 +13,7 @@ use llm_kernels::{KeyType, KvLayout, ValueType};
 use super::KvType;
 use crate::error::{Error, Result, Status};
 use crate::model::spec::{Attention, Spec};
+use crate::order;
 
 /// Groups at most: each costs a table.
 pub(crate) const MOST_GROUPS: usize = 8;
@@ -77,7 +78,7 @@ impl PageShape {
     /// Layers in the groups that waste least.
     fn grouped(layers: &[(KvLayout, Option<usize>)], tokens: usize) -> Self {
         let mut windows: Vec<Option<usize>> = layers.iter().map(|&(_, window)| window).collect();
-        windows.sort_unstable();
+        order::by_number(&mut windows, |window| window.map_or(0, |w| w as u64 + 1));
         windows.dedup();
         let count = |window| layers.iter().filter(|&&(_, w)| w == window).count();
         let most = windows.iter().map(|&window| count(window)).max().unwrap_or(1);

@@ -4,6 +4,7 @@
 use super::chain::Context;
 use super::{Candidates, Filter};
 use crate::error::{Error, Result, Status};
+use crate::order;
 
 pub(super) const FILTER: Filter = Filter {
     name: "bias",
@@ -36,7 +37,7 @@ impl Bias {
             }
             sorted.push((id, value));
         }
-        sorted.sort_by_key(|&(id, _)| id);
+        order::by_number(&mut sorted, |&(id, _)| u64::from(id));
         sorted.dedup_by(|next, kept| {
             let same = next.0 == kept.0;
             if same {

@@ -13,6 +13,7 @@ use super::batch::{Batch, Slot, Want};
 use super::generate::{Event, Generation, GenerationOptions, Perf, Plan, Reason};
 use crate::cancel::Cancel;
 use crate::error::Result;
+use crate::order;
 use crate::sampler::Sampler;
 
 /// Continuations that run together.
@@ -89,7 +90,7 @@ impl Several {
             }
             events.push((i, generation.take(session, sampler, run, None, cancel)));
         }
-        events.sort_by_key(|(i, _)| *i);
+        order::by_number(&mut events, |(i, _)| *i as u64);
         events
     }
 

@@ -204,10 +204,13 @@ unsafe fn few<S: Simd, const BITS: u8, const T: usize>(a: &IntBlock, first: usiz
             for (s, acc) in acc.iter_mut().enumerate().take(streams) {
                 let record = at.add(s * a.run * a.block_bytes);
                 let hints = Hints::new::<BITS>(a, next, s, streams, 32);
-                if halves == 2 {
-                    few_record::<S, BITS, T, 2>(a, record, r, vector, &hints, acc);
+                // of known length the record is walked without branches; plain Rust would not gain by the code
+                if S::ACCUMULATORS == 1 {
+                    few_record::<S, BITS, T>(a, record, halves, r, vector, &hints, acc);
+                } else if halves == 2 {
+                    few_record::<S, BITS, T>(a, record, 2, r, vector, &hints, acc);
                 } else {
-                    few_record::<S, BITS, T, 1>(a, record, r, vector, &hints, acc);
+                    few_record::<S, BITS, T>(a, record, 1, r, vector, &hints, acc);
                 }
             }
             at = at.wrapping_add(full);
@@ -237,9 +240,10 @@ pub unsafe fn finish<const BITS: u8>(a: &IntBlock, block: usize, vector: usize, 
 }
 
 #[inline(always)]
-unsafe fn few_record<S: Simd, const BITS: u8, const T: usize, const HALVES: usize>(
+unsafe fn few_record<S: Simd, const BITS: u8, const T: usize>(
     a: &IntBlock,
     record: *const u8,
+    halves: usize,
     r: usize,
     vector: usize,
     hints: &Hints,
@@ -257,8 +261,8 @@ unsafe fn few_record<S: Simd, const BITS: u8, const T: usize, const HALVES: usiz
                 for l in 0..4 {
                     hints.give::<S>();
                     let row = quad * 4 + l;
-                    for h in 0..HALVES {
-                        let (low, high) = codes::line::<S, BITS, true>(table, record, HALVES, tile, row, h);
+                    for h in 0..halves {
+                        let (low, high) = codes::line::<S, BITS, true>(table, record, halves, tile, row, h);
                         for t in 0..T {
                             let x = x.add(t * DEPTH + h * 128);
                             p[t][l] = S::dot(p[t][l], low, S::b_load(x));

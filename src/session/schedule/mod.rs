@@ -24,6 +24,7 @@ use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
 use crate::kv::KvPool;
 use crate::kv::shape::PageShape;
+use crate::order;
 use crate::sampler::Sampler;
 use item::{Item, Part};
 use llm_kernels::Level;
@@ -356,7 +357,7 @@ impl Scheduler {
             let first = turn % prompts.len();
             prompts.rotate_left(first);
             if left >= prompts.len() {
-                prompts.sort_by_key(|item| item.todo().len());
+                order::by_number(&mut prompts, |item| item.todo().len() as u64);
             }
             for (i, item) in (1..=prompts.len()).rev().zip(prompts) {
                 let n = item.chunk(left.div_ceil(i).min(left), self.shape.tokens);
