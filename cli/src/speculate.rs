@@ -31,16 +31,16 @@ const PERIOD: usize = 24;
 #[derive(clap::Args)]
 pub struct SpecArgs {
     /// Let the model in this file guess tokens; its vocabulary is that of the model. The text stays the same
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["ngram", "own_draft"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["ngram", "own_draft"], group = "guesses")]
     draft: Option<PathBuf>,
     /// Let the second model in the model's own file guess tokens: its head, or a small model. The text stays the same
-    #[arg(long, conflicts_with = "ngram")]
+    #[arg(long, conflicts_with = "ngram", group = "guesses")]
     own_draft: bool,
     /// Guess what followed the last tokens where they stood before. The text stays the same
-    #[arg(long)]
+    #[arg(long, group = "guesses")]
     ngram: bool,
     /// Tokens to guess at a time at most
-    #[arg(long, value_name = "N", default_value_t = Lengths::default().most)]
+    #[arg(long, value_name = "N", default_value_t = Lengths::default().most, requires = "guesses")]
     draft_max: usize,
 }
 

@@ -11,7 +11,7 @@ use llm_testdata::{json_lines, shared};
 
 #[test]
 fn wrong_usage_is_status_2() {
-    let wrong: [&[&str]; 13] = [
+    let wrong: [&[&str]; 14] = [
         &[],
         &["sing"],
         &["convert"],
@@ -26,6 +26,7 @@ fn wrong_usage_is_status_2() {
         &["bench", "-m", "model.llm", "--type", "q8"],
         &["bench", "-m", "model.llm", "--speculate", "--depth", "8"],
         &["generate", "-m", "model.llm", "-p", "text", "--keep", "4"],
+        &["generate", "-m", "model.llm", "-p", "text", "--draft-max", "4"],
     ];
     for args in wrong {
         let ran = run(args);

@@ -119,6 +119,12 @@ fn chart(out: &mut String, title: &str, curves: &[Curve]) {
             "<polyline fill=\"none\" stroke=\"{color}\" stroke-width=\"1.5\" points=\"{}\"/>",
             points.join(" ")
         );
+        // A line through one point is not seen.
+        if let [point] = points.as_slice()
+            && let Some((x, y)) = point.split_once(',')
+        {
+            let _ = writeln!(out, "<circle cx=\"{x}\" cy=\"{y}\" r=\"3\" fill=\"{color}\"/>");
+        }
         if curves.len() > 1 {
             let at = 20.0 + 14.0 * i as f64;
             let _ = writeln!(
@@ -168,5 +174,9 @@ mod tests {
         assert!(!page.contains("http") && !page.contains("<script"));
         assert!(page.len() < 100_000, "{}", page.len());
         assert_eq!(html(&config, "").matches("<polyline").count(), 0);
+        assert!(!page.contains("<circle"));
+        let once =
+            html(&config, "{\"step\":1,\"loss\":3}\n{\"step\":2,\"loss\":2,\"held_out_nats_per_token\":2.5}");
+        assert_eq!(once.matches("<circle").count(), 1, "one evaluation is seen, too");
     }
 }

@@ -64,6 +64,7 @@ pub struct Summary {
 pub fn train(config: &Config, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Result<Summary> {
     let out = &config.out;
     fs::create_dir_all(out).map_err(|e| Error::from(e).context(out.display()))?;
+    let _lock = lock(out)?;
     checkpoint::sweep(out)?;
     let mut trainer = match checkpoint::list(out)?.last() {
         Some((dir, _)) => Trainer::resume(config, dir)?,
@@ -115,6 +116,25 @@ pub fn train(config: &Config, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) 
     }
     summary.steps = trainer.steps_done();
     Ok(summary)
+}
+
+/// Keeps the run's directory for this process as long as the file lives: two runs would take each other's unfinished
+/// files away. The lock goes with the process, however it ends; its file stays.
+fn lock(out: &Path) -> Result<fs::File> {
+    let path = out.join(".lock");
+    let here = |e: std::io::Error| Error::from(e).context(path.display());
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(here)?;
+    match file.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => {
+            let message = format!(
+                "{}: another run works in this directory; wait for its end or give another one as `out`",
+                out.display()
+            );
+            Err(Error::new(Status::BUSY, message))
+        }
+        // Not every file system has locks; without them nothing is known.
+        _ => Ok(file),
+    }
 }
 
 /// The metrics file, a JSON object per line, and what is made of it.
@@ -181,5 +201,21 @@ impl Metrics {
         let path = self.dir.join("metrics.jsonl");
         let rows = fs::read_to_string(&path).map_err(|e| Error::from(e).context(path.display()))?;
         checkpoint::write_file(&self.dir.join("report.html"), report::html(config, &rows).as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_takes_one_run_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lock(dir.path()).unwrap();
+        let refused = lock(dir.path()).unwrap_err();
+        assert_eq!(refused.status(), Status::BUSY);
+        assert!(refused.message().contains("another run"), "{}", refused.message());
+        drop(first);
+        lock(dir.path()).unwrap();
     }
 }
