@@ -82,7 +82,8 @@ pub(super) fn add(environment: &mut Environment<'static>, clock: Clock) {
             made.call(state, &args)
         });
     }
-    for (name, filter) in filters() {
+    for &(name, filter) in FILTERS {
+        let filter = filter();
         environment.add_filter(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
             let args = args.into_values();
             // `none | items` is an error in Python only once something is asked of it.
@@ -122,51 +123,49 @@ pub(super) fn add(environment: &mut Environment<'static>, clock: Clock) {
 }
 
 /// Filters that are counted: ours, and those of the engine whose work grows with what they are given.
-fn filters() -> Vec<(&'static str, Value)> {
-    vec![
-        ("tojson", Value::from_function(tojson)),
-        ("string", Value::from_function(|value: &Value| python::str(value))),
-        ("pprint", Value::from_function(|value: &Value| python::repr(value))),
-        ("sort", Value::from_function(sort)),
-        ("int", Value::from_function(int)),
-        ("float", Value::from_function(float)),
-        ("trim", Value::from_function(trim)),
-        ("replace", Value::from_function(replace)),
-        ("indent", Value::from_function(indent)),
-        ("wordcount", Value::from_function(wordcount)),
-        ("center", Value::from_function(center)),
-        ("groupby", Value::from_function(groupby)),
-        ("escape", Value::from_function(engine::escape)),
-        ("e", Value::from_function(engine::escape)),
-        ("safe", Value::from_function(engine::safe)),
-        ("upper", Value::from_function(engine::upper)),
-        ("lower", Value::from_function(engine::lower)),
-        ("title", Value::from_function(engine::title)),
-        ("capitalize", Value::from_function(engine::capitalize)),
-        ("dictsort", Value::from_function(engine::dictsort)),
-        ("items", Value::from_function(engine::items)),
-        ("reverse", Value::from_function(engine::reverse)),
-        ("split", Value::from_function(engine::split)),
-        ("lines", Value::from_function(engine::lines)),
-        ("last", Value::from_function(engine::last)),
-        ("first", Value::from_function(engine::first)),
-        ("min", Value::from_function(engine::min)),
-        ("max", Value::from_function(engine::max)),
-        ("list", Value::from_function(engine::list)),
-        ("batch", Value::from_function(engine::batch)),
-        ("slice", Value::from_function(engine::slice)),
-        ("sum", Value::from_function(engine::sum)),
-        ("select", Value::from_function(engine::select)),
-        ("reject", Value::from_function(engine::reject)),
-        ("selectattr", Value::from_function(engine::selectattr)),
-        ("rejectattr", Value::from_function(engine::rejectattr)),
-        ("map", Value::from_function(engine::map)),
-        ("unique", Value::from_function(engine::unique)),
-        ("chain", Value::from_function(engine::chain)),
-        ("zip", Value::from_function(engine::zip)),
-        ("format", Value::from_function(engine::format)),
-    ]
-}
+const FILTERS: &[(&str, fn() -> Value)] = &[
+    ("tojson", || Value::from_function(tojson)),
+    ("string", || Value::from_function(|value: &Value| python::str(value))),
+    ("pprint", || Value::from_function(|value: &Value| python::repr(value))),
+    ("sort", || Value::from_function(sort)),
+    ("int", || Value::from_function(int)),
+    ("float", || Value::from_function(float)),
+    ("trim", || Value::from_function(trim)),
+    ("replace", || Value::from_function(replace)),
+    ("indent", || Value::from_function(indent)),
+    ("wordcount", || Value::from_function(wordcount)),
+    ("center", || Value::from_function(center)),
+    ("groupby", || Value::from_function(groupby)),
+    ("escape", || Value::from_function(engine::escape)),
+    ("e", || Value::from_function(engine::escape)),
+    ("safe", || Value::from_function(engine::safe)),
+    ("upper", || Value::from_function(engine::upper)),
+    ("lower", || Value::from_function(engine::lower)),
+    ("title", || Value::from_function(engine::title)),
+    ("capitalize", || Value::from_function(engine::capitalize)),
+    ("dictsort", || Value::from_function(engine::dictsort)),
+    ("items", || Value::from_function(engine::items)),
+    ("reverse", || Value::from_function(engine::reverse)),
+    ("split", || Value::from_function(engine::split)),
+    ("lines", || Value::from_function(engine::lines)),
+    ("last", || Value::from_function(engine::last)),
+    ("first", || Value::from_function(engine::first)),
+    ("min", || Value::from_function(engine::min)),
+    ("max", || Value::from_function(engine::max)),
+    ("list", || Value::from_function(engine::list)),
+    ("batch", || Value::from_function(engine::batch)),
+    ("slice", || Value::from_function(engine::slice)),
+    ("sum", || Value::from_function(engine::sum)),
+    ("select", || Value::from_function(engine::select)),
+    ("reject", || Value::from_function(engine::reject)),
+    ("selectattr", || Value::from_function(engine::selectattr)),
+    ("rejectattr", || Value::from_function(engine::rejectattr)),
+    ("map", || Value::from_function(engine::map)),
+    ("unique", || Value::from_function(engine::unique)),
+    ("chain", || Value::from_function(engine::chain)),
+    ("zip", || Value::from_function(engine::zip)),
+    ("format", || Value::from_function(engine::format)),
+];
 
 /// Tests that look at all of what they are given.
 fn tests() -> Vec<(&'static str, Value)> {

@@ -237,9 +237,9 @@ unsafe fn by_eights<S: Simd, const K: u8>(a: &FloatBlock) {
     for first in 0..a.run {
         let mut t = a.from;
         while t < a.to {
-            // f32 models are rare, and the code is long: they go by 8, 4, 2 and 1
+            // the code is long, so seven go as six and one, and f32, which is rare, by 8, 4, 2 and 1
             let n = (a.to - t).min(8);
-            let n = if K == F32 { 1 << n.ilog2() } else { n };
+            let n = if K == F32 { 1 << n.ilog2() } else { n - (n == 7) as usize };
             let together = if n <= 2 { STREAMS } else { 1 };
             for s in (0..a.streams(first)).step_by(together) {
                 let at = Side::new(a, first, s, together, t);
@@ -252,7 +252,6 @@ unsafe fn by_eights<S: Simd, const K: u8>(a: &FloatBlock) {
                         3 if K != F32 => side_by_side::<S, K, 8, 3>(a, &at, &mut sums),
                         5 if K != F32 => side_by_side::<S, K, 4, 5>(a, &at, &mut sums),
                         6 if K != F32 => side_by_side::<S, K, 4, 6>(a, &at, &mut sums),
-                        7 if K != F32 => side_by_side::<S, K, 2, 7>(a, &at, &mut sums),
                         _ => side_by_side::<S, K, 2, 8>(a, &at, &mut sums),
                     }
                     finish::<S>(a, &at, n, &sums);

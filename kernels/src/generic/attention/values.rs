@@ -11,13 +11,10 @@ use crate::simd::Simd;
 
 /// Dimensions that are converted together.
 pub const SLICE: usize = 64;
-/// Queries from which on values of these kinds are converted beforehand. Where there are fewer registers that is for
-/// fewer; code for the rest is not worth its length.
-const fn many<S: Simd>(kind: u8) -> usize {
-    match (S::ACCUMULATORS, kind) {
-        (16, F16 | I8) | (4, F16) => 9,
-        _ => 0,
-    }
+/// Queries from which on f16 values are converted beforehand, as those of int8 always are: code for them is not worth
+/// its length.
+const fn many<S: Simd>() -> usize {
+    if S::ACCUMULATORS > 1 { 9 } else { 0 }
 }
 
 const F32: u8 = 0;
@@ -62,12 +59,8 @@ pub unsafe fn add<S: Simd>(a: &Tile, s: &Scratch, b: &Block, ahead: &mut Ahead) 
     let spread = l.latent && kind == I8;
     // SAFETY: as `attend`; padded values reach the next multiple of 16
     unsafe {
-        if kind == F16 && n < many::<S>(F16) {
+        if kind == F16 && n < many::<S>() {
             all::<S, F16>(s, &source, n, 0, width, width, ahead);
-            return;
-        }
-        if kind == I8 && !spread && n < many::<S>(I8) {
-            all::<S, I8>(s, &source, n, 0, width, width, ahead);
             return;
         }
         // floats are taken as they lie, all dimensions at once
