@@ -5,6 +5,7 @@
 //! a template reaches nothing but its variables. Steps, recursion and output are limited ([`Limits`]).
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind};
@@ -157,7 +158,7 @@ impl Template {
     ///
     /// # Errors
     /// `INVALID_ARG` with the template's own words where it refuses the conversation (`raise_exception`), or with
-    /// the line where it fails on it; `BUDGET` beyond a limit.
+    /// the line where it fails on it; `BUDGET` beyond a limit; `UNSUPPORTED` where the engine itself fails on it.
     pub fn render(&self, chat: &Chat, add_generation_prompt: bool) -> Result<String> {
         self.render_context(&chat.context(add_generation_prompt))
     }
@@ -209,10 +210,15 @@ impl Template {
         let mut out = Limited { bytes: Vec::new(), limit: self.limits.output };
         let context =
             minijinja::Value::from_pairs(variables.iter().map(|(k, v)| (k.as_str(), python::value(v))));
-        match template.render_captured_to(context, &mut out) {
-            Ok(_) => String::from_utf8(out.bytes)
+        // The engine has places that it does not expect to come to, and hosts in Rust have no fence against them. A
+        // rendering changes nothing of the template.
+        let rendered =
+            catch_unwind(AssertUnwindSafe(|| template.render_captured_to(context, &mut out).map(drop)));
+        match rendered {
+            Ok(Ok(())) => String::from_utf8(out.bytes)
                 .map_err(|e| Error::new(Status::INTERNAL, format!("chat template: output: {e}"))),
-            Err(e) => Err(self.explain(&e)),
+            Ok(Err(e)) => Err(self.explain(&e)),
+            Err(_) => Err(Error::new(Status::UNSUPPORTED, "chat template: the engine failed on it")),
         }
     }
 

@@ -279,6 +279,14 @@ proptest::proptest! {
 }
 
 #[test]
+fn where_the_engine_fails_there_is_an_error() {
+    // A slice backwards of what has nothing in it.
+    let error = render("{{ [][::-1] }}", &Map::new()).unwrap_err();
+    assert_eq!(error.status(), Status::UNSUPPORTED, "{error}");
+    assert_eq!(render("{{ [1, 2][::-1] }}", &Map::new()).unwrap(), "[2, 1]");
+}
+
+#[test]
 fn errors_say_where() {
     let e = Template::compile("line\n{% if %}", &[]).err().unwrap();
     assert_eq!((e.status(), e.detail("line")), (Status::BAD_FORMAT, Some(2)));
