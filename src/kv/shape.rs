@@ -78,7 +78,7 @@ impl PageShape {
     /// Layers in the groups that waste least.
     fn grouped(layers: &[(KvLayout, Option<usize>)], tokens: usize) -> Self {
         let mut windows: Vec<Option<usize>> = layers.iter().map(|&(_, window)| window).collect();
-        order::by_number(&mut windows, |window| window.map_or(0, |w| w as u64 + 1));
+        order::by_number(&mut windows, |window| window.map_or(0, |w| (w as u64).saturating_add(1)));
         windows.dedup();
         let count = |window| layers.iter().filter(|&&(_, w)| w == window).count();
         let most = windows.iter().map(|&window| count(window)).max().unwrap_or(1);

@@ -303,6 +303,7 @@ fn what_is_behind_a_window_is_not_held() {
 #[test]
 fn a_tail_moves_behind_a_head_that_a_window_let_go() {
     let runtime = Runtime::new(RuntimeOptions { threads: 1, ..Default::default() }).unwrap();
+    // The third time what is seen begins in the page in which the head ends, which is gone.
     for (window, head, tail) in [(20, 5, 100), (20, 16, 100), (20, 5, 25), (90, 5, 100)] {
         let windows = vec![None, Some(window)];
         let shape = PageShape { layers: Vec::new(), windows, tokens: PAGE, bytes: PAGE * 8 };
@@ -312,8 +313,10 @@ fn a_tail_moves_behind_a_head_that_a_window_let_go() {
         let mut s = Sequence { id, tokens: Vec::new(), reserved: 0, root: None };
         append(&mut pages, &mut s, &(0..300).collect::<Vec<i32>>(), false).unwrap();
         assert_eq!(pages.table(id).pages[1][0], NONE);
-        let moved = pages.moved(id, 300, (head, tail), &[], None).unwrap().unwrap();
+        let moved = pages.moved(id, 300, (head, tail), &[], None).unwrap();
         pages.close(id);
+        assert_eq!(moved.is_none(), tail == 25);
+        let Some(moved) = moved else { continue };
         let mut tokens = head + tail;
         assert!(pages.covers(moved, tokens));
         for _ in 0..20 {
