@@ -137,6 +137,7 @@ pub unsafe fn tiles<S: Simd, const R: usize, const T: usize, const ONE: usize>(a
         if a.to - a.from == 1 {
             return singles::<S, F32, ONE>(a);
         }
+        let mut sums = Sums::<S>::new();
         for b in 0..a.count {
             let a = &a.only(b);
             let mut t = a.from;
@@ -147,7 +148,7 @@ pub unsafe fn tiles<S: Simd, const R: usize, const T: usize, const ONE: usize>(a
                 t += T;
             }
             while t < a.to {
-                one::<S, F32, ONE>(a, 0, t);
+                one::<S, F32, ONE>(a, 0, t, &mut sums);
                 t += 1;
             }
         }
@@ -169,10 +170,11 @@ pub unsafe fn halves<S: Simd, const ONE: usize>(a: &FloatBlock) {
 
 #[inline(always)]
 unsafe fn singles<S: Simd, const K: u8, const ONE: usize>(a: &FloatBlock) {
+    let mut sums = Sums::<S>::new();
     for first in 0..a.run {
         for t in a.from..a.to {
             // SAFETY: passed on; ONE divides 32
-            unsafe { one::<S, K, ONE>(a, first, t) };
+            unsafe { one::<S, K, ONE>(a, first, t, &mut sums) };
         }
     }
 }
@@ -264,14 +266,18 @@ unsafe fn by_eights<S: Simd, const K: u8>(a: &FloatBlock) {
 
 /// One token with block `first` of every stream.
 #[inline(always)]
-unsafe fn one<S: Simd, const K: u8, const R: usize>(a: &FloatBlock, first: usize, token: usize) {
-    let mut sums = Sums::<S>::new();
+unsafe fn one<S: Simd, const K: u8, const R: usize>(
+    a: &FloatBlock,
+    first: usize,
+    token: usize,
+    sums: &mut Sums<S>,
+) {
     for s in (0..a.streams(first)).step_by(STREAMS) {
         let at = Side::new(a, first, s, STREAMS, token);
         // SAFETY: passed on
         unsafe {
-            side_by_side::<S, K, R, 1>(a, &at, &mut sums);
-            finish::<S>(a, &at, 1, &sums);
+            side_by_side::<S, K, R, 1>(a, &at, sums);
+            finish::<S>(a, &at, 1, sums);
         }
     }
 }
