@@ -53,7 +53,7 @@ impl Isa {
         }
     }
 
-    /// The instruction set of that name, if this build has kernels for it.
+    /// The instruction set of that name, be it this machine's or another's.
     pub fn parse(name: &str) -> Option<Isa> {
         Isa::ALL.into_iter().find(|isa| isa.name() == name)
     }

@@ -91,13 +91,15 @@ pub struct Placement<'a> {
     pub niceness: i32,
 }
 
-/// Threads that run jobs together with the caller.
+/// Threads that run jobs together with the caller. A child of `fork` has none of them: there the caller works alone.
 pub struct Pool {
     shared: Arc<Shared>,
     /// Held by the caller whose job runs.
     busy: Mutex<Rests>,
     threads: Vec<JoinHandle<()>>,
     handles: Vec<Thread>,
+    /// The process that has the threads. A child of `fork` has only their memory.
+    process: u32,
 }
 
 impl Pool {
@@ -149,7 +151,7 @@ impl Pool {
             .collect();
         let handles: Vec<_> = threads.iter().map(|t| t.thread().clone()).collect();
         let rests = Rests::new(handles.len());
-        Pool { shared, busy: Mutex::new(rests), threads, handles }
+        Pool { shared, busy: Mutex::new(rests), threads, handles, process: process() }
     }
 
     /// Threads that take part, the caller's included.
@@ -206,6 +208,11 @@ impl Pool {
                 continue;
             }
             if turns == TURNS {
+                if self.process != process() {
+                    // whoever was inside when the process was forked did not come along
+                    s.inside.0.store(0, Ordering::SeqCst);
+                    break;
+                }
                 rests.watch(&s.workers);
             }
             std::thread::yield_now();
@@ -231,7 +238,11 @@ impl Drop for Pool {
             thread.unpark();
         }
         for thread in self.threads.drain(..) {
-            let _ = thread.join(); // a worker catches its panics
+            if self.process == process() {
+                let _ = thread.join(); // a worker catches its panics
+            } else {
+                std::mem::forget(thread); // it does not run here, and its stack may have another use by now
+            }
         }
     }
 }
@@ -326,6 +337,11 @@ fn wait(s: &Shared, me: &Worker, seen: u32) -> Option<u32> {
         me.asleep.store(false, Ordering::SeqCst);
     };
     (!stop()).then_some(epoch)
+}
+
+/// The number of this process; 0 where there are no others.
+fn process() -> u32 {
+    if cfg!(any(unix, windows)) { std::process::id() } else { 0 }
 }
 
 /// Binds the calling thread to a core, where the system knows how and allows it.
@@ -443,4 +459,38 @@ mod control {
     }
 
     pub fn write(_: Word) {}
+}
+
+#[cfg(test)]
+mod tests {
+    /// Where this code runs as it is: what executes another machine's code forks less surely.
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    #[test]
+    fn a_forked_child_computes_alone_and_ends_its_pool() {
+        use super::{AtomicUsize, Ordering, Pool};
+        let pool = Pool::new(3);
+        pool.run(8, |_| ());
+        // SAFETY: the child uses the pool and ends, without returning to whoever else was forked
+        let child = unsafe { libc::fork() };
+        assert!(child >= 0, "no child");
+        if child == 0 {
+            // SAFETY: takes a number; a child that waits for ever is ended by the signal
+            unsafe { libc::alarm(20) };
+            // as where a worker looked for a job at that moment
+            pool.shared.inside.0.fetch_add(1, Ordering::SeqCst);
+            let sum = AtomicUsize::new(0);
+            for _ in 0..2 {
+                pool.run(100, |unit| {
+                    sum.fetch_add(unit, Ordering::Relaxed);
+                });
+            }
+            drop(pool);
+            // SAFETY: ends this process at once
+            unsafe { libc::_exit(i32::from(sum.into_inner() != 2 * 4950)) };
+        }
+        let mut status = -1;
+        // SAFETY: waits for our own child and writes to a local
+        let ended = unsafe { libc::waitpid(child, &mut status, 0) };
+        assert_eq!((ended, status), (child, 0));
+    }
 }

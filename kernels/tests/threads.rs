@@ -1,5 +1,5 @@
 //! The pool runs every chunk once, survives panics and nesting, and keeps floating-point control at its default.
-#![allow(unsafe_code)] // reads and sets the control register
+#![allow(unsafe_code)] // reads and sets the control register and threads' cores
 
 use llm_kernels::{Placement, Pool};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -46,6 +46,54 @@ fn a_pool_bound_to_cores_runs_every_chunk() {
         });
         assert_eq!(n.into_inner(), 40);
     }
+}
+
+/// The cores that the calling thread may use.
+#[cfg(target_os = "linux")]
+fn allowed() -> Vec<usize> {
+    // SAFETY: a set of cores is plain memory, for which zeros are the empty set; the call writes to it alone
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        assert_eq!(libc::sched_getaffinity(0, size_of_val(&set), &mut set), 0);
+        (0..libc::CPU_SETSIZE as usize).filter(|&core| libc::CPU_ISSET(core, &set)).collect()
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn cores_are_those_of_the_pools_threads_and_not_the_callers() {
+    let (caller, own) = (std::thread::current().id(), allowed());
+    let last = *own.last().expect("a core");
+    let pool = Pool::placed(2, Placement { cores: &[last], ..Default::default() });
+    let seen = AtomicUsize::new(0);
+    while seen.load(Ordering::Relaxed) == 0 {
+        pool.run(8, |_| {
+            if std::thread::current().id() == caller {
+                assert_eq!(allowed(), own);
+                std::thread::sleep(std::time::Duration::from_millis(1)); // the other one has time to come
+            } else {
+                assert_eq!(allowed(), [last]);
+                seen.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn zero_threads_are_as_many_as_the_process_has_cores() {
+    // what a thread may use is its own affair: the others of this test keep theirs
+    let threads = std::thread::spawn(|| {
+        let first = allowed()[0];
+        // SAFETY: as in `allowed`, and the core was in the set
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(first, &mut set);
+            assert_eq!(libc::sched_setaffinity(0, size_of_val(&set), &set), 0);
+        }
+        Pool::new(0).threads()
+    });
+    assert_eq!(threads.join().expect("no panic"), 1);
 }
 
 #[cfg(target_os = "linux")]
@@ -123,11 +171,6 @@ fn nested_jobs_and_several_callers_all_finish() {
         }
     });
     assert_eq!(n.into_inner(), 3 * 50 * 18);
-}
-
-#[test]
-fn zero_threads_means_those_of_the_process() {
-    assert!(Pool::new(0).threads() >= 1);
 }
 
 /// The control word, its default, and one that flushes denormals.

@@ -149,6 +149,7 @@ mod tests {
     use super::*;
     use crate::threads::Pool;
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::AtomicBool;
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -184,6 +185,34 @@ mod tests {
         drop(rests);
         let caught = catch_unwind(AssertUnwindSafe(|| pool.run(4, |unit| panic!("unit {unit}"))));
         assert!(caught.is_err() && !pool.busy.is_poisoned());
+    }
+
+    #[test]
+    fn a_worker_that_rests_takes_no_part_and_is_woken_when_its_time_is_over() {
+        let pool = Pool::new(3);
+        let resting = || std::thread::current().name() == Some("llm-1");
+        let rest = |until| {
+            let mut rests = pool.busy.lock().expect("no panic");
+            rests.any = true;
+            rests.workers[0].until = Some(until);
+        };
+        pool.shared.workers[0].resting.store(true, Ordering::SeqCst);
+        rest(Instant::now() + Duration::from_secs(3600));
+        for _ in 0..50 {
+            pool.run(8, |_| assert!(!resting()));
+        }
+        rest(Instant::now());
+        let came = AtomicBool::new(false);
+        for _ in 0..10_000 {
+            pool.run(3, |_| match resting() {
+                true => came.store(true, Ordering::Relaxed),
+                false => std::thread::sleep(MS), // it has time to come
+            });
+            if came.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+        panic!("it never came back");
     }
 
     #[test]

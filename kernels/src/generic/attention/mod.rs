@@ -95,6 +95,8 @@ struct Run {
 /// Sixty-four positions: a run for every sixteen, since pages hold sixteen tokens or a multiple.
 struct Block {
     start: usize,
+    /// Every query sees all of it.
+    whole: bool,
     runs: [Run; BLOCK / 16],
 }
 
@@ -114,18 +116,18 @@ impl Tile<'_> {
         self.queries.iter().any(|q| q.low.max(from) < q.high.min(to))
     }
 
-    /// The block at `start`.
+    /// The block at `start`, which every query sees all of if `whole`.
     #[inline(always)]
-    fn block(&self, start: usize) -> Block {
+    fn block(&self, start: usize, whole: bool) -> Block {
         let mut runs = [Run { page: core::ptr::null(), slot: 0 }; BLOCK / 16];
         for (g, run) in runs.iter_mut().enumerate() {
             let at = start + g * 16;
             run.slot = at % self.layout.page_tokens;
-            if self.seen(at, at + 16) {
+            if whole || self.seen(at, at + 16) {
                 run.page = self.page(at);
             }
         }
-        Block { start, runs }
+        Block { start, whole, runs }
     }
 }
 
@@ -137,10 +139,13 @@ pub unsafe fn attend<S: Simd>(a: &Tile) {
         let s = &Scratch::new(a.scratch, &a.layout, a.queries.len());
         let vw = a.layout.value_width();
         let (mut low, mut high) = (usize::MAX, 0);
+        // what every query sees, and whether the spans say so of a block
+        let (mut common, mut filled) = (0..usize::MAX, false);
         for (i, q) in a.queries.iter().enumerate() {
             load::<S>(a, s, i, q);
             low = low.min(q.low);
             high = high.max(q.high);
+            common = common.start.max(q.low)..common.end.min(q.high);
             if a.whole {
                 s.total_max.add(i).write(q.sink);
                 s.total_sum.add(i).write(if q.sink == f32::NEG_INFINITY { 0.0 } else { 1.0 });
@@ -166,8 +171,9 @@ pub unsafe fn attend<S: Simd>(a: &Tile) {
             core::ptr::write_bytes(s.o, 0, count * vw);
             let mut start = low.max(from) / BLOCK * BLOCK;
             while start < to {
-                if a.seen(start, start + BLOCK) {
-                    let block = a.block(start);
+                let whole = common.start <= start && start + BLOCK <= common.end;
+                if whole || a.seen(start, start + BLOCK) {
+                    let block = a.block(start, whole);
                     if start >= switch {
                         fetched = fetched.max(start + BLOCK);
                         let during = (fetched - start) / BLOCK;
@@ -175,7 +181,10 @@ pub unsafe fn attend<S: Simd>(a: &Tile) {
                         (switch, fetched) = (fetched, fetched + size * BLOCK);
                         size = most.min(size * 2);
                     }
-                    spans::fill::<S>(a, s, start);
+                    if !(whole && filled) {
+                        spans::fill::<S>(a, s, start);
+                        filled = whole;
+                    }
                     scores::products::<S>(a, s, &block, &mut ahead);
                     softmax::weights::<S>(a, s, &block, &mut ahead);
                     values::add::<S>(a, s, &block, &mut ahead);

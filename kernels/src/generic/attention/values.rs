@@ -60,7 +60,7 @@ pub unsafe fn add<S: Simd>(a: &Tile, s: &Scratch, b: &Block, ahead: &mut Ahead) 
     // SAFETY: as `attend`; padded values reach the next multiple of 16
     unsafe {
         if kind == F16 && n < many::<S>() {
-            all::<S, F16>(s, &source, n, 0, width, width, ahead);
+            all::<S, F16>(s, &source, n, 0, width, width, b.whole, ahead);
             return;
         }
         // floats are taken as they lie, all dimensions at once
@@ -82,7 +82,7 @@ pub unsafe fn add<S: Simd>(a: &Tile, s: &Scratch, b: &Block, ahead: &mut Ahead) 
                 floats.at[g] = to.cast::<u8>();
             }
             floats.bytes = if kind == F32 { bytes } else { SLICE * size_of::<f32>() };
-            all::<S, F32>(s, &floats, n, d, count, width, ahead);
+            all::<S, F32>(s, &floats, n, d, count, width, b.whole, ahead);
             d += slice;
         }
     }
@@ -133,8 +133,10 @@ unsafe fn value<S: Simd, const K: u8>(at: *const u8, d: usize) -> S::F {
 }
 
 /// All queries, `count` dimensions that begin at `d` in the outputs and at 0 in the source: groups of queries over
-/// what all of the group see, before and after that one by one.
+/// what all of the group see, as far as dimensions fill the registers; one by one the dimensions left over, and what
+/// comes before and after. Of a `whole` block that is nothing but for a query without a group.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)] // the same few numbers all the way down
 unsafe fn all<S: Simd, const K: u8>(
     s: &Scratch,
     v: &Source,
@@ -142,6 +144,7 @@ unsafe fn all<S: Simd, const K: u8>(
     d: usize,
     count: usize,
     width: usize,
+    whole: bool,
     ahead: &mut Ahead,
 ) {
     // SAFETY: passed on
@@ -160,20 +163,31 @@ unsafe fn all<S: Simd, const K: u8>(
                         2 => together::<S, K, 2, 2>(s, v, i, o, count, width, ahead)),
                     _ => {}
                 }
-                continue;
             }
-            for i in 0..n {
+            let first = match step {
+                BEFORE if whole && S::ACCUMULATORS > 1 => n / 2 * 2,
+                COMMON if whole && count.is_multiple_of(64) => n,
+                AFTER if whole => n,
+                _ => 0,
+            };
+            for i in first..n {
                 let x = *s.spans.add(i);
-                let before = step == BEFORE;
-                let (wanted, from, to) = match before {
+                let (mut d, from, to, rescale) = match step {
                     // also where it is empty: the output is rescaled
-                    true => (x.sees() && !x.alike, x.from, x.first),
-                    false => (x.last < x.to, x.last, x.to),
+                    BEFORE if x.sees() && !x.alike => (0, x.from, x.first, true),
+                    COMMON if x.first < x.last => {
+                        (count - count % dimensions::<S>(n, i), x.first, x.last, x.alike)
+                    }
+                    AFTER if x.last < x.to => (0, x.last, x.to, false),
+                    _ => continue,
                 };
-                if wanted && S::ACCUMULATORS == 1 {
-                    span::<S, K, 1, 1>(s, v, i, o, count, width, from, to, before, ahead);
-                } else if wanted {
-                    span::<S, K, 1, 4>(s, v, i, o, count, width, from, to, before, ahead);
+                while S::ACCUMULATORS > 1 && d + 64 <= count {
+                    chunk::<S, K, 1, 4>(s, v, i, o, d, width, from, to, rescale, ahead);
+                    d += 64;
+                }
+                while d < count {
+                    chunk::<S, K, 1, 1>(s, v, i, o, d, width, from, to, rescale, ahead);
+                    d += 16;
                 }
             }
         }
@@ -184,7 +198,17 @@ const BEFORE: u8 = 0;
 const COMMON: u8 = 1;
 const AFTER: u8 = 2;
 
-/// Q queries over what all of them see.
+/// Dimensions that the group of query `i` of `n` takes at once.
+#[inline(always)]
+fn dimensions<S: Simd>(n: usize, i: usize) -> usize {
+    match S::ACCUMULATORS {
+        16 if i >= n / 8 * 8 => 64,
+        4 if i < n / 4 * 4 => 16,
+        _ => 32,
+    }
+}
+
+/// Q queries over what all of them see, D sixteens of dimensions as often as `count` holds them.
 #[inline(always)]
 unsafe fn together<S: Simd, const K: u8, const Q: usize, const D: usize>(
     s: &Scratch,
@@ -198,44 +222,19 @@ unsafe fn together<S: Simd, const K: u8, const Q: usize, const D: usize>(
     // SAFETY: passed on
     unsafe {
         let x = *s.spans.add(first);
-        if x.first < x.last {
-            span::<S, K, Q, D>(s, v, first, o, count, width, x.first, x.last, x.alike, ahead);
-        }
-    }
-}
-
-/// Positions from..to of Q queries, their outputs multiplied by their factors before if `rescale`.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)] // the same few numbers all the way down
-unsafe fn span<S: Simd, const K: u8, const Q: usize, const D: usize>(
-    s: &Scratch,
-    v: &Source,
-    first: usize,
-    o: *mut f32,
-    count: usize,
-    width: usize,
-    from: usize,
-    to: usize,
-    rescale: bool,
-    ahead: &mut Ahead,
-) {
-    // SAFETY: passed on
-    unsafe {
+        debug_assert_eq!(D * 16, dimensions::<S>(first + Q, first));
         let mut d = 0;
-        while d + D * 16 <= count {
-            chunk::<S, K, Q, D>(s, v, first, o, d, width, from, to, rescale, ahead);
+        while x.first < x.last && d + D * 16 <= count {
+            chunk::<S, K, Q, D>(s, v, first, o, d, width, x.first, x.last, x.alike, ahead);
             d += D * 16;
         }
-        while d < count {
-            chunk::<S, K, Q, 1>(s, v, first, o, d, width, from, to, rescale, ahead);
-            d += 16;
-        }
     }
 }
 
-/// D sixteens of value dimensions.
+/// Positions from..to of Q queries, D sixteens of dimensions from `d` on; their outputs are multiplied by their factors
+/// before if `rescale`.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)] // as `span`
+#[allow(clippy::too_many_arguments)] // the same few numbers all the way down
 unsafe fn chunk<S: Simd, const K: u8, const Q: usize, const D: usize>(
     s: &Scratch,
     v: &Source,

@@ -1,7 +1,8 @@
 //! AVX2 with FMA and F16C: sixteen lanes are two registers.
 //!
-//! `vpmaddubsw` multiplies unsigned by signed bytes, so it is given |w| and the activation with w's sign. Neither
-//! factor exceeds 128 · 127, so two products fit its 16 bits and the sum is exact.
+//! `vpmaddubsw` multiplies unsigned by signed bytes, so it is given the magnitude of one operand and the other with
+//! that one's sign. No product exceeds 128 · 127 in magnitude, so two fit its 16 bits and the sum is exact; a weight of
+//! −128, which cannot take another sign, is none that a file may hold.
 
 use crate::generic::{float, panel};
 use crate::simd::Simd;

@@ -48,7 +48,7 @@ pub static OPS: Ops = Ops {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Cpu, Input, Isa, Matrix, Type};
+    use crate::{Attention, Cpu, Input, Isa, KeyType, KvLayout, Level, Matrix, Row, Type, ValueType};
     use llm_format::quant::encode;
 
     /// The same instruction in the encoding of AVX-512 VL, which more machines have.
@@ -75,32 +75,111 @@ mod tests {
         crate::ops::table!(Wide<Evex>, "avx512vnni,avx512vl,avx512f,avx2,fma,f16c");
     }
 
-    #[test]
-    fn products_in_registers_of_32_bytes_equal_the_scalar_ones() {
-        if !crate::x86_64::avx512::available() {
-            println!("not run: this machine has no AVX-512 VNNI");
-            return;
-        }
-        let mut seed = 1u32;
-        let mut value = || {
+    /// [`OPS`] with that encoding.
+    static TWIN: Ops = Ops {
+        q8: evex::OPS.q8,
+        q6: evex::OPS.q6,
+        q5: evex::OPS.q5,
+        q4: evex::OPS.q4,
+        q3: evex::OPS.q3,
+        q2: evex::OPS.q2,
+        pack: evex::OPS.pack,
+        keys: evex::OPS.keys,
+        ..crate::x86_64::avx2::OPS
+    };
+
+    /// Values in −1..1; a small generator, so that a failure repeats.
+    fn values(n: usize, seed: u32) -> Vec<f32> {
+        let mut seed = seed;
+        let value = |_| {
             seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (seed >> 8) as f32 / (1 << 23) as f32 - 1.0
         };
-        for ty in [Type::Q8, Type::Q6, Type::Q5, Type::Q4, Type::Q3, Type::Q2, Type::F16] {
-            for (rows, cols, m) in [(70, 400, 1), (33, 640, 2), (70, 300, 3), (40, 256, 7), (65, 520, 37)] {
-                let data = encode(ty, &(0..rows * cols).map(|_| value()).collect::<Vec<_>>(), rows, cols);
+        (0..n).map(value).collect()
+    }
+
+    /// Plain Rust, and these kernels in the other encoding; `None`, told as not run, where the machine has neither.
+    fn both() -> Option<(Cpu, Cpu)> {
+        if !crate::x86_64::avx512::available() {
+            llm_testdata::not_run("AVX-VNNI's kernels: this machine has no AVX-512 VNNI");
+            return None;
+        }
+        Some((Cpu::with_isa(1, Isa::Scalar)?, Cpu::with_ops(2, &TWIN)?))
+    }
+
+    fn bits(x: &[f32]) -> Vec<u32> {
+        x.iter().map(|v| v.to_bits()).collect()
+    }
+
+    #[test]
+    fn products_in_registers_of_32_bytes_equal_the_scalar_ones() {
+        let Some((scalar, wide)) = both() else { return };
+        // every number of lanes that a pack can have, and of vectors behind whole packs
+        let small = (1..=20).map(|m| (34, 140, m));
+        let shapes = small.chain([(70, 400, 1), (33, 640, 2), (70, 300, 3), (65, 520, 37), (300, 384, 70)]);
+        for (rows, cols, m) in shapes {
+            for ty in [Type::Q8, Type::Q6, Type::Q5, Type::Q4, Type::Q3, Type::Q2, Type::F16] {
+                let data = encode(ty, &values(rows * cols, 1), rows, cols);
                 let w = Matrix::new(ty, rows, cols, &data).expect("whole");
-                let x: Vec<f32> = (0..m * cols).map(|_| value()).collect();
+                let (x, bias) = (values(m * cols, 2), values(rows, 3));
                 let product = |cpu: &Cpu| {
                     let mut input = Input::new();
                     input.load(cpu, &x, m, cols);
                     let mut out = vec![0f32; m * rows];
-                    cpu.matmul(w, &mut input, None, &mut out);
-                    out.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+                    cpu.matmul(w, &mut input, Some(&bias), &mut out);
+                    bits(&out)
                 };
-                let scalar = product(&Cpu::with_isa(1, Isa::Scalar).expect("any machine"));
-                let wide = product(&Cpu::with_ops(2, &evex::OPS).expect("any machine"));
-                assert_eq!(scalar, wide, "{ty} [{rows}, {cols}] x {m}");
+                assert_eq!(product(&scalar), product(&wide), "{ty} [{rows}, {cols}] x {m}");
+            }
+        }
+    }
+
+    #[test]
+    fn attention_over_int8_keys_in_registers_of_32_bytes_equals_the_scalar_one() {
+        let Some((scalar, wide)) = both() else { return };
+        let (tokens, kv_heads) = (150usize, 2);
+        for (page_tokens, key_dim, group) in [(16, 40, 1), (32, 64, 3), (64, 129, 4), (16, 8, 7)] {
+            let layout = KvLayout {
+                key: KeyType::I8,
+                value: ValueType::F16,
+                page_tokens,
+                kv_heads,
+                key_dim,
+                value_dim: 24,
+                latent: false,
+            };
+            let heads = kv_heads * group;
+            let table: Vec<u32> = (0..tokens.div_ceil(page_tokens) as u32).rev().collect();
+            let rows: Vec<Row> = (0..tokens as u32).map(|position| Row { table: &table, position }).collect();
+            let k = values(tokens * kv_heads * key_dim, 4);
+            let v = values(tokens * kv_heads * 24, 5);
+            let q = values(tokens * heads * key_dim, 6);
+            for asked in [1, 2, 5, tokens] {
+                let last = tokens - asked;
+                let run = |cpu: &Cpu| {
+                    let stride = layout.page_bytes();
+                    let mut pool = vec![0u8; table.len() * stride];
+                    cpu.kv_write(&layout, &mut pool, stride, 0, &rows, &k, &v);
+                    let a = Attention {
+                        layout,
+                        pool: &pool,
+                        stride,
+                        offset: 0,
+                        q: &q[last * heads * key_dim..],
+                        heads,
+                        rows: &rows[last..],
+                        scale: 0.2,
+                        window: None,
+                        softcap: None,
+                        alibi: &[],
+                        sinks: &[],
+                        level: Level::BatchInvariant,
+                    };
+                    let mut out = vec![0f32; asked * heads * 24];
+                    cpu.attention(&a, &mut out);
+                    bits(&out)
+                };
+                assert_eq!(run(&scalar), run(&wide), "{layout:?}, {heads} heads, {asked} rows");
             }
         }
     }
