@@ -117,6 +117,7 @@ impl From<llm_format::Error> for Error {
             ErrorKind::Invalid => Status::INVALID_ARG,
             ErrorKind::Cancelled => Status::CANCELLED,
             ErrorKind::Io => Status::IO,
+            ErrorKind::NotFound => Status::NOT_FOUND,
             _ => Status::INTERNAL,
         };
         let mut error = Error::new(status, e.to_string());
@@ -127,5 +128,32 @@ impl From<llm_format::Error> for Error {
             error = error.with("os_error", i64::from(code));
         }
         error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use llm_format::ErrorKind as Kind;
+
+    use super::*;
+
+    #[test]
+    fn every_kind_of_error_of_a_file_has_its_status() {
+        for (kind, status) in [
+            (Kind::BadFormat, Status::BAD_FORMAT),
+            (Kind::BadVersion, Status::BAD_VERSION),
+            (Kind::Checksum, Status::CHECKSUM),
+            (Kind::Unsupported, Status::UNSUPPORTED),
+            (Kind::TooLarge, Status::BAD_FORMAT),
+            (Kind::Invalid, Status::INVALID_ARG),
+            (Kind::Cancelled, Status::CANCELLED),
+            (Kind::Io, Status::IO),
+            (Kind::NotFound, Status::NOT_FOUND),
+        ] {
+            let error = llm_format::Error { kind, message: "it".into(), offset: Some(7), os_error: Some(2) };
+            let error = Error::from(error);
+            assert_eq!((error.status(), error.detail("offset")), (status, Some(7)), "{kind:?}");
+            assert_eq!(error.detail("os_error"), Some(2));
+        }
     }
 }

@@ -455,17 +455,24 @@ fn what_a_killed_process_left_beside_a_snapshot_hinders_nobody() {
     session.prefill(&[1, 2, 3], None, None).unwrap();
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("session.snap");
-    for n in 0..3 {
-        let name = format!("session.snap.{}.{n}.part", std::process::id());
+    // names are counted per process, and other tests of this one take some
+    for n in 0..1000 {
+        let name = format!(".session.snap.{}-{n}.tmp", std::process::id());
         std::fs::write(place.path().join(name), "begun").unwrap();
     }
     session.snapshot_to(&path, b"").unwrap();
     assert_eq!(SnapshotInfo::read(&std::fs::read(&path).unwrap()).unwrap().tokens, [1, 2, 3]);
-    assert_eq!(std::fs::read_dir(&place).unwrap().count(), 4);
-    // What is no file is not taken away.
-    assert_eq!(session.snapshot_to(place.path(), b"").unwrap_err().status(), Status::INVALID_ARG);
-    assert_eq!(session.snapshot_to(Path::new(".."), b"").unwrap_err().status(), Status::INVALID_ARG);
-    assert_eq!(std::fs::read_dir(&place).unwrap().count(), 4);
+    assert_eq!(std::fs::read_dir(&place).unwrap().count(), 1001);
+    // What is no file is not taken away, and what names a directory, there or not, is none.
+    let directory = place.path().join("new/");
+    for path in [place.path(), Path::new(".."), Path::new(""), directory.as_path()] {
+        let error = session.snapshot_to(path, b"").unwrap_err();
+        assert_eq!(error.status(), Status::INVALID_ARG, "{error}");
+    }
+    let error = session.snapshot_to(&place.path().join("nowhere/session.snap"), b"").unwrap_err();
+    assert_eq!(error.status(), Status::NOT_FOUND, "{error}");
+    assert!(error.message().contains("nowhere") && error.detail("os_error").is_some(), "{error}");
+    assert_eq!(std::fs::read_dir(&place).unwrap().count(), 1001);
 }
 
 #[test]

@@ -22,6 +22,8 @@ pub enum ErrorKind {
     Cancelled,
     /// The operating system refused.
     Io,
+    /// The directory of a file to be written is not there.
+    NotFound,
 }
 
 impl ErrorKind {
@@ -36,6 +38,7 @@ impl ErrorKind {
             ErrorKind::Invalid => "invalid",
             ErrorKind::Cancelled => "cancelled",
             ErrorKind::Io => "io",
+            ErrorKind::NotFound => "not-found",
         }
     }
 }
@@ -49,7 +52,7 @@ pub struct Error {
     pub message: String,
     /// The place in the file, in bytes from its start, where one is to blame.
     pub offset: Option<u64>,
-    /// The operating system's error code, for [`ErrorKind::Io`].
+    /// The operating system's error code, for [`ErrorKind::Io`] and [`ErrorKind::NotFound`].
     pub os_error: Option<i32>,
 }
 
@@ -71,7 +74,9 @@ impl Error {
     }
 
     pub(crate) fn io(doing: impl fmt::Display, error: &std::io::Error) -> Error {
-        Error { os_error: error.raw_os_error(), ..Error::new(ErrorKind::Io, format!("{doing}: {error}")) }
+        let gone = error.kind() == std::io::ErrorKind::NotFound;
+        let kind = if gone { ErrorKind::NotFound } else { ErrorKind::Io };
+        Error { os_error: error.raw_os_error(), ..Error::new(kind, format!("{doing}: {error}")) }
     }
 }
 

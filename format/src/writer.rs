@@ -13,12 +13,11 @@ use crate::header::{self, REQUIRED, SECTION_ALIGN, Section, kind};
 use crate::identity::LateFront;
 use crate::quant::{self, Type};
 use crate::reader::Index;
+use crate::temp::TempFile;
 use crate::tensor::{self, TENSOR_ALIGN, Tensor};
 use serde_json::{Map, Value};
-use std::fs;
 use std::io::{Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::Path;
 
 /// A tensor to come: name, type and shape.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -70,17 +69,17 @@ impl Writer<TempFile> {
     ) -> Result<Writer<TempFile>> {
         // Checked before anything is created.
         let layout = Layout::new(metadata, sections, plan)?;
-        layout.begin(TempFile::create(path.as_ref())?)
+        layout.begin(TempFile::create(path)?)
     }
 
     /// The temporary file, for a program that ends without dropping the writer (a signal) and wants to remove it.
     pub fn temp_path(&self) -> &Path {
-        &self.out.temp
+        self.out.path()
     }
 
     /// Completes the file, syncs it to the disk and gives it its name. Returns its identity.
     pub fn finish(self) -> Result<[u8; 32]> {
-        let (mut out, identity) = self.complete()?;
+        let (out, identity) = self.complete()?;
         out.persist()?;
         Ok(identity)
     }
@@ -150,18 +149,18 @@ impl<W: Write + Seek> Writer<W> {
     }
 
     /// Encodes `values` (row-major; `[count, rows, cols]` one matrix after the other) as the whole of tensor
-    /// `tensor`.
-    ///
-    /// # Panics
-    /// If there are not as many values as the tensor's shape says.
+    /// `tensor`, of whose shape there must be as many.
     pub fn append_values(&mut self, tensor: usize, values: &[f32]) -> Result<()> {
-        let (ty, shape) = match self.tensors.get(tensor) {
-            Some(t) => (t.ty, t.shape.iter().map(|&d| d as usize).collect::<Vec<_>>()),
-            None => return self.append(tensor, &[]),
+        let Some(Tensor { name, ty, shape, .. }) = self.tensors.get(tensor) else {
+            return self.append(tensor, &[]);
         };
+        let (ty, shape) = (*ty, shape.iter().map(|&d| d as usize).collect::<Vec<_>>());
+        if shape.iter().try_fold(1, |product: usize, d| product.checked_mul(*d)) != Some(values.len()) {
+            let message = format!("tensor {name:?}: {} values for the shape {shape:?}", values.len());
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
         match *shape.as_slice() {
             [.., rows, cols] => {
-                assert_eq!(values.len(), shape.iter().product::<usize>(), "values of tensor {tensor}");
                 let mut matrices = values.chunks_exact(rows * cols);
                 matrices.try_for_each(|matrix| self.append(tensor, &quant::encode(ty, matrix, rows, cols)))
             }
@@ -318,105 +317,4 @@ fn lay_front(sections: &[(Section, Vec<u8>)], len: u64) -> Vec<u8> {
         front[section.offset as usize..][..data.len()].copy_from_slice(data);
     }
     front
-}
-
-/// Bytes that go to the system at once. It keeps what is written in pieces of at most that size; of pieces of 2 MiB
-/// and more it makes page-table entries of their own kind, 500 times fewer.
-const PIECE: u64 = 4 << 20;
-
-/// Temporary names that are tried where files of these names are there.
-const TRIES: u32 = 10_000;
-
-/// A file that has a temporary name until it is complete; dropped before that, it is removed.
-pub struct TempFile {
-    file: fs::File,
-    /// What is not written yet, and where it goes.
-    piece: Vec<u8>,
-    at: u64,
-    temp: PathBuf,
-    target: PathBuf,
-    done: bool,
-}
-
-impl TempFile {
-    fn create(target: &Path) -> Result<TempFile> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let Some(name) = target.file_name() else {
-            return Err(Error::new(ErrorKind::Invalid, format!("{} names no file", target.display())));
-        };
-        // Renaming onto a device or a pipe would take it away, and onto a directory fails only at the end.
-        if fs::metadata(target).is_ok_and(|there| !there.is_file()) {
-            let message = format!("{} exists and is not a file", target.display());
-            return Err(Error::new(ErrorKind::Invalid, message));
-        }
-        let mut tries = 0;
-        loop {
-            let mut temp_name = std::ffi::OsString::from(".");
-            temp_name.push(name);
-            temp_name.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-            let temp = target.with_file_name(temp_name);
-            match fs::File::options().write(true).create_new(true).open(&temp) {
-                Ok(file) => {
-                    let target = target.to_owned();
-                    return Ok(TempFile { file, piece: Vec::new(), at: 0, temp, target, done: false });
-                }
-                // Left by a killed process of the same number; in a container the first one is always number 1.
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && tries < TRIES => tries += 1,
-                Err(e) => return Err(Error::io(format!("creating {}", temp.display()), &e)),
-            }
-        }
-    }
-
-    /// Makes the bytes durable, then the name.
-    fn persist(&mut self) -> Result<()> {
-        let doing = |what: &str, path: &Path| format!("{what} {}", path.display());
-        self.file.sync_all().map_err(|e| Error::io(doing("syncing", &self.temp), &e))?;
-        fs::rename(&self.temp, &self.target).map_err(|e| Error::io(doing("naming", &self.target), &e))?;
-        self.done = true;
-        // The name itself is durable once its directory is. Not every file system can sync one; the file is whole
-        // either way.
-        if cfg!(unix) {
-            let parent = self.target.parent().filter(|p| !p.as_os_str().is_empty());
-            if let Ok(directory) = fs::File::open(parent.unwrap_or(Path::new("."))) {
-                let _ = directory.sync_all();
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for TempFile {
-    fn drop(&mut self) {
-        if !self.done {
-            let _ = fs::remove_file(&self.temp);
-        }
-    }
-}
-
-impl Write for TempFile {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        // A piece ends at a multiple of its size in the file.
-        let room = (PIECE - (self.at + self.piece.len() as u64) % PIECE) as usize;
-        let taken = bytes.len().min(room);
-        self.piece.extend_from_slice(&bytes[..taken]);
-        if taken == room {
-            self.flush()?;
-        }
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.file.write_all(&self.piece)?;
-        self.at += self.piece.len() as u64;
-        self.piece.clear();
-        Ok(())
-    }
-}
-
-impl Seek for TempFile {
-    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
-        self.flush()?;
-        self.at = self.file.seek(to)?;
-        Ok(self.at)
-    }
 }

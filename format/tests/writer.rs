@@ -2,7 +2,7 @@
 //! refuse is refused before anything is written.
 
 use llm_format::quant::{self, Type};
-use llm_format::{ErrorKind, File, NewSection, TensorPlan, Writer, kind};
+use llm_format::{ErrorKind, File, NewSection, TempFile, TensorPlan, Writer, kind};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use std::io::{Cursor, Read, Seek, SeekFrom, Write};
@@ -105,9 +105,71 @@ fn a_required_section_of_an_unknown_kind_excuses_nothing_else() {
 fn an_impossible_place_is_an_error_with_the_systems_code() {
     let error =
         Writer::create("/nowhere/at/all/model.llm", &Map::new(), vec![], &[]).err().expect("no such folder");
-    assert_eq!(error.kind, ErrorKind::Io);
+    assert_eq!(error.kind, ErrorKind::NotFound);
     assert!(error.os_error.is_some() && error.message.contains("/nowhere/at/all"), "{error}");
-    assert_eq!(Writer::create("/", &Map::new(), vec![], &[]).err().map(|e| e.kind), Some(ErrorKind::Invalid));
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("file");
+    std::fs::write(&file, b"one").expect("a file");
+    let error = TempFile::create(file.join("model.llm")).err().expect("a file is no folder");
+    assert_eq!(error.kind, ErrorKind::Io, "{error}");
+}
+
+#[test]
+fn a_path_that_names_no_file_is_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("file"), b"one").expect("a file");
+    std::fs::create_dir(folder.path().join("there")).expect("a folder in it");
+    for (name, why) in [
+        ("new/", "names a directory"),
+        ("new/.", "names a directory"),
+        ("file/", "names a directory"),
+        ("there/", "names a directory"),
+        ("there", "is not a file"),
+        ("there/..", "names no file"),
+    ] {
+        // not joined by parts, which would lose what stands at the end
+        let path = format!("{}/{name}", folder.path().display());
+        let error = Writer::create(&path, &Map::new(), vec![], &[]).err().expect("refused");
+        assert!(error.kind == ErrorKind::Invalid && error.message.contains(why), "{error}");
+    }
+    for path in ["/", "", ".."] {
+        let error = TempFile::create(path).err().expect("refused");
+        assert_eq!(error.kind, ErrorKind::Invalid, "{error}");
+    }
+    let mut left = names(folder.path());
+    left.sort();
+    assert_eq!(left, ["file", "there"]);
+}
+
+#[test]
+fn pieces_of_any_size_at_any_place_make_the_file_that_they_make_in_memory() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("pieces");
+    std::fs::write(&path, b"old").expect("an old file");
+    let bytes: Vec<u8> = (0..10_000_019u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut disk = TempFile::create(&path).expect("a file");
+    let mut memory = Cursor::new(Vec::new());
+    let mut both = |at: Option<u64>, bytes: &[u8]| {
+        if let Some(at) = at {
+            let to = SeekFrom::Start(at);
+            assert_eq!(disk.seek(to).expect("a place"), memory.seek(to).expect("a place"));
+        }
+        disk.write_all(bytes).expect("the disk");
+        memory.write_all(bytes).expect("memory");
+    };
+    both(None, &bytes[..3]);
+    both(None, &bytes);
+    both(Some(5_000_000), &bytes[7..]);
+    both(Some(1), &bytes[..100]);
+    both(Some(4 << 20), &bytes[..4 << 20]);
+    both(None, &[]);
+    both(None, &bytes[..1]);
+    assert!(disk.path().exists() && std::fs::read(&path).expect("still there") == b"old");
+    disk.persist().expect("a file");
+    assert!(std::fs::read(&path).expect("the file") == memory.into_inner());
+    llm_format::replace(&path, b"new").expect("a file");
+    assert_eq!(std::fs::read(&path).expect("the file"), b"new");
+    assert_eq!(names(folder.path()), ["pieces"]);
 }
 
 #[test]
@@ -143,6 +205,10 @@ fn tensors_come_in_order_and_not_longer_than_they_are() {
     assert_eq!((writer.expects(), writer.remaining()), (Some(0), 8));
     assert_eq!(writer.append(1, &[0; 4]).expect_err("not its turn").kind, ErrorKind::Invalid);
     assert_eq!(writer.append(0, &[0; 9]).expect_err("too long").kind, ErrorKind::Invalid);
+    for values in [&[1.0][..], &[1.0, 2.0, 3.0]] {
+        let error = writer.append_values(0, values).expect_err("another number of values");
+        assert!(error.kind == ErrorKind::Invalid && error.message.contains("for the shape [2]"), "{error}");
+    }
     writer.append(0, &[1; 3]).expect("a part");
     writer.append(0, &[1; 5]).expect("the rest");
     assert_eq!((writer.expects(), writer.remaining()), (Some(1), 4));

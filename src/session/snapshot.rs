@@ -16,9 +16,7 @@
 //! that come from a snapshot are the session's alone: they are never found by others, since nobody can tell whether
 //! their bytes were computed from the tokens.
 
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use llm_format::crc32c;
 use llm_kernels::Level;
@@ -33,8 +31,6 @@ const VERSION: u32 = 1;
 const HEADER: usize = 136;
 /// Bytes that the checksum does not cover: those before and in it.
 const BEFORE_CHECKED: usize = 28;
-/// Temporary names beside a snapshot that may be taken already.
-const MOST_LEFT: u32 = 1000;
 
 /// What a snapshot says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,11 +134,11 @@ impl Session {
     /// Writes a snapshot to `path`: to a name beside it first, then renamed.
     ///
     /// # Errors
-    /// As [`Session::snapshot`], `INVALID_ARG` where there is something else than a file, `NOT_FOUND` (of its directory),
-    /// `IO`.
+    /// As [`Session::snapshot`], `INVALID_ARG` for a path that names no file or where there is something else,
+    /// `NOT_FOUND` (of its directory), `IO`.
     pub fn snapshot_to(&mut self, path: &Path, extra: &[u8]) -> Result<()> {
         let bytes = self.snapshot(extra)?;
-        replace(path, &bytes).map_err(|e| e.context(path.display()))
+        Ok(llm_format::replace(path, &bytes)?)
     }
 
     /// Makes an empty session what `bytes` hold. Returns the host's own bytes.
@@ -241,41 +237,6 @@ impl Session {
             return differs("vocabulary", &self.model.spec().vocab, &snapshot.vocab);
         }
         Ok(())
-    }
-}
-
-/// Writes `bytes` to a name beside `path`, then renames it.
-fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    // Renaming onto a device or a pipe would take it away.
-    if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
-        return Err(mmap::no_file());
-    }
-    let (mut file, beside) = create_beside(path)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    drop(file);
-    written.and_then(|()| std::fs::rename(&beside, path)).inspect_err(|_| {
-        let _ = std::fs::remove_file(&beside); // what is told is why the writing failed
-    })?;
-    // The name lasts once its directory is written. Not every system can do that; the file is whole either way.
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    if let Ok(directory) = File::open(directory.unwrap_or(Path::new("."))) {
-        let _ = directory.sync_all();
-    }
-    Ok(())
-}
-
-/// A new file beside `path`, and its name. Names that were left by a process of the same number are passed over.
-fn create_beside(path: &Path) -> std::io::Result<(File, PathBuf)> {
-    let name = path.file_name().ok_or_else(|| std::io::Error::other("names no file"))?;
-    let mut attempt = 0u32;
-    loop {
-        let mut beside = name.to_os_string();
-        beside.push(format!(".{}.{attempt}.part", std::process::id()));
-        let beside = path.with_file_name(beside);
-        match File::create_new(&beside) {
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && attempt < MOST_LEFT => attempt += 1,
-            made => return made.map(|file| (file, beside)),
-        }
     }
 }
 
