@@ -45,7 +45,7 @@ pub struct Options {
     pub pattern: Option<String>,
     /// The model's name; without it, what the configuration or the directory is called.
     pub name: Option<String>,
-    /// A file of `libllm importance`: integer types then make those errors small that matter.
+    /// A file of `libllm importance`: types below q8 then make those errors small that matter.
     pub importance: Option<PathBuf>,
     /// A checkpoint of a small model with the same tokenizer, which goes into the file to guess tokens; in place of the
     /// head that the checkpoint itself may have.
@@ -128,6 +128,10 @@ pub fn convert(source: &Path, out: &Path, options: &Options, progress: &dyn Prog
     items.extend(encode::items(of_draft, options.ty, None)?);
 
     let mut warnings = Vec::new();
+    if options.importance.is_some() && matches!(options.ty, Type::Q8 | Type::Bf16 | Type::F16 | Type::F32) {
+        let ty = options.ty.name();
+        warnings.push(format!("the importance changes nothing in a file of {ty}, only in those below q8"));
+    }
     let built = tokenizer::load_dir(&dir, options.pattern.as_deref())?;
     let tokenizer_config = checkpoint::read_json_if_there(&dir.join("tokenizer_config.json"))?;
     let name = options.name.clone().unwrap_or_else(|| model_name(&config, &dir));
@@ -159,7 +163,7 @@ pub fn convert(source: &Path, out: &Path, options: &Options, progress: &dyn Prog
         metadata.insert("license".into(), license.into());
     }
     if let Some(second) = &second {
-        second.same_vocabulary(&spec, built.as_ref().map(|b| &b.tables[..]), options)?;
+        second.same_vocabulary((&dir, &spec), built.as_ref().map(|b| &b.tables[..]), options)?;
     }
     let origin = Both { first: &checkpoint, second: second.as_ref().map(|second| &second.checkpoint) };
     let (kind, tables) = built.map(|b| (b.kind.to_string(), b.tables)).unzip();
@@ -191,19 +195,29 @@ impl Second {
         Ok(Self { checkpoint, draft, wants })
     }
 
-    /// Refuses a draft whose ids mean something else.
-    fn same_vocabulary(&self, first: &Spec, tables: Option<&[u8]>, options: &Options) -> Result<()> {
+    /// Refuses a draft whose ids mean something else than those of the model in `first`.
+    fn same_vocabulary(
+        &self,
+        (first, spec): (&Path, &Spec),
+        tables: Option<&[u8]>,
+        options: &Options,
+    ) -> Result<()> {
         let dir = self.checkpoint.directory();
         let own = tokenizer::load_dir(dir, options.pattern.as_deref())?;
-        let same = match (tables, &own) {
-            (Some(tables), Some(own)) => tables == &own.tables[..],
-            _ => first.vocab == self.draft.model.vocab,
+        let (here, there) = (self.draft.model.vocab, spec.vocab);
+        let what = match (tables, &own) {
+            (Some(tables), Some(own)) if tables == &own.tables[..] => return Ok(()),
+            (Some(tables), Some(own)) => difference(tables, &own.tables)?,
+            _ if here == there => return Ok(()),
+            _ => format!("its vocabulary has {here} ids, the model's {there}"),
         };
-        if same {
-            return Ok(());
-        }
-        let what = format!("{}: the draft's tokenizer is not that of the model", dir.display());
-        Err(Error::new(Status::MISMATCH, what))
+        let message = format!(
+            "{}: the draft has not the tokenizer of the model {}: {what}; a draft guesses the model's ids, so expected one \
+             that was trained with the model's tokenizer",
+            dir.display(),
+            first.display()
+        );
+        Err(Error::new(Status::MISMATCH, message))
     }
 }
 
@@ -231,9 +245,27 @@ impl Origin for Both<'_> {
 
 /// How many tokens the tables hold.
 fn tokens(tables: &[u8]) -> Result<usize> {
-    let layout = llm_format::tokens::Layout::parse(tables)
-        .map_err(|e| Error::new(Status::INTERNAL, format!("tokenizer tables: {}", e.0)))?;
-    Ok(layout.size as usize)
+    Ok(layout(tables)?.size as usize)
+}
+
+fn layout(tables: &[u8]) -> Result<llm_format::tokens::Layout> {
+    llm_format::tokens::Layout::parse(tables)
+        .map_err(|e| Error::new(Status::INTERNAL, format!("tokenizer tables: {}", e.0)))
+}
+
+/// Where the tokenizers of a model and of its draft differ first.
+fn difference(of_model: &[u8], of_draft: &[u8]) -> Result<String> {
+    let (model, draft) = (layout(of_model)?, layout(of_draft)?);
+    let size = model.size.max(draft.size);
+    let (model, draft) = (model.view(of_model), draft.view(of_draft));
+    let shown = |token: Option<&[u8]>| {
+        token.map_or_else(|| "missing".into(), |text| format!("{:?}", String::from_utf8_lossy(text)))
+    };
+    let other = (0..size).find(|id| model.token(*id) != draft.token(*id));
+    Ok(match other {
+        Some(id) => format!("token {id} is {} here, {} there", shown(draft.token(id)), shown(model.token(id))),
+        None => "the tokens are the same, what makes them of a text (merges, scores, splits, special tokens) is not".into(),
+    })
 }
 
 /// What the configuration calls the model, else the directory's name.

@@ -32,6 +32,15 @@ fn older_checkpoints_list_added_tokens_in_a_file_of_their_own() {
     put("added_tokens.json", json!({"<|im_start|>": "five"}).to_string());
     let refused = load_dir(dir.path(), None).unwrap_err();
     assert!(refused.message().contains("added_tokens.json") && refused.message().contains("<|im_start|>"));
+    // One that was cut short is not one that is missing.
+    for name in ["added_tokens.json", "special_tokens_map.json", "generation_config.json"] {
+        put("added_tokens.json", "{}".into());
+        put(name, "{\"<|im_start|>\": 5".into());
+        let cut = load_dir(dir.path(), None).unwrap_err();
+        assert!(cut.message().contains(name) && cut.message().contains("malformed JSON"), "{cut}");
+        put(name, "{}".into());
+    }
+    load_dir(dir.path(), None).unwrap();
 }
 
 #[test]

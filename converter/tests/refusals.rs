@@ -239,6 +239,29 @@ fn importance_that_is_no_mean_square_or_of_another_type_is_refused() {
 }
 
 #[test]
+fn importance_that_changes_nothing_is_said() {
+    let Some(source) = reference("llama_tied") else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let (file, out) = (temp.path().join("importance"), temp.path().join("out.llm"));
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let columns = load(&source)[name].shape[1];
+    // The first input matters a thousand times as much as the others.
+    let values = (0..columns).map(|i| if i == 0 { 1000f32 } else { 1.0 });
+    let data = values.flat_map(f32::to_le_bytes).collect();
+    let stored = Stored { dtype: Dtype::F32, shape: vec![columns], data };
+    save(&Weights::from([(name.to_owned(), stored)]), &file);
+    for (ty, says) in [(Type::Q4, false), (Type::Q2, false), (Type::Q8, true), (Type::Bf16, true)] {
+        convert(&source, &out, ty).unwrap();
+        let without = std::fs::read(&out).unwrap();
+        let options = Options { ty, importance: Some(file.clone()), ..Options::default() };
+        let summary = llm_convert::convert(&source, &out, &options, &()).unwrap();
+        let said = summary.warnings.iter().any(|w| w.contains("importance changes nothing"));
+        let same = std::fs::read(&out).unwrap() == without;
+        assert!(said == says && same == says, "{}: said {said}, the same file {same}", ty.name());
+    }
+}
+
+#[test]
 fn a_value_that_would_become_infinite_is_refused() {
     let temp = tempfile::tempdir().unwrap();
     for (ty, value, wider) in [(Type::F16, 65520.0, "bf16"), (Type::Bf16, f32::MAX, "f32")] {
@@ -311,4 +334,17 @@ fn an_expression_that_the_library_does_not_know_is_refused() {
     assert!(built(r"\p{L}+|(?<=a)\s").is_ok());
     let refused = built(r"(a)\1").unwrap_err().to_string();
     assert!(refused.contains("back reference"), "{refused}");
+}
+
+#[test]
+fn a_sentencepiece_model_that_rewrites_decoded_text_is_refused() {
+    // Pieces `<unk>` of the type unknown and `a` with the score -1, and a spec of nothing or with a map of characters.
+    let pieces =
+        [b"\x0a\x09\x0a\x05<unk>\x18\x02\x0a\x08\x0a\x01a\x15".as_slice(), &(-1f32).to_le_bytes()].concat();
+    let built = |spec: &[u8]| llm_convert::tokenizer::from_sentencepiece(&[&pieces[..], spec].concat());
+    built(b"").unwrap();
+    built(b"\x2a\x02\x12\x00").unwrap();
+    let refused = built(b"\x2a\x03\x12\x01x").unwrap_err();
+    assert_eq!(refused.status(), Status::UNSUPPORTED);
+    assert!(refused.message().contains("denormalizer_spec"), "{refused}");
 }

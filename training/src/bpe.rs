@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use llm::error::{Error, Result, Status};
+use llm::tokenizer::oniguruma;
 use serde_json::{Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
@@ -72,7 +73,7 @@ impl Default for TokenizerOptions {
 ///
 /// # Errors
 /// Those of reading the inputs and writing the output; `INVALID_ARG` for a vocabulary too small for bytes, special tokens
-/// and characters, or a special token that is empty, named twice, or a token of the text, too.
+/// and characters, a special token that is empty, named twice, or a token of the text, too, or an output that is an input.
 pub fn train_tokenizer(options: &TokenizerOptions) -> Result<usize> {
     if options.special.iter().any(String::is_empty) {
         return Err(Error::new(Status::INVALID_ARG, "special tokens: expected texts, got an empty one"));
@@ -81,6 +82,15 @@ pub fn train_tokenizer(options: &TokenizerOptions) -> Result<usize> {
         (1..options.special.len()).find(|i| options.special[..*i].contains(&options.special[*i]))
     {
         let message = format!("special token {:?}: expected it once", options.special[twice]);
+        return Err(Error::new(Status::INVALID_ARG, message));
+    }
+    let output = &options.output;
+    let read = |source: &Source| match (source, output.canonicalize()) {
+        (Source::File(path), Ok(output)) => path.canonicalize().is_ok_and(|path| path == output),
+        _ => false,
+    };
+    if options.inputs.iter().any(read) {
+        let message = format!("{}: the output is a text that is read; choose another name", output.display());
         return Err(Error::new(Status::INVALID_ARG, message));
     }
     if options.kind != TokenizerKind::ByteLevel {
@@ -312,17 +322,62 @@ fn spelling(bytes: &[u8]) -> String {
 }
 
 /// Loads a `tokenizer.json` for preparing data: special tokens in a text are plain text, and nothing is cut to a length
-/// or filled up to one.
+/// or filled up to one. Its expressions mean what they mean to the converter, and so in the model that is trained on them.
 pub(crate) fn load(path: &Path) -> Result<tokenizers::Tokenizer> {
     let wrong = |e: tokenizers::Error| Error::new(Status::BAD_FORMAT, format!("{}: {e}", path.display()));
     if !path.is_file() {
         return Err(Error::new(Status::NOT_FOUND, format!("{}: no tokenizer here", path.display())));
     }
-    let mut tokenizer = tokenizers::Tokenizer::from_file(path).map_err(wrong)?;
+    let here = |e: Error| e.context(path.display());
+    let json = as_converted(std::fs::read(path).map_err(|e| here(e.into()))?).map_err(here)?;
+    let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(wrong)?;
     tokenizer.set_encode_special_tokens(true);
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(wrong)?;
     Ok(tokenizer)
+}
+
+/// A `tokenizer.json` for an engine of expressions that is not the one they were written for.
+fn as_converted(json: Vec<u8>) -> Result<Vec<u8>> {
+    let wrong = |e: serde_json::Error| Error::new(Status::BAD_FORMAT, format!("no tokenizer.json: {e}"));
+    let mut tree: Value = serde_json::from_slice(&json).map_err(wrong)?;
+    if tree.pointer("/model/dropout").and_then(Value::as_f64).is_some_and(|share| share > 0.0) {
+        let what = "a BPE model with dropout, which encodes by chance; set `dropout` to null";
+        return Err(Error::new(Status::UNSUPPORTED, what));
+    }
+    let mut changed = false;
+    for part in ["normalizer", "pre_tokenizer", "decoder"] {
+        if let Some(node) = tree.get_mut(part) {
+            changed |= translate(node)?;
+        }
+    }
+    Ok(if changed { tree.to_string().into_bytes() } else { json })
+}
+
+/// Puts every expression in `node` into words that mean the same here; true if one was in others.
+fn translate(node: &mut Value) -> Result<bool> {
+    let mut changed = false;
+    match node {
+        Value::Object(map) => {
+            for (key, value) in map {
+                match value {
+                    Value::String(text) if key == "Regex" => {
+                        let new = oniguruma::translate(text)?;
+                        changed |= new != *text;
+                        *text = new;
+                    }
+                    value => changed |= translate(value)?,
+                }
+            }
+        }
+        Value::Array(list) => {
+            for value in list {
+                changed |= translate(value)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(changed)
 }
 
 #[cfg(test)]
@@ -379,6 +434,22 @@ mod tests {
     }
 
     #[test]
+    fn a_text_is_not_overwritten_with_its_vocabulary() {
+        let dir = tempfile::tempdir().unwrap();
+        let input = dir.path().join("t.txt");
+        let text = "a text ".repeat(50);
+        std::fs::write(&input, &text).unwrap();
+        for kind in [TokenizerKind::ByteLevel, TokenizerKind::Bpe, TokenizerKind::Unigram] {
+            let output = dir.path().join("../").join(dir.path().file_name().unwrap()).join("t.txt");
+            let inputs = vec![input.clone().into()];
+            let options = TokenizerOptions { inputs, kind, vocab: 400, output, ..Default::default() };
+            let e = train_tokenizer(&options).unwrap_err();
+            assert!(e.status() == Status::INVALID_ARG && e.message().contains("another name"), "{e}");
+            assert_eq!(std::fs::read_to_string(&input).unwrap(), text);
+        }
+    }
+
+    #[test]
     fn the_written_tokenizer_round_trips_any_text() {
         let dir = tempfile::tempdir().unwrap();
         let (input, output) = (dir.path().join("t.txt"), dir.path().join("tokenizer.json"));
@@ -396,5 +467,44 @@ mod tests {
         let ids = tokenizer.encode(text, false).unwrap();
         assert!(ids.get_ids().iter().all(|id| *id != 0), "special text is plain text");
         assert_eq!(tokenizer.decode(ids.get_ids(), false).unwrap(), text);
+    }
+
+    #[test]
+    fn expressions_cut_a_text_as_the_published_package_cuts_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        let plain = Bpe::train(&Words::default(), 256, &[], 2).unwrap().to_json();
+        let loaded = |expression: &str, dropout: Value| {
+            let mut tree = plain.clone();
+            tree["model"]["dropout"] = dropout;
+            let split = json!({"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated",
+                               "invert": false});
+            tree["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [split]});
+            std::fs::write(&path, tree.to_string()).unwrap();
+            load(&path)
+        };
+        // What `tokenizers` with Oniguruma makes of them; the engine here reads the first seven otherwise.
+        let wants: [(&str, &str, &[&str]); 8] = [
+            (r"\d{1,3}+", "1234567", &["1234567"]),
+            (r"\d{2}+", "12345", &["1234", "5"]),
+            ("^b", "a\nb", &["a\n", "b"]),
+            ("a$", "a\nb", &["a", "\nb"]),
+            ("a(?i)b|C", "aB C c AB ab", &["aB", " C c AB ", "ab"]),
+            ("(?m)a.b", "a\nb", &["a\nb"]),
+            (r"\w+", "aé_½\u{301}\u{203f}\u{200d}a", &["aé_½\u{301}\u{203f}", "\u{200d}", "a"]),
+            (r" ?\p{L}+|\s+(?!\S)", "the cat  ", &["the", " cat", "  "]),
+        ];
+        for (expression, text, want) in wants {
+            let tokenizer = loaded(expression, Value::Null).unwrap();
+            let mut cut = PreTokenizedString::from(text);
+            tokenizer.get_pre_tokenizer().unwrap().pre_tokenize(&mut cut).unwrap();
+            let pieces = cut.get_splits(OffsetReferential::Original, OffsetType::Byte);
+            let got: Vec<&str> = pieces.into_iter().map(|(piece, _, _)| piece).collect();
+            assert_eq!(got, want, "{expression:?}");
+        }
+        let refused = |expression, dropout| loaded(expression, dropout).map(|_| ()).unwrap_err();
+        let e = refused(r"(a)\1", Value::Null);
+        assert!(e.status() == Status::UNSUPPORTED && e.message().contains(r"`\1`"), "{e}");
+        assert!(refused("a", json!(0.1)).message().contains("dropout"));
     }
 }

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use llm::mmap::Bytes;
 use llm::tokenizer::{EncodeOptions, Tokenizer};
-use llm_train::{Source, TokenizerKind, TokenizerOptions, train_tokenizer};
+use llm_train::{PrepareOptions, Source, TokenizerKind, TokenizerOptions, prepare, train_tokenizer};
+use serde_json::{Value, json};
 
 /// Text in two kinds of source.
 fn sources(dir: &Path) -> Vec<Source> {
@@ -15,7 +16,7 @@ fn sources(dir: &Path) -> Vec<Source> {
     let mut file = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
     for i in 0..300 {
         let text = format!("Zeile {i}: über die Brücke ging 猫 {} — «naïve».\n\n\tend", i * i);
-        writeln!(file, "{}", serde_json::json!({ "text": text })).unwrap();
+        writeln!(file, "{}", json!({ "text": text })).unwrap();
     }
     file.finish().unwrap();
     vec![plain.into(), packed.into()]
@@ -56,5 +57,46 @@ fn trained_vocabularies_give_the_ids_of_the_tokenizers_crate() {
                 assert_eq!(own.decode_text(&expected, false).unwrap(), *text, "{kind:?}");
             }
         }
+    }
+}
+
+#[test]
+fn data_is_cut_as_the_converted_tokenizer_cuts_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, tokenizer) = (dir.path().join("t.txt"), dir.path().join("tokenizer.json"));
+    let text = "1234567 abc\n12ab ABC\n".repeat(30);
+    std::fs::write(&input, &text).unwrap();
+    let inputs: Vec<Source> = vec![input.into()];
+    let options = TokenizerOptions {
+        inputs: inputs.clone(),
+        vocab: 300,
+        output: tokenizer.clone(),
+        ..Default::default()
+    };
+    train_tokenizer(&options).unwrap();
+    let mut tree: Value = serde_json::from_slice(&std::fs::read(&tokenizer).unwrap()).unwrap();
+    // What Oniguruma, for which such files are written, reads otherwise than the engine of the crate.
+    for expression in [r"\d{1,3}+", "^1|c$", "a(?i)b|C", r"(?m)c.1", r"\d{2}+"] {
+        let split = json!({"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated",
+                           "invert": false});
+        let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                           "use_regex": false});
+        tree["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [split, level]});
+        std::fs::write(&tokenizer, tree.to_string()).unwrap();
+        let output = dir.path().join("data");
+        let (inputs, tokenizer) = (inputs.clone(), tokenizer.clone());
+        let built = llm_convert::tokenizer::load_file(&tokenizer, None).unwrap();
+        let options =
+            PrepareOptions { inputs, tokenizer, output: output.clone(), held_out: 0.0, ..Default::default() };
+        prepare(&options).unwrap();
+        // Behind a header of 128 bytes, which counts them, ids of two bytes; the last one ends the document.
+        let data = std::fs::read(output.join("train.tokens")).unwrap();
+        let count = u64::from_le_bytes(data[32..40].try_into().unwrap()) as usize;
+        let ids = data[128..][..2 * count].chunks(2);
+        let got: Vec<i32> = ids.map(|b| i32::from(u16::from_le_bytes([b[0], b[1]]))).collect();
+        let own = Tokenizer::from_tables(Bytes::from(built.tables)).unwrap();
+        let mut want = own.encode(&text, EncodeOptions::default()).unwrap();
+        want.push(0);
+        assert_eq!(got, want, "{expression:?}");
     }
 }

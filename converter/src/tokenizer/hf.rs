@@ -5,10 +5,10 @@
 
 use super::draft::{AddedToken, Draft, bad};
 use super::merges::Symbol;
-use super::oniguruma;
 use super::tiktoken::{byte_symbols, numbered, prune, unmap, vocabulary};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use llm::tokenizer::oniguruma;
 use llm::{Error, Result, Status};
 use llm_format::tokens::{
     Behavior, Decoder, Kind, NONE, Normalizer, Pattern, PreTokenizer, Scanner, Scheme, Tables, Token, flag,

@@ -1,7 +1,7 @@
 //! Tokenizer files to the tables of a `.llm` file.
 //!
 //! ```text
-//! tokenizer.json   → hf        ┐   (its expressions: oniguruma)
+//! tokenizer.json   → hf        ┐   (its expressions: `llm::tokenizer::oniguruma`)
 //! *.model          → spm       ├→ draft → llm_format::tokens::Tables → bytes
 //! *.tiktoken       → tiktoken  │
 //! vocab.json + merges.txt      ┘
@@ -14,12 +14,11 @@
 mod draft;
 mod hf;
 mod merges;
-mod oniguruma;
 mod protobuf;
 mod spm;
 mod tiktoken;
 
-use crate::checkpoint::read_at_most;
+use crate::checkpoint::{read_at_most, read_json_if_there};
 use draft::{AddedToken, Draft, bad};
 use llm::{Error, Result};
 use llm_format::tokens::{Pattern, PreTokenizer, Scanner};
@@ -138,7 +137,11 @@ fn draft_of(path: &Path, pattern: Option<&str>) -> Result<Draft> {
                     path.display()
                 )));
             };
-            tiktoken::from_vocab_merges(&bytes, &read(&merges)?, pattern.or(guess(dir)))
+            let pattern = match pattern {
+                Some(named) => Some(named),
+                None => guess(dir)?,
+            };
+            tiktoken::from_vocab_merges(&bytes, &read(&merges)?, pattern)
         }
     } else {
         spm::from_sentencepiece(&bytes)
@@ -151,23 +154,23 @@ fn json_like(name: &str) -> bool {
 }
 
 /// The split pattern of a `vocab.json` from the class its configuration names; GPT-2's where nothing is said.
-fn guess(dir: &Path) -> Option<&'static str> {
-    let config = object(dir, "tokenizer_config.json");
+fn guess(dir: &Path) -> Result<Option<&'static str>> {
+    let config = object(dir, "tokenizer_config.json")?;
     let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or("");
     let text = config.get("added_tokens_decoder").map(Value::to_string).unwrap_or_default();
-    if class.starts_with("Qwen2") {
+    Ok(if class.starts_with("Qwen2") {
         Some("qwen2")
     } else if text.contains("<|begin_of_text|>") && text.contains("<|eot_id|>") {
         Some("llama3")
     } else {
         None
-    }
+    })
 }
 
-/// A JSON file beside the tokenizer; null where it is missing or is no JSON (none of them is needed).
-fn object(dir: &Path, name: &str) -> Value {
-    let bytes = read(&dir.join(name)).unwrap_or_default();
-    serde_json::from_slice(&bytes).unwrap_or(Value::Null)
+/// A JSON file beside the tokenizer; null where it is missing. One that cannot be read is an error: without what it says
+/// texts would have other ids, or generations other ends.
+fn object(dir: &Path, name: &str) -> Result<Value> {
+    Ok(read_json_if_there(&dir.join(name))?.unwrap_or(Value::Null))
 }
 
 /// The text of a token that is given as a string or as an object with `content`.
@@ -198,7 +201,7 @@ fn add_listed(draft: &mut Draft, id: u32, token: AddedToken) -> Result<()> {
 fn older_list(dir: &Path, config: &Value, map: &Value) -> Result<Vec<(u32, AddedToken)>> {
     const NAMED: [&str; 7] =
         ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-    let list = object(dir, "added_tokens.json");
+    let list = object(dir, "added_tokens.json")?;
     let mut special: HashSet<&str> = HashSet::new();
     for source in [config, map] {
         special.extend(NAMED.iter().filter_map(|name| content(source.get(name))));
@@ -216,8 +219,8 @@ fn older_list(dir: &Path, config: &Value, map: &Value) -> Result<Vec<(u32, Added
 
 /// Adds what the files beside the tokenizer say.
 fn beside(dir: &Path, mut draft: Draft) -> Result<Draft> {
-    let config = object(dir, "tokenizer_config.json");
-    let map = object(dir, "special_tokens_map.json");
+    let config = object(dir, "tokenizer_config.json")?;
+    let map = object(dir, "special_tokens_map.json")?;
     if let Some(listed) = config.get("added_tokens_decoder").and_then(Value::as_object) {
         for (id, token) in listed {
             let Some(token) = AddedToken::from_json(token) else { continue };
@@ -258,7 +261,7 @@ fn beside(dir: &Path, mut draft: Draft) -> Result<Draft> {
         }
     }
     for name in ["generation_config.json", "config.json"] {
-        let ends = object(dir, name);
+        let ends = object(dir, name)?;
         let ids: Vec<u64> = match ends.get("eos_token_id") {
             Some(Value::Array(list)) => list.iter().filter_map(Value::as_u64).collect(),
             Some(one) => one.as_u64().into_iter().collect(),

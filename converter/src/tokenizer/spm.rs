@@ -1,7 +1,7 @@
 //! SentencePiece models (`.model`): unigram and BPE, by SentencePiece's own rules.
 //!
 //! The file is one protobuf message, `sentencepiece_model.proto` of google/sentencepiece: pieces (field 1), trainer
-//! spec (2), normalizer spec (3).
+//! spec (2), normalizer spec (3), denormalizer spec (5), which is refused.
 
 use super::draft::{AddedToken, Draft, bad};
 use super::hf::char_symbols;
@@ -108,6 +108,15 @@ fn parse(model: &[u8]) -> Result<(Vec<Piece>, Spec)> {
                     _ => {}
                 }
                 Ok(())
+            }),
+            // The denormalizer, another normalizer spec.
+            5 => fields(message, |number, value| match (number, value.bytes()) {
+                (2, Some([_, ..])) => {
+                    let what =
+                        "a SentencePiece model that replaces characters of decoded text (denormalizer_spec)";
+                    Err(Error::new(Status::UNSUPPORTED, what))
+                }
+                _ => Ok(()),
             }),
             _ => Ok(()),
         }

@@ -24,7 +24,7 @@ use run::Search;
 use std::ops::Range;
 
 /// The longest expression in bytes. Published ones have up to two thousand.
-const LONGEST: usize = 1 << 16;
+pub(super) const LONGEST: usize = 1 << 16;
 
 /// A pattern with its compiled form.
 pub(crate) struct Matcher {

@@ -4,6 +4,7 @@
 //! an error that names it, never something similar.
 
 use super::set::Sets;
+use crate::tokenizer::cursor::Cursor;
 
 /// No upper bound of a repetition.
 pub(super) const ENDLESS: u32 = u32::MAX;
@@ -72,8 +73,7 @@ enum Escape {
 }
 
 struct Parser<'a> {
-    text: &'a str,
-    at: usize,
+    text: Cursor<'a>,
     flags: Flags,
     depth: usize,
     sets: &'a mut Sets,
@@ -81,42 +81,22 @@ struct Parser<'a> {
 
 /// The tree of `text`; its classes go to `sets`.
 pub(super) fn parse(text: &str, sets: &mut Sets) -> Result<Node, String> {
-    let mut parser = Parser { text, at: 0, flags: Flags::default(), depth: 0, sets };
+    let mut parser = Parser { text: Cursor::new(text), flags: Flags::default(), depth: 0, sets };
     let node = parser.alternatives()?;
-    match parser.peek() {
+    match parser.text.peek() {
         None => Ok(node),
         Some(_) => Err(parser.wrong("a `)` without a `(`")),
     }
 }
 
 impl Parser<'_> {
-    fn rest(&self) -> &str {
-        self.text.get(self.at..).unwrap_or("")
-    }
-
-    fn peek(&self) -> Option<char> {
-        self.rest().chars().next()
-    }
-
-    fn next(&mut self) -> Option<char> {
-        let c = self.peek()?;
-        self.at += c.len_utf8();
-        Some(c)
-    }
-
-    fn eat(&mut self, text: &str) -> bool {
-        let found = self.rest().starts_with(text);
-        self.at += if found { text.len() } else { 0 };
-        found
-    }
-
     fn wrong(&self, what: &str) -> String {
-        format!("{what}, at byte {}", self.at)
+        self.text.wrong(what)
     }
 
     fn alternatives(&mut self) -> Result<Node, String> {
         let mut all = vec![self.sequence()?];
-        while self.eat("|") {
+        while self.text.eat("|") {
             all.push(self.sequence()?);
         }
         Ok(if all.len() == 1 { all.remove(0) } else { Node::Any(all) })
@@ -124,7 +104,7 @@ impl Parser<'_> {
 
     fn sequence(&mut self) -> Result<Node, String> {
         let mut all: Vec<Node> = Vec::new();
-        while self.peek().is_some_and(|c| c != '|' && c != ')') {
+        while self.text.peek().is_some_and(|c| c != '|' && c != ')') {
             let atom = self.atom()?;
             match (self.repeated(atom)?, all.last_mut()) {
                 (Node::Empty, _) => {}
@@ -141,8 +121,8 @@ impl Parser<'_> {
 
     fn atom(&mut self) -> Result<Node, String> {
         let lines = self.flags.lines;
-        let start = self.at;
-        Ok(match self.next() {
+        let start = self.text.at;
+        Ok(match self.text.next() {
             None => Node::Empty,
             Some('.') if self.flags.dot_all => self.class(r"[\s\S]".to_owned())?,
             Some('.') => self.class(r"[^\n]".to_owned())?,
@@ -159,7 +139,7 @@ impl Parser<'_> {
                 Escape::Is(place) => Node::Is(place),
             },
             Some(c @ ('*' | '+' | '?')) => {
-                self.at = start;
+                self.text.at = start;
                 return Err(self.wrong(&format!("nothing that `{c}` could repeat")));
             }
             Some(c) => self.literal(c)?,
@@ -178,12 +158,12 @@ impl Parser<'_> {
     /// `node` with the repetition that follows it.
     fn repeated(&mut self, node: Node) -> Result<Node, String> {
         let Some((least, most)) = self.counts()? else { return Ok(node) };
-        let how = match self.peek() {
+        let how = match self.text.peek() {
             Some('?') => How::Lazy,
             Some('+') => How::Possessive,
             _ => How::Greedy,
         };
-        self.at += usize::from(how != How::Greedy);
+        self.text.at += usize::from(how != How::Greedy);
         if self.counts()?.is_some() {
             return Err(self.wrong("a repetition of a repetition"));
         }
@@ -202,13 +182,13 @@ impl Parser<'_> {
 
     /// The counts of a repetition that begins here. Braces that hold no counts are characters.
     fn counts(&mut self) -> Result<Option<(u32, u32)>, String> {
-        let counts = match self.peek() {
+        let counts = match self.text.peek() {
             Some('?') => (0, 1),
             Some('*') => (0, ENDLESS),
             Some('+') => (1, ENDLESS),
             Some('{') => {
-                let end = self.rest().bytes().take(32).position(|b| b == b'}');
-                let Some(inner) = end.and_then(|end| self.rest().get(1..end)) else { return Ok(None) };
+                let end = self.text.rest().bytes().take(32).position(|b| b == b'}');
+                let Some(inner) = end.and_then(|end| self.text.rest().get(1..end)) else { return Ok(None) };
                 let (least, most) = inner.split_once(',').unwrap_or((inner, inner));
                 let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
                 let number = |text: &str, none| match text {
@@ -221,12 +201,12 @@ impl Parser<'_> {
                 if least > most {
                     return Err(self.wrong(&format!("`{{{inner}}}` asks for more than it allows")));
                 }
-                self.at += end.unwrap_or(0);
+                self.text.at += end.unwrap_or(0);
                 (least, most)
             }
             _ => return Ok(None),
         };
-        self.at += 1;
+        self.text.at += 1;
         Ok(Some(counts))
     }
 
@@ -237,12 +217,12 @@ impl Parser<'_> {
         }
         let outside = self.flags;
         let looks = [("?=", false, false), ("?!", false, true), ("?<=", true, false), ("?<!", true, true)];
-        let look = looks.into_iter().find(|l| self.eat(l.0));
-        let atomic = look.is_none() && self.eat("?>");
+        let look = looks.into_iter().find(|l| self.text.eat(l.0));
+        let atomic = look.is_none() && self.text.eat("?>");
         if look.is_none() && !atomic {
-            if self.eat("?<") || self.eat("?P<") {
+            if self.text.eat("?<") || self.text.eat("?P<") {
                 self.name()?;
-            } else if self.eat("?") && !self.set_flags()? {
+            } else if self.text.eat("?") && !self.set_flags()? {
                 return Ok(Node::Empty);
             }
         }
@@ -250,7 +230,7 @@ impl Parser<'_> {
         let node = self.alternatives()?;
         self.depth -= 1;
         self.flags = outside;
-        if !self.eat(")") {
+        if !self.text.eat(")") {
             return Err(self.wrong("a `(` without a `)`"));
         }
         Ok(match look {
@@ -262,9 +242,9 @@ impl Parser<'_> {
 
     /// The name of a group, which nothing here refers to.
     fn name(&mut self) -> Result<(), String> {
-        let length = self.rest().find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(0);
-        self.at += length;
-        match length > 0 && self.eat(">") {
+        let length = self.text.rest().find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(0);
+        self.text.at += length;
+        match length > 0 && self.text.eat(">") {
             true => Ok(()),
             false => Err(self.wrong("a group's name that does not end in `>`")),
         }
@@ -274,7 +254,7 @@ impl Parser<'_> {
     fn set_flags(&mut self) -> Result<bool, String> {
         let mut to = true;
         loop {
-            match self.next() {
+            match self.text.next() {
                 Some('i') => self.flags.any_case = to,
                 Some('s') => self.flags.dot_all = to,
                 Some('m') => self.flags.lines = to,
@@ -290,7 +270,7 @@ impl Parser<'_> {
 
     /// What follows a backslash.
     fn escape(&mut self, in_class: bool) -> Result<Escape, String> {
-        let Some(c) = self.next() else { return Err(self.wrong("nothing behind a backslash")) };
+        let Some(c) = self.text.next() else { return Err(self.wrong("nothing behind a backslash")) };
         let counts = |rest: &str| {
             rest.strip_prefix('{').is_some_and(|r| !r.starts_with(|c: char| c.is_ascii_digit() || c == ','))
         };
@@ -299,15 +279,15 @@ impl Parser<'_> {
             'h' => Escape::Class("[0-9A-Fa-f]".to_owned()),
             'H' => Escape::Class("[^0-9A-Fa-f]".to_owned()),
             'p' | 'P' => {
-                let length = match self.rest().strip_prefix('{') {
+                let length = match self.text.rest().strip_prefix('{') {
                     Some(name) => name.find('}').map(|end| end + 2),
-                    None => self.peek().map(char::len_utf8),
+                    None => self.text.peek().map(char::len_utf8),
                 };
-                let Some(name) = length.and_then(|length| self.rest().get(..length)) else {
+                let Some(name) = length.and_then(|length| self.text.rest().get(..length)) else {
                     return Err(self.wrong(&format!("`\\{c}` without a name")));
                 };
                 let text = format!("\\{c}{name}");
-                self.at += name.len();
+                self.text.at += name.len();
                 Escape::Class(text)
             }
             'x' => Escape::Char(self.hexadecimal(2)?),
@@ -325,7 +305,7 @@ impl Parser<'_> {
             'A' if !in_class => Escape::Is(Place::Start),
             'z' if !in_class => Escape::Is(Place::End),
             'Z' if !in_class => Escape::Is(Place::LastLine),
-            'b' | 'B' if !in_class && !counts(self.rest()) => Escape::Is(Place::Boundary(c == 'b')),
+            'b' | 'B' if !in_class && !counts(self.text.rest()) => Escape::Is(Place::Boundary(c == 'b')),
             '0'..='9' | 'k' => {
                 return Err(self.wrong(&format!("the back reference `\\{c}`, which is not known")));
             }
@@ -337,13 +317,14 @@ impl Parser<'_> {
 
     /// A character by its number, in exactly `digits` digits or any in braces.
     fn hexadecimal(&mut self, digits: usize) -> Result<char, String> {
-        let end = self.rest().bytes().take(16).position(|b| b == b'}').filter(|_| self.peek() == Some('{'));
+        let rest = self.text.rest();
+        let end = rest.bytes().take(16).position(|b| b == b'}').filter(|_| rest.starts_with('{'));
         let (from, to, length) = end.map_or((0, digits, digits), |end| (1, end, end + 1));
-        let number = self.rest().get(from..to).unwrap_or("");
+        let number = rest.get(from..to).unwrap_or("");
         let valid = number.bytes().all(|b| b.is_ascii_hexdigit());
         let c = u32::from_str_radix(number, 16).ok().filter(|_| valid).and_then(char::from_u32);
         let Some(c) = c else { return Err(self.wrong("a character by a number that it does not have")) };
-        self.at += length;
+        self.text.at += length;
         Ok(c)
     }
 
@@ -351,14 +332,14 @@ impl Parser<'_> {
     fn brackets(&mut self) -> Result<String, String> {
         let mut out = String::from("[");
         let mut depth = 1;
-        if self.eat("^") {
+        if self.text.eat("^") {
             out.push('^');
         }
-        if self.eat("]") {
+        if self.text.eat("]") {
             out.push(']');
         }
         loop {
-            match self.next() {
+            match self.text.next() {
                 None => return Err(self.wrong("a `[` without a `]`")),
                 Some('\\') => match self.escape(true)? {
                     Escape::Char(c) => regex_syntax::escape_into(c.encode_utf8(&mut [0; 4]), &mut out),

@@ -94,10 +94,10 @@ enum Last {
 impl Translator<'_> {
     /// The name behind `\p`, or with `not` behind `\P`.
     pub(super) fn property(&mut self, not: bool) -> Result<Named, Wrong> {
-        let end = self.rest().find('}');
-        let name = end.and_then(|end| self.rest().get(..end)?.strip_prefix('{')).map(str::to_owned);
+        let end = self.text.rest().find('}');
+        let name = end.and_then(|end| self.text.rest().get(..end)?.strip_prefix('{')).map(str::to_owned);
         let Some(name) = name else { return Err(self.wrong(r"`\p` without a name in braces")) };
-        self.at += name.len() + 2;
+        self.text.at += name.len() + 2;
         let (not, name) = name.strip_prefix('^').map_or((not, name.as_str()), |name| (!not, name));
         let plain: String = name.chars().filter(|c| !matches!(c, ' ' | '-' | '_')).collect();
         let plain = plain.to_ascii_lowercase();
@@ -124,20 +124,20 @@ impl Translator<'_> {
             return Err(self.wrong("too many groups and classes within each other"));
         }
         self.out.push('[');
-        let not = self.eat("^");
+        let not = self.text.eat("^");
         if not {
             self.out.push('^');
         }
         let any_case = self.any_case;
         let mut last = Last::None;
         // A bracket that comes first is a character.
-        if self.eat("]") {
+        if self.text.eat("]") {
             self.out.push_str(r"\]");
             last = Last::One(']');
         }
         loop {
-            let here = self.at;
-            let Some(c) = self.next() else { return Err(self.wrong("a `[` without a `]`")) };
+            let here = self.text.at;
+            let Some(c) = self.text.next() else { return Err(self.wrong("a `[` without a `]`")) };
             if c == ']' {
                 if matches!(last, Last::None) {
                     return Err(self.wrong("a class with nothing on one side of `&&`"));
@@ -153,24 +153,27 @@ impl Translator<'_> {
                     None => self.class()?,
                 }
                 last = Last::Set;
-            } else if c == '&' && self.eat("&") {
+            } else if c == '&' && self.text.eat("&") {
                 if any_case || matches!(last, Last::None) {
                     return Err(self.wrong("`&&` in any case or behind nothing"));
                 }
                 self.out.push_str("&&");
                 last = Last::None;
-            } else if c == '-' && !self.rest().starts_with(']') && matches!(last, Last::One(_) | Last::Set) {
+            } else if c == '-'
+                && !self.text.rest().starts_with(']')
+                && matches!(last, Last::One(_) | Last::Set)
+            {
                 let Last::One(from) = last else {
-                    self.at = here;
+                    self.text.at = here;
                     return Err(self.wrong("a `-` behind a set"));
                 };
-                let to = match self.next() {
+                let to = match self.text.next() {
                     Some('[') | None => None,
                     Some('\\') => self.escaped_within()?,
                     Some(c) => Some(super::Literal { c, text: in_class(c) }),
                 };
                 let Some(to) = to.filter(|to| from <= to.c) else {
-                    self.at = here;
+                    self.text.at = here;
                     return Err(self.wrong("a range without an end, or with one before its beginning"));
                 };
                 if any_case && !not && several().iter().any(|s| (from..=to.c).contains(&s.0)) {
@@ -202,7 +205,7 @@ impl Translator<'_> {
 
     /// A character behind a backslash in a class.
     fn escaped_within(&mut self) -> Result<Option<super::Literal>, Wrong> {
-        if self.eat("b") {
+        if self.text.eat("b") {
             return Ok(Some(super::Literal { c: '\x08', text: r"\x{8}".into() }));
         }
         self.escaped_literal()
@@ -210,7 +213,7 @@ impl Translator<'_> {
 
     /// A set behind a backslash in a class.
     fn named_within(&mut self) -> Result<Named, Wrong> {
-        let Some(c) = self.next() else { return Err(self.wrong("nothing behind a backslash")) };
+        let Some(c) = self.text.next() else { return Err(self.wrong("nothing behind a backslash")) };
         let (text, caseless) = match c.to_ascii_lowercase() {
             'd' => (r"\d", true),
             's' => (r"\s", true),
@@ -224,7 +227,7 @@ impl Translator<'_> {
 
     /// `[:name:]` behind its first bracket.
     fn posix(&mut self) -> Result<Option<Named>, Wrong> {
-        let Some(inner) = self.rest().strip_prefix(':') else { return Ok(None) };
+        let Some(inner) = self.text.rest().strip_prefix(':') else { return Ok(None) };
         let Some((inner, _)) = inner.split_once(":]") else { return Ok(None) };
         let (not, name) = inner.strip_prefix('^').map_or((false, inner), |name| (true, name));
         if name.len() > 20 || name.contains([':', ']']) {
@@ -233,7 +236,7 @@ impl Translator<'_> {
         let Some((_, text, caseless)) = POSIX.iter().find(|p| p.0 == name) else {
             return Err(self.wrong(&format!("`[:{name}:]`, which is no class")));
         };
-        self.at += inner.len() + 3;
+        self.text.at += inner.len() + 3;
         Ok(Some(Named { text: (*text).into(), alone: None, not, caseless: *caseless }))
     }
 

@@ -1,4 +1,4 @@
-//! Expressions of `tokenizer.json` to the dialect of `.llm` files (format/SPEC.md).
+//! Expressions of `tokenizer.json` to the dialect of `.llm` files (format/SPEC.md), for all who read such files.
 //!
 //! `tokenizers` hands its expressions to Oniguruma, which looks like Perl and reads some things otherwise:
 //!
@@ -9,18 +9,18 @@
 //! | `a(?i)b\|c` | the flag holds to the end of the group, across `\|` | `a(?i:b\|c)` |
 //! | `(?m)` | `.` takes line feeds | `(?s:` |
 //! | `\Z` | the end, or before one last line feed | `(?=\n?\z)` |
-//! | `\w` `\b` `[[:alpha:]]` | classes of its own | see [`classes`] |
+//! | `\w` `\b` `[[:alpha:]]` | classes of its own | classes.rs lists them |
 //!
 //! What means the same is copied as it is, so a published expression keeps its scanner. What the dialect cannot say is
-//! refused by its name. Not known here: sets of characters, and whether the result is too large; the library says so.
+//! refused by its name. Not known here: sets of characters, and whether the result is too large; its matcher says so.
 
 mod classes;
 
-use llm::{Error, Result, Status};
+use super::cursor::Cursor;
+use super::pattern::LONGEST;
+use crate::error::{Error, Result, Status};
 
-/// The longest expression in bytes, the library's.
-const LONGEST: usize = 1 << 16;
-/// The most groups within each other; the library takes no more.
+/// The most groups within each other; the matcher takes no more.
 const DEEPEST: usize = 64;
 /// The largest count of a repetition, Oniguruma's.
 const MOST: u32 = 100_000;
@@ -29,15 +29,20 @@ const MOST: u32 = 100_000;
 ///
 /// # Errors
 /// `UNSUPPORTED` with what the dialect cannot say, or what Oniguruma takes for a mistake, and where it stands.
-pub(super) fn translate(text: &str) -> Result<String> {
+pub fn translate(text: &str) -> Result<String> {
     if text.len() > LONGEST {
         let what =
             format!("tokenizer.json: an expression of {} bytes, expected at most {LONGEST}", text.len());
         return Err(Error::new(Status::UNSUPPORTED, what));
     }
-    let mut parser =
-        Translator { text, at: 0, out: String::new(), any_case: false, depth: 0, row: String::new() };
-    let done = parser.group().and_then(|()| match parser.peek() {
+    let mut parser = Translator {
+        text: Cursor::new(text),
+        out: String::new(),
+        any_case: false,
+        depth: 0,
+        row: String::new(),
+    };
+    let done = parser.group().and_then(|()| match parser.text.peek() {
         None => Ok(()),
         Some(_) => Err(parser.wrong("a `)` without a `(`")),
     });
@@ -52,8 +57,7 @@ pub(super) fn translate(text: &str) -> Result<String> {
 type Wrong = String;
 
 struct Translator<'a> {
-    text: &'a str,
-    at: usize,
+    text: Cursor<'a>,
     out: String,
     any_case: bool,
     depth: usize,
@@ -69,28 +73,8 @@ struct Literal {
 }
 
 impl Translator<'_> {
-    fn rest(&self) -> &str {
-        self.text.get(self.at..).unwrap_or("")
-    }
-
-    fn peek(&self) -> Option<char> {
-        self.rest().chars().next()
-    }
-
-    fn next(&mut self) -> Option<char> {
-        let c = self.peek()?;
-        self.at += c.len_utf8();
-        Some(c)
-    }
-
-    fn eat(&mut self, text: &str) -> bool {
-        let found = self.rest().starts_with(text);
-        self.at += if found { text.len() } else { 0 };
-        found
-    }
-
     fn wrong(&self, what: &str) -> Wrong {
-        format!("{what}, at byte {}", self.at)
+        self.text.wrong(what)
     }
 
     /// Alternatives up to the end of the group, which stays.
@@ -100,9 +84,9 @@ impl Translator<'_> {
         }
         self.depth += 1;
         let outside = self.any_case;
-        while let Some(c) = self.peek().filter(|c| *c != ')') {
+        while let Some(c) = self.text.peek().filter(|c| *c != ')') {
             if c == '|' {
-                self.at += 1;
+                self.text.at += 1;
                 self.out.push('|');
                 self.row.clear();
                 continue;
@@ -116,8 +100,8 @@ impl Translator<'_> {
 
     /// One thing that could be repeated; false where Oniguruma lets it not be.
     fn atom(&mut self) -> Result<bool, Wrong> {
-        let begin = self.at;
-        let Some(c) = self.next() else { return Ok(false) };
+        let begin = self.text.at;
+        let Some(c) = self.text.next() else { return Ok(false) };
         if let Some(literal) = self.literal(c)? {
             self.out.push_str(&literal.text);
             match self.any_case {
@@ -138,7 +122,7 @@ impl Translator<'_> {
             '(' => return self.parenthesis(),
             '\\' => return self.escape(),
             _ => {
-                self.at = begin;
+                self.text.at = begin;
                 return Err(self.wrong(&format!("nothing that `{c}` could repeat")));
             }
         }
@@ -149,7 +133,7 @@ impl Translator<'_> {
     fn literal(&mut self, c: char) -> Result<Option<Literal>, Wrong> {
         Ok(match c {
             '.' | '^' | '$' | '[' | '(' | '*' | '+' | '?' => None,
-            '{' if self.counts_at(self.at - 1)?.is_some() => None,
+            '{' if self.counts_at(self.text.at - 1)?.is_some() => None,
             '{' => Some(Literal { c, text: r"\{".into() }),
             '\\' => self.escaped_literal()?,
             c => Some(Literal { c, text: c.into() }),
@@ -158,7 +142,7 @@ impl Translator<'_> {
 
     /// The character behind a backslash, if it is one in a class and outside. Nothing is read where it is none.
     fn escaped_literal(&mut self) -> Result<Option<Literal>, Wrong> {
-        let Some(c) = self.peek() else { return Err(self.wrong("nothing behind a backslash")) };
+        let Some(c) = self.text.peek() else { return Err(self.wrong("nothing behind a backslash")) };
         let plain = |c: char, code: char| Some(Literal { c: code, text: format!("\\{c}") });
         let found = match c {
             'a' => plain(c, '\x07'),
@@ -174,13 +158,13 @@ impl Translator<'_> {
             c if !c.is_ascii() || matches!(c, '<' | '>') => Some(Literal { c, text: c.into() }),
             c => plain(c, c),
         };
-        self.at += found.as_ref().map_or(0, |_| c.len_utf8());
+        self.text.at += found.as_ref().map_or(0, |_| c.len_utf8());
         Ok(found)
     }
 
     /// `x` with one or two digits or any in braces, `u` with four.
     fn by_number(&mut self, kind: char) -> Result<Literal, Wrong> {
-        let rest = self.rest().get(1..).unwrap_or("");
+        let rest = self.text.rest().get(1..).unwrap_or("");
         let digits = |text: &str| text.bytes().take_while(u8::is_ascii_hexdigit).count();
         let (skip, length, end) = match rest.strip_prefix('{') {
             Some(inner) if kind == 'x' => (1, digits(inner), "}"),
@@ -196,7 +180,7 @@ impl Translator<'_> {
         let Some(c) = c else {
             return Err(self.wrong(&format!("`\\{kind}` and not the number of a character behind it")));
         };
-        self.at += 1 + skip + length + end.len();
+        self.text.at += 1 + skip + length + end.len();
         Ok(Literal { c, text: format!("\\x{{{:x}}}", u32::from(c)) })
     }
 
@@ -207,7 +191,7 @@ impl Translator<'_> {
             return Err(self.wrong(&format!("`{one}` in any case, which is several characters in another")));
         }
         // A repeated character stands alone.
-        if matches!(self.peek(), Some('?' | '*' | '+')) || self.counts_at(self.at)?.is_some() {
+        if matches!(self.text.peek(), Some('?' | '*' | '+')) || self.counts_at(self.text.at)?.is_some() {
             self.row.clear();
             return Ok(());
         }
@@ -222,7 +206,7 @@ impl Translator<'_> {
 
     /// An escape that is no single character.
     fn escape(&mut self) -> Result<bool, Wrong> {
-        let Some(c) = self.next() else { return Err(self.wrong("nothing behind a backslash")) };
+        let Some(c) = self.text.next() else { return Err(self.wrong("nothing behind a backslash")) };
         let word = classes::WORD;
         match c {
             'd' | 'D' | 's' | 'S' | 'h' | 'H' | 'O' => self.out.extend(['\\', c]),
@@ -249,7 +233,7 @@ impl Translator<'_> {
                 self.out.push_str(&if self.any_case { format!("(?-i:{text})") } else { text });
             }
             c => {
-                self.at -= c.len_utf8();
+                self.text.at -= c.len_utf8();
                 return Err(self.wrong(&format!("`\\{c}`, which files have no way to say")));
             }
         }
@@ -262,15 +246,15 @@ impl Translator<'_> {
             [("?:", true), ("?>", true), ("?=", false), ("?!", false), ("?<=", false), ("?<!", false)];
         let mut repeats = true;
         self.out.push('(');
-        if let Some((text, may)) = PLAIN.into_iter().find(|p| self.eat(p.0)) {
+        if let Some((text, may)) = PLAIN.into_iter().find(|p| self.text.eat(p.0)) {
             self.out.push_str(text);
             repeats = may;
-        } else if self.rest().starts_with("?<") {
-            let end = self.rest().find('>').map_or(self.text.len(), |end| self.at + end + 1);
-            let name = self.text.get(self.at..end).unwrap_or("");
+        } else if self.text.rest().starts_with("?<") {
+            let end = self.text.rest().find('>').map_or(self.text.whole.len(), |end| self.text.at + end + 1);
+            let name = self.text.whole.get(self.text.at..end).unwrap_or("");
             self.out.push_str(name);
-            self.at = end;
-        } else if self.eat("?") {
+            self.text.at = end;
+        } else if self.text.eat("?") {
             let outside = self.any_case;
             let to_the_end = self.set_flags()?;
             if to_the_end {
@@ -290,7 +274,7 @@ impl Translator<'_> {
 
     fn rest_of_group(&mut self) -> Result<(), Wrong> {
         self.group()?;
-        if !self.eat(")") {
+        if !self.text.eat(")") {
             return Err(self.wrong("a `(` without a `)`"));
         }
         self.out.push(')');
@@ -302,7 +286,7 @@ impl Translator<'_> {
         self.out.push('?');
         let mut to = true;
         loop {
-            match self.next() {
+            match self.text.next() {
                 Some('i') => {
                     self.any_case = to;
                     self.out.push('i');
@@ -331,8 +315,8 @@ impl Translator<'_> {
         // There is a repetition already; it is one that Oniguruma might take together with the next.
         let (mut wrapped, mut simple) = (false, false);
         loop {
-            let counts = self.counts_at(self.at)?;
-            let sign = self.peek().filter(|c| matches!(c, '?' | '*' | '+'));
+            let counts = self.counts_at(self.text.at)?;
+            let sign = self.text.peek().filter(|c| matches!(c, '?' | '*' | '+'));
             if counts.is_none() && sign.is_none() {
                 return Ok(());
             }
@@ -349,22 +333,22 @@ impl Translator<'_> {
             }
             wrapped = true;
             if let Some((least, most, length)) = counts {
-                self.at += length;
+                self.text.at += length;
                 match most {
                     Some(most) if most == least => self.out.push_str(&format!("{{{least}}}")),
                     Some(most) => self.out.push_str(&format!("{{{least},{most}}}")),
                     None => self.out.push_str(&format!("{{{least},}}")),
                 }
                 // Of a range a question mark makes a lazy one; of a number, and any plus, repeats it.
-                if most != Some(least) && self.eat("?") {
+                if most != Some(least) && self.text.eat("?") {
                     self.out.push('?');
                 }
                 simple = least < 2 && (most.is_none() || most == Some(1));
             } else {
-                self.next();
+                self.text.next();
                 self.out.extend(sign);
-                if let Some(how) = self.peek().filter(|c| matches!(c, '?' | '+')) {
-                    self.next();
+                if let Some(how) = self.text.peek().filter(|c| matches!(c, '?' | '+')) {
+                    self.text.next();
                     self.out.push(how);
                 }
                 simple = true;
@@ -374,8 +358,10 @@ impl Translator<'_> {
 
     /// The least and the most of a repetition by numbers at `at`, and its length; none where braces are characters.
     fn counts_at(&self, at: usize) -> Result<Option<(u32, Option<u32>, usize)>, Wrong> {
-        let Some(inner) = self.text.get(at..).and_then(|r| r.strip_prefix('{')) else { return Ok(None) };
-        let Some((inner, _)) = inner.split_once('}') else { return Ok(None) };
+        let rest = self.text.whole.get(at..).unwrap_or("");
+        let Some((inner, _)) = rest.strip_prefix('{').and_then(|r| r.split_once('}')) else {
+            return Ok(None);
+        };
         let (least, most) = inner.split_once(',').map_or((inner, None), |(l, m)| (l, Some(m)));
         let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
         if !digits(least) || !most.is_none_or(digits) || (least.is_empty() && most.is_none_or(str::is_empty))
