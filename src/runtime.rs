@@ -31,7 +31,8 @@ pub enum LogLevel {
     Debug = 4,
 }
 
-/// Where log records go: called with whole records, from any thread, one at a time.
+/// Where log records go: called with whole records, from any thread, one at a time. It must not log to its own runtime,
+/// nor open a model with it: it would wait for itself.
 pub type LogSink = Box<dyn FnMut(LogLevel, &str) + Send>;
 
 /// What a runtime is made with.

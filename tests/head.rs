@@ -91,6 +91,7 @@ fn a_head_guesses_what_a_model_of_its_layer_over_the_joined_vectors_says() {
         let place = Place {
             held: &ids[..held],
             pending: &ids[held..held + 1],
+            dropped: 0,
             sampler: &sampler,
             hidden: Some((0, &hidden[..held * width])),
             cancel: None,
@@ -129,6 +130,26 @@ fn a_small_model_of_the_same_vocabulary_can_be_the_files_second_one() {
     if let Some(other) = llm_testdata::shared("data/weights/stories260K/hf") {
         assert_eq!(with(&other).unwrap_err().status(), Status::MISMATCH);
     }
+}
+
+#[test]
+fn a_second_model_of_the_same_shape_takes_nothing_of_the_firsts() {
+    let Some(first) = Reference::all().into_iter().find(|r| r.name == "llama_untied") else { return };
+    let place = tempfile::tempdir().unwrap();
+    let out = place.path().join("both.llm");
+    let options = llm_convert::Options { ty: Type::Q8, draft: Some(first.dir.clone()), ..Default::default() };
+    llm_convert::convert(&first.dir, &out, &options, &()).unwrap();
+    let both = support::open(&runtime(1, None), &out);
+    let draft = both.draft().unwrap().unwrap();
+    assert_eq!(draft.spec(), both.spec());
+    assert_ne!(draft.fingerprint(), both.fingerprint());
+    let mut session = Session::new(&both, SessionOptions::default()).unwrap();
+    session.prefill(&first.ids("short.input_ids"), None, None).unwrap();
+    let snapshot = session.snapshot(&[]).unwrap();
+    let mut other = Session::new(draft, SessionOptions::default()).unwrap();
+    assert_eq!(other.restore(&snapshot).unwrap_err().status(), Status::MISMATCH);
+    session.reset();
+    session.restore(&snapshot).unwrap();
 }
 
 #[test]

@@ -8,12 +8,6 @@ use super::spec::{
 };
 use crate::error::{Error, Result, Status};
 
-/// Layers a model may have.
-pub(crate) const LAYERS: usize = 4096;
-/// Any one dimension: width, inner width, positions.
-const DIM: u32 = 1 << 24;
-/// Heads of a layer.
-pub(crate) const HEADS: u32 = 1 << 14;
 /// Width of one head; also of MLA's compressed vectors.
 const HEAD_DIM: u32 = 1 << 14;
 /// Experts of a layer.
@@ -59,8 +53,8 @@ impl Spec {
     /// # Errors
     /// `BAD_FORMAT`, naming the layer, the field, its bounds and its value.
     pub fn check(&self) -> Result<()> {
-        range("the vocabulary", self.vocab, DIM)?;
-        range("the width", self.width, DIM)?;
+        range("the vocabulary", self.vocab, Spec::MOST_DIM)?;
+        range("the width", self.width, Spec::MOST_DIM)?;
         range("the context", self.context, CONTEXT)?;
         positive("the embedding scale", f64::from(self.embedding_scale))?;
         positive("the logit scale", f64::from(self.logit_scale))?;
@@ -70,13 +64,14 @@ impl Spec {
         norm("embedding's norm", self.embedding_norm)?;
         norm("final norm", Some(self.final_norm))?;
         if let Some(positions) = self.learned_positions {
-            range("the number of learned positions", positions, DIM)?;
+            range("the number of learned positions", positions, Spec::MOST_DIM)?;
             if self.context > positions {
                 return Err(wrong("the context", format_args!("at most {positions}"), self.context));
             }
         }
-        if self.layers.is_empty() || self.layers.len() > LAYERS {
-            return Err(wrong("the number of layers", format_args!("from 1 to {LAYERS}"), self.layers.len()));
+        let most = Spec::MOST_LAYERS;
+        if self.layers.is_empty() || self.layers.len() > most {
+            return Err(wrong("the number of layers", format_args!("from 1 to {most}"), self.layers.len()));
         }
         if self.ropes.len() > ROPES {
             return Err(wrong(
@@ -140,13 +135,13 @@ impl Spec {
     }
 
     fn check_heads(&self, h: &Heads) -> Result<()> {
-        range("the number of heads", h.heads, HEADS)?;
+        range("the number of heads", h.heads, Spec::MOST_HEADS)?;
         range("the number of key-value heads", h.kv_heads, h.heads)?;
         if !h.heads.is_multiple_of(h.kv_heads) {
             return Err(wrong("the number of heads", format_args!("a multiple of {}", h.kv_heads), h.heads));
         }
         range("the head's width", h.head_dim, HEAD_DIM)?;
-        range("the heads' width together", h.heads.saturating_mul(h.head_dim), DIM)?;
+        range("the heads' width together", h.heads.saturating_mul(h.head_dim), Spec::MOST_DIM)?;
         positive("the score scale", f64::from(h.scale))?;
         if let Some(rope) = h.rope {
             self.check_rotation(rope, h.head_dim)?;
@@ -165,7 +160,7 @@ impl Spec {
     }
 
     fn check_latent(&self, a: &Latent) -> Result<()> {
-        range("the number of heads", a.heads, HEADS)?;
+        range("the number of heads", a.heads, Spec::MOST_HEADS)?;
         let dims = [
             ("the unrotated part of a head", a.nope_dim),
             ("the value head's width", a.value_dim),
@@ -177,7 +172,7 @@ impl Spec {
             range("the rotated part of a head", a.rope_dim, HEAD_DIM)?;
         }
         let widest = a.nope_dim.max(a.value_dim).max(a.kv_rank) + a.rope_dim;
-        range("the heads' width together", a.heads.saturating_mul(widest), DIM)?;
+        range("the heads' width together", a.heads.saturating_mul(widest), Spec::MOST_DIM)?;
         positive("the score scale", f64::from(a.scale))?;
         unbiased("norm of the compressed vectors", a.norm)?;
         if a.rope_dim == 0 {
@@ -194,7 +189,7 @@ impl Spec {
 }
 
 fn check_dense(dense: &Dense) -> Result<()> {
-    range("the inner width", dense.inner, DIM)?;
+    range("the inner width", dense.inner, Spec::MOST_DIM)?;
     if let Activation::ClampedSwiglu { alpha, limit } = dense.activation {
         positive("alpha", f64::from(alpha))?;
         positive("the clamp", f64::from(limit))?;
@@ -316,16 +311,18 @@ mod tests {
     fn one_wrong_number_anywhere_is_refused() {
         let changes: &[(&str, Change)] = &[
             ("llama", |s| s.vocab = 0),
+            ("llama", |s| s.vocab = Spec::MOST_DIM + 1),
             ("llama", |s| s.width = u32::MAX),
             ("llama", |s| s.context = 0),
             ("llama", |s| s.layers.clear()),
-            ("llama", |s| s.layers = vec![s.layers[0].clone(); LAYERS + 1]),
+            ("llama", |s| s.layers = vec![s.layers[0].clone(); Spec::MOST_LAYERS + 1]),
             ("llama", |s| s.ropes = vec![s.ropes[0].clone(); ROPES + 1]),
             ("llama", |s| s.embedding_scale = f32::NAN),
             ("llama", |s| s.logit_scale = 0.0),
             ("llama", |s| s.logit_softcap = Some(f32::INFINITY)),
             ("llama", |s| s.final_norm.eps = f32::NAN),
             ("llama", |s| heads(s).heads = 0),
+            ("llama", |s| (heads(s).heads, heads(s).kv_heads) = (Spec::MOST_HEADS + 1, 1)),
             ("llama", |s| heads(s).kv_heads = 0),
             ("llama", |s| heads(s).kv_heads = 5),
             ("llama", |s| heads(s).kv_heads = 64),

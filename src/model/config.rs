@@ -7,7 +7,7 @@
 
 use serde_json::{Map, Value};
 
-use super::spec::{Activation, Norm, NormKind, Pairs, Rope, Scaling};
+use super::spec::{Activation, Norm, NormKind, Pairs, Rope, Scaling, Spec};
 use crate::error::{Error, Result, Status};
 
 /// An object of `config.json`.
@@ -100,12 +100,12 @@ impl<'a> Config<'a> {
 
     /// The number of layers, bounded before anything is made of each.
     pub(crate) fn layers(&self, key: &str, default: u32) -> Result<u32> {
-        self.at_most(super::check::LAYERS as u32, key, default)
+        self.at_most(Spec::MOST_LAYERS as u32, key, default)
     }
 
     /// The number of heads, bounded before there is a slope for each.
     pub(crate) fn heads(&self, key: &str, default: u32) -> Result<u32> {
-        self.at_most(super::check::HEADS, key, default)
+        self.at_most(Spec::MOST_HEADS, key, default)
     }
 
     fn at_most(&self, most: u32, key: &str, default: u32) -> Result<u32> {
@@ -340,7 +340,7 @@ impl RopeDefaults {
 }
 
 /// 0.1 · m · ln(scale) + 1 (YaRN, arXiv:2309.00071, section 3.4).
-fn yarn_mscale(scale: f64, m: f64) -> f64 {
+pub(crate) fn yarn_mscale(scale: f64, m: f64) -> f64 {
     if scale <= 1.0 { 1.0 } else { 0.1 * m * scale.ln() + 1.0 }
 }
 

@@ -2,15 +2,25 @@
 //!
 //! `kv_b_proj` takes the compressed vector to every head's unrotated key and value. It is split and its key part
 //! turned round, so that attention runs on the compressed vectors themselves.
+//!
+//! YaRN acts in two places, in both as DeepSeek's own code has it (`modeling_deepseek.py`, published beside the weights
+//! of V2, V2-Lite and V3, where it is the same), since they were trained so. With m(x) = 0.1·x·ln(factor) + 1:
+//!
+//! ```text
+//! scores      1/√(nope + rope) · m(mscale_all_dim)²
+//! rotations   cos, sin · m(mscale) / m(mscale_all_dim)       1 where both are equal, as in V2, V2-Lite and V3
+//! ```
+//! For V2, transformers left out the factor on scores before it had `yarn_apply_mscale`, and so gave logits that were wrong
+//! by it; 5.x has it for both.
 
 use serde_json::{Value, json};
 
 use super::arch::{Arch, LayerSlot as L, Rows, Slot, Take, Want};
-use super::config::{Config, RopeDefaults, rms, unsupported};
+use super::config::{Config, RopeDefaults, rms, unsupported, yarn_mscale};
 use super::list::{self, Origin};
 use super::llama;
 use super::spec::{
-    Attention, Dense, Experts, Ffn, GroupRank, Latent, Layer, Norm, Pairs, Scoring, Shared, Spec,
+    Attention, Dense, Experts, Ffn, GroupRank, Latent, Layer, Norm, Pairs, Scaling, Scoring, Shared, Spec,
 };
 use crate::error::Result;
 
@@ -134,8 +144,11 @@ fn build(name: &str, c: &Config<'_>, d: &Defaults, routing: Experts, pairs: Pair
         norm: LATENT_NORM,
         bias: c.flag("attention_bias", false)?,
     });
-    let rope =
+    let mut rope =
         c.rope("full_attention", RopeDefaults { pairs, ..RopeDefaults::new(10_000.0, rope_dim, context) })?;
+    if let Scaling::Yarn { factor, attention_factor, .. } = &mut rope.scaling {
+        *attention_factor = rotations(c, *factor)?.unwrap_or(*attention_factor);
+    }
     let inner = c.u32("moe_intermediate_size", d.expert)?;
     let shared = c.nullable("n_shared_experts", Some(d.shared))?.filter(|n| *n > 0);
     let experts = Experts {
@@ -172,6 +185,19 @@ fn build(name: &str, c: &Config<'_>, d: &Defaults, routing: Experts, pairs: Pair
         logit_scale: 1.0,
         logit_softcap: None,
     })
+}
+
+/// YaRN's factor on cosine and sine. A missing `mscale` is 1 and a missing `mscale_all_dim` 0; transformers takes the
+/// ratio only where both are there. None where `attention_factor` says it, which is transformers' own key.
+fn rotations(c: &Config<'_>, factor: f64) -> Result<Option<f64>> {
+    let params = match c.child("rope_scaling")? {
+        Some(params) => Some(params),
+        None => c.child("rope_parameters")?,
+    };
+    let Some(params) = params.filter(|params| !params.has("attention_factor")) else { return Ok(None) };
+    let part = |mscale| yarn_mscale(factor, mscale);
+    let (all, scores) = (params.number("mscale")?, params.number("mscale_all_dim")?);
+    Ok(Some(part(all.unwrap_or(1.0)) / part(scores.unwrap_or(0.0))))
 }
 
 fn tensors(spec: &Spec) -> Vec<Want> {
@@ -220,4 +246,53 @@ fn ignores(spec: &Spec, name: &str) -> bool {
     let layer =
         name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
     llama::ignores(spec, name) || layer.is_some_and(|i| i >= spec.layers.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Keys, then what scores and rotations are multiplied by.
+    type Case<'a> = (&'a [(&'a str, f64)], f64, f64);
+
+    /// What scores are multiplied by, and rotations.
+    fn factors(read: fn(&Value) -> Result<Spec>, mscales: &[(&str, f64)]) -> (f32, f64) {
+        let mut scaling = json!({"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096,
+            "beta_fast": 32, "beta_slow": 1});
+        for (key, value) in mscales {
+            scaling[*key] = json!(value);
+        }
+        let config = json!({"max_position_embeddings": 163_840, "rope_scaling": scaling,
+            "qk_nope_head_dim": 128, "qk_rope_head_dim": 64});
+        let spec = read(&config).unwrap();
+        let Scaling::Yarn { attention_factor, .. } = spec.ropes[0].scaling else { panic!("{config}") };
+        match &spec.layers[0].attention {
+            Attention::Latent(latent) => (latent.scale, attention_factor),
+            Attention::Heads(_) => panic!("{config}"),
+        }
+    }
+
+    /// By hand: ln 40 = 3.6888795, √192 = 13.8564065; m(0.707) = 1.2608038, its square 1.5896262; m(1) = 1.3688879, its
+    /// square 1.8738542.
+    #[test]
+    fn yarn_scales_scores_and_rotations_as_deepseeks_own_code_does() {
+        let both = |m| [("mscale", m), ("mscale_all_dim", m)];
+        let (v2_lite, v3) = (both(0.707), both(1.0));
+        let cases: [Case; 5] = [
+            (&v2_lite, 0.114_721_39, 1.0),
+            (&v3, 0.135_233_78, 1.0),
+            (&[], 0.072_168_784, 1.368_887_945),
+            (&[("mscale", 0.707)], 0.072_168_784, 1.260_803_777),
+            (&[("mscale_all_dim", 0.707)], 0.114_721_39, 1.085_726_399),
+        ];
+        for read in [read_v2, read_v3] {
+            for (mscales, scores, rotations) in cases {
+                let got = factors(read, mscales);
+                assert!((f64::from(got.0) - scores).abs() < 1e-7, "{mscales:?}: scores {}", got.0);
+                assert!((got.1 - rotations).abs() < 1e-8, "{mscales:?}: rotations {}", got.1);
+            }
+        }
+        assert_eq!(factors(read_v3, &[("attention_factor", 1.5)]).1, 1.5);
+        assert_eq!(factors(read_v2, &both(0.707)).1, 1.0, "exactly");
+    }
 }

@@ -1,6 +1,7 @@
 //! What a self-drafting head adds to a forward pass: hidden vectors in.
 
-use super::forward::{Forward, Scratch, room};
+use super::forward::Forward;
+use super::scratch::{Scratch, room};
 use super::spec::Spec;
 use crate::backend::Runs;
 use crate::error::Result;

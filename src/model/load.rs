@@ -17,7 +17,7 @@ use llm_format::{Index, kind};
 use llm_kernels::RouteSpec;
 use serde_json::{Map, Value};
 
-use super::draft::Draft;
+use super::draft::{self, Draft};
 use super::forward::Forward;
 use super::spec::{Attention, Ffn, Spec};
 use crate::cancel::Cancel;
@@ -99,6 +99,7 @@ struct Inner {
     index: Arc<Index>,
     spec: Spec,
     weights: Weights,
+    fingerprint: [u8; 32],
     tokenizer: OnceLock<Result<Arc<Tokenizer>>>,
     /// The file's second model.
     draft: OnceLock<Result<Option<Model>>>,
@@ -283,6 +284,7 @@ impl Model {
         let inner = Inner {
             runtime: runtime.clone(),
             file,
+            fingerprint: index.identity(),
             index: Arc::new(index),
             spec,
             weights,
@@ -343,9 +345,12 @@ impl Model {
             runnable(&draft.model)?;
             let weights = Weights::find_draft(&draft, index, file)?;
             let _ = self.tokenizer(); // theirs is the same
+            let mut fingerprint = blake3::Hasher::new();
+            fingerprint.update(draft::PREFIX.as_bytes()).update(&index.identity());
             Ok(Some(Self(Arc::new(Inner {
                 runtime: self.0.runtime.clone(),
                 file: file.clone(),
+                fingerprint: *fingerprint.finalize().as_bytes(),
                 index: index.clone(),
                 spec: draft.model,
                 weights,
@@ -381,9 +386,10 @@ impl Model {
         &self.0.index
     }
 
-    /// 32 bytes that name the model's contents, the same on every machine.
+    /// 32 bytes that name the model's contents, the same on every machine. A file's second model has others than its
+    /// first: neither takes adapters or snapshots of the other.
     pub fn fingerprint(&self) -> [u8; 32] {
-        self.0.index.identity()
+        self.0.fingerprint
     }
 
     /// Bytes of weights that one token reads: every matrix it is multiplied with, of the experts those that are

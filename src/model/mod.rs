@@ -26,6 +26,7 @@ mod own;
 mod phi3;
 mod qwen;
 pub mod rope;
+mod scratch;
 pub mod spec;
 mod wanted;
 

@@ -39,6 +39,15 @@ pub struct Spec {
     pub logit_softcap: Option<f32>,
 }
 
+impl Spec {
+    /// The most layers that a model may have.
+    pub const MOST_LAYERS: usize = 4096;
+    /// The most heads of a layer.
+    pub const MOST_HEADS: u32 = 1 << 14;
+    /// The most of any one dimension: vocabulary, width, inner width, learned positions, all heads of a layer together.
+    pub const MOST_DIM: u32 = 1 << 24;
+}
+
 /// One layer: attention and feed-forward, each between an optional norm before and after.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -8,7 +8,8 @@
 
 use std::ops::Range;
 
-use super::forward::{Batch, Forward, Scratch};
+use super::forward::{Batch, Forward};
+use super::scratch::Scratch;
 use crate::backend::Runs;
 use crate::tensor::Tensor;
 
