@@ -320,6 +320,55 @@ fn room_can_be_made_before_it_is_needed() {
     }
 }
 
+/// Logits, rows of a verification and hidden vectors are those of tokens, not of so many tokens.
+#[test]
+fn what_tokens_left_behind_goes_with_them() {
+    let Some((model, ids)) = reference("llama_untied") else { return };
+    let pool = KvPool::new(&model, &KvOptions { page: 16, ..Default::default() }).unwrap();
+    pool.resize(pool.stats().page_bytes * 16).unwrap();
+    let make = || Session::in_pool(&pool, options(Overflow::Recompute { head: 0 })).unwrap();
+    let others = &ids[100..100 + CAPACITY];
+    make().prefill(others, None, None).unwrap();
+    let mut session = make();
+    session.prefill(&ids[..CAPACITY], None, None).unwrap();
+    assert_eq!(session.make_room(CAPACITY, None).unwrap(), CAPACITY);
+    assert_eq!(session.reuse(others).unwrap(), CAPACITY);
+    assert_eq!(session.logits().unwrap_err().status(), Status::BAD_STATE);
+
+    let mut session = Session::new(&model, options(Overflow::Recompute { head: 5 })).unwrap();
+    session.prefill(&ids[..CAPACITY - 4], None, None).unwrap();
+    session.verify(&ids[CAPACITY - 4..CAPACITY], 4, None).unwrap();
+    session.make_room(CAPACITY - 5, None).unwrap();
+    assert_eq!(session.tokens(), &ids[..5]);
+    assert!(session.verified_row(0).is_err());
+    assert_eq!(session.keep(5, None).unwrap_err().status(), Status::BAD_STATE);
+
+    let mut session = Session::new(&model, options(Overflow::Shift { head: 5 })).unwrap();
+    session.keep_hidden();
+    session.prefill(&ids[..CAPACITY], None, None).unwrap();
+    assert_eq!(session.kept_hidden().map(|(from, _)| from), Some(0));
+    session.make_room(1, None).unwrap();
+    session.truncate(20).unwrap();
+    assert_ne!(session.tokens(), &ids[..20]);
+    assert!(session.kept_hidden().is_none());
+}
+
+/// A snapshot of a session that moves its keys may go on in one that computes them again.
+#[test]
+fn recomputing_does_not_keep_a_head_that_was_moved() {
+    let Some((model, ids)) = reference("llama_untied") else { return };
+    let mut moved = Session::new(&model, options(Overflow::Shift { head: 5 })).unwrap();
+    moved.prefill(&ids[..44], None, None).unwrap();
+    moved.prefill(&ids[100..120], None, None).unwrap();
+    assert!(moved.dropped() > 0);
+    let mut session = Session::new(&model, options(Overflow::Recompute { head: 16 })).unwrap();
+    session.restore(&moved.snapshot(&[]).unwrap()).unwrap();
+    let dropped = session.dropped();
+    session.prefill(&ids[200..208], None, None).unwrap();
+    assert!(session.dropped() > dropped && session.tokens()[..16] == moved.tokens()[..16]);
+    assert_eq!(bits(session.logits().unwrap()), fresh(&model, &session));
+}
+
 /// A pool that has the same tokens computed must not put them in place of moved ones.
 #[test]
 fn moved_pages_stay_themselves_when_they_were_out_forked_or_restored() {

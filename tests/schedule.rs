@@ -1,6 +1,11 @@
 //! Scheduled equals alone: whatever arrives when, however few pages there are and whoever is cancelled, each request is
-//! told what it is told when it runs alone. And nobody waits longer than promised.
+//! told what it is told when it runs alone. And nobody waits longer than promised. What becomes of the pages meanwhile is
+//! in `pages`.
 
+#[path = "support/lora.rs"]
+mod lora;
+#[path = "schedule/pages.rs"]
+mod pages;
 mod support;
 
 use std::collections::HashMap;
@@ -72,7 +77,10 @@ impl Asked {
     }
 
     fn alone(&self, model: &Model) -> Told {
-        let mut session = Session::new(model, self.session.clone()).unwrap();
+        self.alone_in(Session::new(model, self.session.clone()).unwrap())
+    }
+
+    fn alone_in(&self, mut session: Session) -> Told {
         session.prefill(&self.prompt, None, None).unwrap();
         let mut generation = Generation::new(None, &self.options).unwrap();
         let (mut told, mut sampler) = (Told::default(), self.sampler());
@@ -358,6 +366,33 @@ fn short_prompts_do_not_wait_behind_a_long_one() {
 }
 
 #[test]
+fn a_step_has_no_more_rows_than_it_may_whatever_is_guessed() {
+    let Some((model, text)) = reference("llama_untied") else { return };
+    let pool = pool(&model, 60, KvOptions::default());
+    let options = ScheduleOptions { sessions: 4, rows: 7, ..Default::default() };
+    let mut server = Server::new(&pool, options);
+    let asked = [10, 11, 12, 13].map(|n| Asked::new(&text[..n], 20));
+    let ids = asked.each_ref().map(|asked| {
+        let (mut request, plain) = (asked.request(&model), asked.alone(&model).ids);
+        let replay = Replay::new(asked.prompt.len(), plain, 1.0, std::time::Duration::ZERO, 1);
+        let lengths = Lengths { least: 1, most: 8, adaptive: false, min_gain: 0.0 };
+        request.generation.speculate(Speculation::new(Box::new(replay), &lengths).unwrap());
+        server.submit(request)
+    });
+    let mut most = 0;
+    while !server.scheduler.is_idle() {
+        let before = server.scheduler.stats().decode_rows;
+        server.step();
+        most = most.max(server.scheduler.stats().decode_rows - before);
+    }
+    assert_eq!(most, 7);
+    for (id, asked) in ids.into_iter().zip(&asked) {
+        assert_eq!(server.told(id), &asked.alone(&model));
+        assert!(server.ended[&id].generation.spec_stats().unwrap().accepted > 0);
+    }
+}
+
+#[test]
 fn where_there_is_less_than_a_token_for_each_prompt_a_long_one_has_its_turns() {
     let Some((model, text)) = reference("llama_untied") else { return };
     let pool = pool(&model, 60, KvOptions { prefix_cache: false, ..Default::default() });
@@ -378,118 +413,6 @@ fn where_there_is_less_than_a_token_for_each_prompt_a_long_one_has_its_turns() {
         }
     }
     assert_eq!(server.told(long), &asked.alone(&model));
-}
-
-#[test]
-fn pages_that_are_pinned_and_in_use_are_not_missed_twice() {
-    let Some((model, text)) = reference("llama_untied") else { return };
-    let pool = pool(&model, 9, KvOptions::default());
-    let make = || Session::in_pool(&pool, SessionOptions { max_tokens: 256, ..Default::default() }).unwrap();
-    let mut system = make();
-    system.prefill(&text[..64], None, None).unwrap();
-    assert_eq!(system.pin(), 64);
-    drop(system);
-    let reversed: Vec<i32> = text.iter().rev().take(64).copied().collect();
-    make().prefill(&reversed, None, None).unwrap();
-    assert_eq!((pool.stats().cached, pool.stats().pinned, pool.stats().free), (8, 4, 1));
-    let mut server = Server::new(&pool, ScheduleOptions::default());
-    let asked = [100, 110].map(|i| Asked::new(&[&text[..64], &text[i..i + 2]].concat(), 10));
-    let ids = asked.each_ref().map(|asked| {
-        let id = server.submit(asked.request(&model));
-        server.step();
-        id
-    });
-    // The second one's page is one of the others' that nobody holds.
-    assert_eq!(server.scheduler.stats().running, 2);
-    server.run();
-    for (id, asked) in ids.into_iter().zip(&asked) {
-        assert_eq!(server.told(id), &asked.alone(&model));
-    }
-}
-
-#[test]
-fn guesses_that_find_no_page_end_no_request() {
-    let Some((model, text)) = reference("llama_untied") else { return };
-    let pool = pool(&model, 4, KvOptions::default());
-    let mut asked = Asked::new(&text[..50], 30);
-    asked.sampling = SamplingParams { temperature: 0.9, seed: 4, ..Default::default() };
-    let plain = asked.alone(&model).ids;
-    // It ends where its tokens still fit, and its tokens with guesses behind them do not.
-    let last = (8..13).rev().find(|&i| !plain[..i].contains(&plain[i])).unwrap();
-    (asked.options.max_tokens, asked.options.stop_tokens) = (0, vec![plain[last]]);
-    let lengths = Lengths { least: 1, most: 8, adaptive: false, min_gain: 0.0 };
-    let replay = Replay::new(50, plain, 0.0, std::time::Duration::ZERO, 1);
-    let mut request = asked.request(&model);
-    request.generation.speculate(Speculation::new(Box::new(replay), &lengths).unwrap());
-    let mut server = Server::new(&pool, ScheduleOptions::default());
-    let id = server.submit(request);
-    server.run();
-    assert_eq!(server.told(id), &asked.alone(&model));
-    assert!(server.ended[&id].generation.spec_stats().unwrap().failed > 0);
-}
-
-#[test]
-fn a_prompt_that_another_request_runs_is_not_run_twice() {
-    let Some((model, text)) = reference("llama_untied") else { return };
-    let pool = pool(&model, 100, KvOptions::default());
-    let mut server = Server::new(&pool, ScheduleOptions { chunk: 64, ..Default::default() });
-    let asked = Asked::new(&text[..100], 4);
-    let first = server.submit(asked.request(&model));
-    server.step();
-    let second = server.submit(asked.request(&model));
-    server.run();
-    assert_eq!((server.told(first), server.told(second)), (&asked.alone(&model), &asked.alone(&model)));
-    assert!(server.scheduler.stats().prompt_rows <= 100 + 36, "{:?}", server.scheduler.stats());
-    let third = server.submit(asked.request(&model));
-    let before = server.scheduler.stats().prompt_rows;
-    server.run();
-    assert_eq!(server.scheduler.stats().prompt_rows - before, 4);
-    assert_eq!(server.told(third), &asked.alone(&model));
-}
-
-#[test]
-fn a_higher_priority_takes_the_pages_of_lower_ones() {
-    let Some((model, text)) = reference("llama_untied") else { return };
-    for swap_bytes in [0, 1 << 30] {
-        let pool = pool(&model, 9, KvOptions { swap_bytes, ..Default::default() });
-        let mut server = Server::new(&pool, ScheduleOptions::default());
-        let low: Vec<_> = (0..2).map(|i| Asked::new(&text[i * 30..i * 30 + 40], 20)).collect();
-        let low_ids: Vec<_> = low.iter().map(|asked| server.submit(asked.request(&model))).collect();
-        (0..5).for_each(|_| drop(server.step()));
-        assert_eq!(server.scheduler.stats().running, 2);
-        let mut high = Asked::new(&text[50..140], 10);
-        high.priority = 1;
-        let high_id = server.submit(high.request(&model));
-        assert_eq!(server.step().get(&high_id), Some(&1), "it runs at once");
-        let stats = server.scheduler.stats();
-        assert!(stats.waiting > 0 && stats.swapped + stats.dropped > 0, "{stats:?}");
-        assert_eq!(stats.swapped > 0, swap_bytes > 0);
-        server.run();
-        for (id, asked) in low_ids.iter().zip(&low).chain([(&high_id, &high)]) {
-            assert_eq!(server.told(*id), &asked.alone(&model));
-        }
-    }
-}
-
-#[test]
-fn who_is_of_equal_priority_is_not_sent_away_with_a_lower_one() {
-    let Some((model, text)) = reference("llama_untied") else { return };
-    let pool = pool(&model, 9, KvOptions::default());
-    let mut server = Server::new(&pool, ScheduleOptions { sessions: 2, ..Default::default() });
-    let mut asked = [&text[..70], &text[80..90], &text[40..110]].map(|prompt| Asked::new(prompt, 8));
-    (asked[0].priority, asked[2].priority) = (1, 1);
-    let mut ids: Vec<_> = asked[..2].iter().map(|asked| server.submit(asked.request(&model))).collect();
-    (0..2).for_each(|_| drop(server.step()));
-    assert_eq!(server.scheduler.stats().running, 2);
-    // The last is in the place of the second, and finds too few pages beside the first.
-    ids.push(server.submit(asked[2].request(&model)));
-    assert_eq!(server.step().get(&ids[0]), Some(&1));
-    let stats = server.scheduler.stats();
-    assert_eq!((stats.running, stats.swapped + stats.dropped), (1, 1), "{stats:?}");
-    server.run();
-    for (id, asked) in ids.into_iter().zip(&asked) {
-        assert_eq!(server.told(id), &asked.alone(&model));
-    }
 }
 
 #[test]
@@ -543,6 +466,24 @@ fn a_cancelled_step_loses_nothing() {
 }
 
 #[test]
+fn what_a_failed_step_had_to_tell_is_something_to_do() {
+    let Some((model, text)) = reference("llama_untied") else { return };
+    let pool = pool(&model, 40, KvOptions::default());
+    let mut server = Server::new(&pool, ScheduleOptions::default());
+    let (asked, cancel) = (Asked::new(&text[..20], 30), Cancel::new());
+    let first = server.submit(Request { cancel: Some(cancel.clone()), ..asked.request(&model) });
+    let second = server.submit(asked.request(&model));
+    server.step();
+    cancel.trigger();
+    // The first one ends in this step, and nobody is told yet.
+    assert_eq!(server.scheduler.step(Some(&cancel)).unwrap_err().status(), Status::CANCELLED);
+    assert!(server.scheduler.remove(second).is_some());
+    assert!(!server.scheduler.is_idle());
+    server.run();
+    assert_eq!(server.told(first).reason, Some(Reason::Cancelled));
+}
+
+#[test]
 fn a_session_comes_back_and_goes_on() {
     let Some((model, text)) = reference("llama_untied") else { return };
     let pool = pool(&model, 40, KvOptions { swap_bytes: 1 << 30, ..Default::default() });
@@ -568,31 +509,6 @@ fn a_session_comes_back_and_goes_on() {
     let id = server.submit(request);
     server.run();
     assert_eq!(server.told(id).ids, Asked { prompt, ..next }.alone(&model).ids);
-}
-
-#[test]
-fn what_windows_have_let_go_of_a_session_runs_again_in_chunks() {
-    let Some((model, text)) = reference("mistral_swa") else { return };
-    let pool = pool(&model, 60, KvOptions { prefix_cache: false, ..Default::default() });
-    let mut server = Server::new(&pool, ScheduleOptions { chunk: 16, ..Default::default() });
-    let ids: Vec<i32> = text.iter().cycle().take(250).copied().collect();
-    let options = SessionOptions { max_tokens: 256, ..Default::default() };
-    let mut session = Session::in_pool(&pool, options).unwrap();
-    session.prefill(&ids, None, None).unwrap();
-    session.truncate(100).unwrap();
-    let asked = Asked::new(&[7, 8], 5);
-    let id = server.submit(Request { session: Some(session), ..asked.request(&model) });
-    let mut steps = 0;
-    while !server.told.contains_key(&id) {
-        let before = server.scheduler.stats().prompt_rows;
-        server.step();
-        assert!(server.scheduler.stats().prompt_rows - before <= 16);
-        steps += 1;
-    }
-    assert_eq!(steps, 7);
-    server.run();
-    let alone = Asked { prompt: [&ids[..100], &[7, 8]].concat(), ..asked }.alone(&model);
-    assert_eq!(server.told(id), &alone);
 }
 
 #[test]
@@ -631,19 +547,4 @@ fn what_cannot_be_done_is_refused_and_handed_back() {
         let options = ScheduleOptions { chunk, sessions, rows, ..Default::default() };
         assert_eq!(Scheduler::new(&here, options).unwrap_err().status(), Status::INVALID_ARG);
     }
-}
-
-#[test]
-fn a_request_that_outgrows_the_pool_ends_with_the_reason_and_others_go_on() {
-    let Some((model, text)) = reference("llama_untied") else { return };
-    let pool = pool(&model, 4, KvOptions::default());
-    let mut server = Server::new(&pool, ScheduleOptions::default());
-    let large = server.submit(Asked::new(&text[..50], 100).request(&model));
-    let asked = Asked::new(&text[3..13], 20);
-    let small = server.submit(asked.request(&model));
-    server.run();
-    let ended = &server.ended[&large];
-    assert_eq!(ended.error.as_ref().unwrap().status(), Status::KV_FULL);
-    assert_eq!(server.told[&large].held.len(), 64);
-    assert_eq!(server.told(small), &asked.alone(&model));
 }

@@ -7,7 +7,7 @@ use llm::model::Model;
 use llm::sampler::{Sampler, SamplingParams};
 use llm::session::generate::{Generation, GenerationOptions, Kind, Reason};
 use llm::session::several::Several;
-use llm::session::{Session, SessionOptions};
+use llm::session::{Overflow, Session, SessionOptions};
 use llm::{Cancel, Status};
 use llm_format::quant::Type;
 use support::{Reference, model, runtime};
@@ -50,14 +50,19 @@ fn alone(
 ) -> (Vec<i32>, Vec<i32>) {
     let mut session = Session::new(model, options()).unwrap();
     session.prefill(ids, None, None).unwrap();
-    let mut sampler = sampler(ids, temperature, seed);
+    let chosen = run(&mut session, sampler(ids, temperature, seed), how);
+    (chosen, session.tokens().to_vec())
+}
+
+/// The ids that are chosen behind what the session holds.
+fn run(session: &mut Session, mut sampler: Sampler, how: &GenerationOptions) -> Vec<i32> {
     let mut generation = Generation::new(None, how).unwrap();
     let mut chosen = Vec::new();
     loop {
-        let event = generation.next(&mut session, &mut sampler, None).unwrap();
+        let event = generation.next(session, &mut sampler, None).unwrap();
         chosen.extend(event.ids);
         if event.kind == Kind::Done {
-            return (chosen, session.tokens().to_vec());
+            return chosen;
         }
     }
 }
@@ -107,6 +112,29 @@ fn the_prompt_is_computed_and_stored_once() {
     let stats = session.pool().stats();
     // Two full pages of the prompt are shared by all; its third, half full, was copied for each.
     assert_eq!((stats.shared, stats.used), (2, 2 + 1 + 4));
+}
+
+#[test]
+fn they_go_on_past_the_context_as_a_run_of_its_own_does() {
+    let Some((model, ids)) = case("llama_untied") else { return };
+    let how = GenerationOptions { max_tokens: 60, ..GenerationOptions::default() };
+    let pool = KvPool::new(&model, &KvOptions { page: 16, ..KvOptions::default() }).unwrap();
+    pool.resize(pool.stats().page_bytes * 60).unwrap();
+    for overflow in [Overflow::Recompute { head: 4 }, Overflow::Shift { head: 4 }] {
+        let options = SessionOptions { max_tokens: 56, overflow, ..SessionOptions::default() };
+        let mut session = Session::in_pool(&pool, options.clone()).unwrap();
+        session.prefill(&ids, None, None).unwrap();
+        let mut several = Several::new(&mut session, &sampler(&ids, 0.9, 5), 3, &how).unwrap();
+        let chosen = all(&mut several, 3);
+        for (i, session) in several.into_sessions().iter().enumerate() {
+            let mut own = Session::in_pool(&pool, options.clone()).unwrap();
+            own.prefill(&ids, None, None).unwrap();
+            let expected = run(&mut own, sampler(&ids, 0.9, 5 + i as u64), &how);
+            assert_eq!((&chosen[i], expected.len()), (&expected, 60), "{overflow:?}, continuation {i}");
+            assert_eq!(session.tokens(), own.tokens(), "{overflow:?}, continuation {i}");
+            assert!(session.dropped() > 0 && session.dropped() == own.dropped());
+        }
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use llm::sampler::{Sampler, SamplingParams, Stage};
 use llm::session::batch::{Batch, Slot, Want};
 use llm::session::generate::{Generation, GenerationOptions, Kind, Plan, Reason};
 use llm::session::speculative::{Lengths, NgramOptions, Replay, Source, SpecOptions, SpecStats, Speculation};
-use llm::session::{Session, SessionOptions};
+use llm::session::{Overflow, Session, SessionOptions};
 use llm_format::quant::Type;
 use support::{Reference, model, runtime};
 
@@ -307,6 +307,26 @@ fn a_draft_of_coarser_weights_guesses_most_tokens_sampled_ones_too() {
     }
 }
 
+/// Past the end of the context too, where noise still counts what is gone: a draft that guesses with other noise would be
+/// wrong about every second token.
+#[test]
+fn a_draft_goes_on_guessing_where_tokens_go_to_make_room() {
+    let Some((model, prompt)) = stories() else { return };
+    let options = GenerationOptions { max_tokens: 150, ignore_end: true, ..Default::default() };
+    let start = || {
+        let overflow = Overflow::Recompute { head: 1 };
+        let options = SessionOptions { max_tokens: 64, overflow, ..Default::default() };
+        let mut session = Session::new(&model, options).unwrap();
+        session.prefill(&prompt, None, None).unwrap();
+        session
+    };
+    let (plain, _) = generate(&mut start(), sampled(|_| {}), &options, None);
+    let mut session = start();
+    let (got, stats) = generate(&mut session, sampled(|_| {}), &options, Some(draft(&model, &model, 3)));
+    assert_eq!(got, plain);
+    assert!(session.dropped() > 60 && stats.accepted > 60 && stats.rejected <= 3, "{stats:?}");
+}
+
 #[test]
 fn a_draft_of_another_vocabulary_is_refused_with_the_first_difference() {
     let Some((model, _)) = stories() else { return };
@@ -449,4 +469,22 @@ fn rows_of_a_verification_are_gone_once_anything_else_is_done() {
         let held = session.len();
         assert_eq!(session.keep(held, None).unwrap_err().status(), llm::Status::BAD_STATE);
     }
+}
+
+#[test]
+fn what_was_verified_is_kept_while_its_pages_are_out() {
+    let Some(reference) = Reference::all().into_iter().find(|r| r.name == "llama_untied") else { return };
+    let model = model(&runtime(1, None), &reference.dir, Type::Q8);
+    let ids = reference.ids("long.input_ids");
+    let kv = KvOptions { page: 16, swap_bytes: 1 << 30, ..Default::default() };
+    let pool = KvPool::new(&model, &kv).unwrap();
+    let mut session = Session::in_pool(&pool, SessionOptions::default()).unwrap();
+    session.prefill(&ids[..40], None, None).unwrap();
+    session.verify(&ids[40..50], 10, None).unwrap();
+    session.swap_out().unwrap();
+    session.keep(44, None).unwrap();
+    session.decode(ids[44], None).unwrap();
+    let mut alone = Session::new(&model, SessionOptions::default()).unwrap();
+    alone.prefill(&ids[..45], None, None).unwrap();
+    assert_eq!((session.tokens(), session.logits().unwrap()), (&ids[..45], alone.logits().unwrap()));
 }

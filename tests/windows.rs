@@ -7,7 +7,7 @@ use llm::kv::{KvOptions, KvPool};
 use llm::model::Model;
 use llm::model::spec::Attention;
 use llm::runtime::Memory;
-use llm::session::{Control, MemoryPlan, Progress, Session, SessionOptions};
+use llm::session::{Control, MemoryPlan, Overflow, Progress, Session, SessionOptions};
 use llm_format::quant::Type;
 use support::{Reference, logits, model, runtime};
 
@@ -187,9 +187,12 @@ fn keeping_less_than_a_window_left_runs_what_is_kept_again() {
             session.reset();
             session.prefill(&ids, None, None).unwrap();
             pool.clear_cache();
-            let row = vec![1.0; model.spec().vocab as usize];
+            let row: Vec<f32> = fresh(&model, &ids[..keep]).into_iter().map(f32::from_bits).collect();
             session.keep(keep, Some(&row)).unwrap();
             assert_eq!((session.len(), session.logits().unwrap()), (keep, &row[..]));
+            // A call that fails takes no logits away, whatever it had to run first.
+            assert_eq!(session.prefill(&[-1], None, None).unwrap_err().status(), Status::INVALID_ARG);
+            assert_eq!(session.logits().unwrap(), row, "{name} {keep}");
             session.decode(ids[keep], None).unwrap();
             assert_eq!(bits(session.logits().unwrap()), fresh(&model, &ids[..keep + 1]), "{name} {keep}");
         }
@@ -215,5 +218,24 @@ fn a_plan_counts_what_windows_keep_and_is_never_passed() {
         let long = SessionOptions { max_tokens: 1 << 20, ..options };
         let (long, groups) = (plan(&long), pool(&model, 16).stats().groups);
         assert!(long.kv_total < long.kv_per_token * (1 << 20), "{name}: {groups} groups");
+    }
+}
+
+/// Of a tail that moves, only what windows see takes pages beside those that it comes from.
+#[test]
+fn a_plan_is_never_passed_where_tokens_go() {
+    for (name, model, ids) in windowed() {
+        for overflow in [Overflow::Shift { head: 5 }, Overflow::Recompute { head: 5 }] {
+            let kv = KvOptions { page: PAGE, ..Default::default() };
+            let options =
+                SessionOptions { max_tokens: 1000, chunk: 32, page: PAGE, overflow, ..Default::default() };
+            let most = MemoryPlan::new(&model, &kv, &options, 1, None).unwrap().kv_total;
+            let mut session = Session::new(&model, options).unwrap();
+            for _ in 0..1100usize.div_ceil(ids.len()) {
+                ids.chunks(50).for_each(|chunk| session.prefill(chunk, None, None).unwrap());
+            }
+            let used = model.runtime().memory_use(Memory::Kv);
+            assert!(session.dropped() > 0 && used <= most, "{name}, {overflow:?}: {used} of {most}");
+        }
     }
 }

@@ -6,10 +6,11 @@
 //!                                                                       with a window the first pages are let go
 //!
 //! pool: what hosts see ─▶ pages: who has which ─▶ store: bytes
-//!                            └─▶ prefix: what can be found again      swap: what is out
+//!                            └─ found ─▶ prefix: what can be found again      swap: what is out
 //! ```
 //! What lies in a layer's part of a page is the kernels' affair (`KvLayout`); which tokens they are is the session's.
 
+mod found;
 pub(crate) mod pages;
 mod pool;
 mod prefix;

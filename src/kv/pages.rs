@@ -10,10 +10,12 @@
 //! A page is written only by a table that alone has it and that has not published it; anything else is copied first.
 //! Used, cached and free pages always add up to all pages. It does not know what computes the bytes.
 
-use super::prefix::{NONE, Parent, Root, Tree};
+use std::ops::Range;
+
+use super::prefix::{NONE, Root, Tree};
 use super::store::Store;
 use super::swap::Swapped;
-use super::{Eviction, KvStats};
+use super::{Eviction, KvStats, PageShape};
 use crate::error::{Error, Result, Status};
 
 /// The page table of a sequence.
@@ -22,14 +24,14 @@ pub(crate) struct Table {
     /// By group, then by page of tokens; [`NONE`] where it was let go. As long for every group but while a call runs.
     pub(super) pages: Vec<Vec<u32>>,
     /// Nodes of the tree that its pages are in, from the first on.
-    nodes: Vec<u32>,
+    pub(super) nodes: Vec<u32>,
     /// By group: pages before are let go.
     let_go: Vec<usize>,
     /// What its pages are found under; `None` for a sequence whose pages nobody else may use.
-    root: Option<Root>,
+    pub(super) root: Option<Root>,
     /// Pages from here on are not published: their bytes were not computed here.
     pub(super) foreign: usize,
-    priority: i32,
+    pub(super) priority: i32,
     /// The pages' contents while they are out.
     pub(super) swapped: Option<Swapped>,
 }
@@ -49,14 +51,14 @@ pub(crate) struct Pages {
     /// Committed pages that nobody has; the last one given is the next taken, because it is warm.
     free: Vec<u32>,
     tables: Vec<Option<Table>>,
-    tree: Tree,
+    pub(super) tree: Tree,
     eviction: Eviction,
     /// Whether full pages are found again.
     cache: bool,
     /// Bytes that swapped sequences may take, and those they take.
     pub(super) swap_limit: u64,
     pub(super) swap_used: u64,
-    hit_tokens: u64,
+    pub(super) hit_tokens: u64,
     evictions: u64,
     copies: u64,
 }
@@ -92,7 +94,7 @@ impl Pages {
         (&mut self.store, Tables(&self.tables))
     }
 
-    fn tokens_of_page(&self) -> usize {
+    pub(super) fn tokens_of_page(&self) -> usize {
         self.store.shape().tokens
     }
 
@@ -132,7 +134,8 @@ impl Pages {
     pub(crate) fn fork(&mut self, id: TableId, tokens: usize) -> TableId {
         let size = self.tokens_of_page();
         let table = self.table(id);
-        let (root, priority, foreign) = (table.root, table.priority, table.foreign);
+        let (root, priority) = (table.root, table.priority);
+        let foreign = if tokens <= table.foreign.saturating_mul(size) { usize::MAX } else { table.foreign };
         let kept = tokens.div_ceil(size);
         let let_go = table.let_go.iter().map(|&pages| pages.min(kept)).collect();
         let pages: Vec<Vec<u32>> = table.pages.iter().map(|pages| pages[..kept].to_vec()).collect();
@@ -154,12 +157,28 @@ impl Pages {
     /// `KV_FULL` when no page can be had, `BUDGET` when a first use would pass the runtime's limit. The sequence is
     /// as before.
     pub(crate) fn room(&mut self, id: TableId, from: usize, to: usize, near: usize) -> Result<()> {
+        self.room_in(id, from, &|shape, group| {
+            let end = if shape.windows[group].is_some() { near.min(to) } else { to };
+            from / shape.tokens..end.div_ceil(shape.tokens)
+        })
+    }
+
+    /// Makes room for tokens from `from` on, in the pages that `wanted` names of each group: the table has all before
+    /// them, or [`NONE`] in their places.
+    ///
+    /// # Errors
+    /// As [`Pages::room`].
+    pub(super) fn room_in(
+        &mut self,
+        id: TableId,
+        from: usize,
+        wanted: &dyn Fn(&PageShape, usize) -> Range<usize>,
+    ) -> Result<()> {
         let size = self.tokens_of_page();
         let first = from / size;
         let mut taken = Vec::new();
         for group in 0..self.store.shape().groups() {
-            let end = if self.store.shape().windows[group].is_some() { near.min(to) } else { to };
-            for i in first..end.div_ceil(size) {
+            for i in wanted(self.store.shape(), group) {
                 // In a table whose tokens were moved, what is before a window may have been let go.
                 let page = self.table(id).pages[group].get(i).copied().filter(|page| *page != NONE);
                 if page.is_some_and(|page| self.writable(page)) {
@@ -271,111 +290,6 @@ impl Pages {
         }
     }
 
-    /// Lets the table's full pages of `tokens`, all its tokens, be found again. A page that is there already takes
-    /// the place of the table's own.
-    pub(crate) fn publish(&mut self, id: TableId, tokens: &[i32]) {
-        let size = self.tokens_of_page();
-        let Some(root) = self.table(id).root else { return };
-        for i in self.table(id).nodes.len()..(tokens.len() / size).min(self.table(id).foreign) {
-            let table = self.table(id);
-            let priority = table.priority;
-            let parent = table.nodes.last().map_or(Parent::Root(root), |&node| Parent::Node(node));
-            let tokens = &tokens[i * size..(i + 1) * size];
-            let node = match self.tree.find(parent, tokens) {
-                Some(node) => node,
-                None => self.tree.insert(parent, tokens),
-            };
-            for group in 0..self.store.shape().groups() {
-                let (own, same) = (self.table(id).pages[group][i], self.tree.page(node, group));
-                if own == NONE || own == same {
-                    continue;
-                }
-                if same == NONE {
-                    self.tree.fill(node, group, own, priority);
-                } else {
-                    self.hold(same, priority);
-                    self.table_mut(id).pages[group][i] = same;
-                    self.release(id, own);
-                }
-            }
-            self.tree.name(node);
-            self.table_mut(id).nodes.push(node);
-        }
-    }
-
-    /// Appends cached pages that hold the beginning of `ids`, at most `most` tokens of them, to a table of `held`
-    /// tokens. Returns how many tokens it holds more.
-    pub(crate) fn adopt(&mut self, id: TableId, held: usize, ids: &[i32], most: usize) -> usize {
-        let size = self.tokens_of_page();
-        let table = self.table(id);
-        let whole = table.nodes.len() * size == held && table.pages.iter().all(|p| p.len() * size == held);
-        if !whole || table.swapped.is_some() {
-            return 0;
-        }
-        let (Some(root), priority) = (table.root, table.priority) else { return 0 };
-        let parent = table.nodes.last().map_or(Parent::Root(root), |&node| Parent::Node(node));
-        let nodes = self.walk(parent, held, &ids[..most.min(ids.len())]);
-        let adopted = nodes.len() * size;
-        for (node, i) in nodes.into_iter().zip(held / size..) {
-            for group in 0..self.store.shape().groups() {
-                let page = self.tree.page(node, group);
-                let seen = i >= self.store.shape().first_kept(group, held + adopted);
-                if seen && page != NONE {
-                    self.hold(page, priority);
-                }
-                self.table_mut(id).pages[group].push(if seen { page } else { NONE });
-            }
-            self.tree.name(node);
-            self.table_mut(id).nodes.push(node);
-        }
-        self.hit_tokens += adopted as u64;
-        adopted
-    }
-
-    /// How many tokens at the beginning of `ids` are cached for a table like `id`.
-    pub(crate) fn find(&self, id: TableId, ids: &[i32]) -> usize {
-        let root = self.table(id).root;
-        root.map_or(0, |root| self.walk(Parent::Root(root), 0, ids).len() * self.tokens_of_page())
-    }
-
-    /// Nodes after `parent`, which ends at `held` tokens, for the longest beginning of `ids` behind which a sequence
-    /// can go on.
-    fn walk(&self, parent: Parent, held: usize, ids: &[i32]) -> Vec<u32> {
-        let shape = self.store.shape();
-        let (mut nodes, mut parent) = (Vec::new(), parent);
-        for tokens in ids.chunks_exact(shape.tokens) {
-            let Some(node) = self.tree.find(parent, tokens) else { break };
-            let lacks = |group: usize| shape.windows[group].is_none() && self.tree.page(node, group) == NONE;
-            if (0..shape.groups()).any(lacks) {
-                break;
-            }
-            nodes.push(node);
-            parent = Parent::Node(node);
-        }
-        let start = held / shape.tokens;
-        let there = |nodes: &[u32]| {
-            (0..shape.groups()).all(|group| {
-                let end = start + nodes.len();
-                let first = shape.first_needed(group, end * shape.tokens).max(start);
-                (first..end).all(|i| self.tree.page(nodes[i - start], group) != NONE)
-            })
-        };
-        while shape.is_windowed() && !nodes.is_empty() && !there(&nodes) {
-            nodes.pop();
-        }
-        nodes
-    }
-
-    /// Pins (or unpins) the table's published pages. Returns how many pages of tokens those are.
-    pub(crate) fn pin(&mut self, id: TableId, pin: bool) -> usize {
-        let published = self.table(id).nodes.len();
-        for i in 0..published {
-            let node = self.table(id).nodes[i];
-            if pin { self.tree.pin(node) } else { self.tree.unpin(node) }
-        }
-        published
-    }
-
     /// Frees cached pages until `bytes` bytes are freed or none is left that nobody holds or pins. Returns the bytes
     /// freed.
     pub(crate) fn evict(&mut self, bytes: u64) -> u64 {
@@ -447,9 +361,13 @@ impl Pages {
             return Err(Error::new(Status::KV_FULL, message).with("needed", kept as i64));
         }
         self.store.resize(limit as usize)?;
-        while (0..committed).filter(|&page| self.in_use(page)).count() > limit as usize
-            && self.evict_one() > 0
-        {}
+        let mut used = (0..committed).filter(|&page| self.in_use(page)).count() as u64;
+        while used > u64::from(limit) {
+            match self.evict_one() {
+                0 => break,
+                gone => used = used.saturating_sub(gone),
+            }
+        }
         self.limit = limit;
         self.defragment();
         Ok(())
@@ -477,10 +395,12 @@ impl Pages {
         let used = count(&|page| self.held(page));
         let cached = count(&|page| self.in_use(page)) - used;
         let (mut run, mut longest) = (0u64, 0);
-        for page in 0..self.limit {
-            run = if page < committed && self.in_use(page) { 0 } else { run + 1 };
+        for page in 0..committed.min(self.limit) {
+            run = if self.in_use(page) { 0 } else { run + 1 };
             longest = longest.max(run);
         }
+        // What was never written is free, however much it is.
+        longest = longest.max(run + u64::from(self.limit.saturating_sub(committed)));
         KvStats {
             page_tokens: self.tokens_of_page() as u64,
             page_bytes: self.store.shape().bytes as u64,
@@ -582,7 +502,8 @@ impl Pages {
         self.eviction != Eviction::None && self.refs[page as usize] == 1 && self.tree.is_loose(page)
     }
 
-    fn hold(&mut self, page: u32, priority: i32) {
+    /// One table more has `page`, which is in the tree.
+    pub(super) fn hold(&mut self, page: u32, priority: i32) {
         self.refs[page as usize] += 1;
         self.tree.hold(page, true, priority);
     }

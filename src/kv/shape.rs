@@ -69,7 +69,7 @@ impl PageShape {
                 Attention::Heads(h) => h.window.map(|w| w as usize),
                 Attention::Latent(_) => None,
             };
-            // A window that no session can leave is none.
+            // A window as long as what the model was trained for is none: longer sessions keep what they may not see.
             layers.push((layout, window.filter(|&w| w < spec.context as usize)));
         }
         Ok(Self::grouped(&layers, tokens))
@@ -153,7 +153,9 @@ impl PageShape {
         pages.filter(move |&(i, group)| i >= self.first_needed(group, tokens))
     }
 
-    /// Pages that a sequence of `tokens` tokens holds which ran the last of them in steps of `step`.
+    /// Pages that a sequence of `tokens` tokens holds which ran the last of them in steps of `step`. On its way there
+    /// it has had as many at most, and a page more of each group; and one that generates, in steps of no more than a
+    /// page, never has more than those of `step` 0 and a page of each group.
     pub(crate) fn held(&self, tokens: usize, step: usize) -> usize {
         let first = |group| self.first_kept(group, tokens.saturating_sub(step));
         (0..self.groups()).map(|group| tokens.div_ceil(self.tokens) - first(group)).sum()
@@ -259,6 +261,26 @@ mod tests {
             // A step of 16 sees the window behind its first token, and a window keeps 64 tokens more.
             let kept = (tokens + 1).saturating_sub(16 + 64 + 20) / 16;
             assert_eq!(shape.held(tokens, 16), pages + pages - kept);
+        }
+    }
+
+    #[test]
+    fn a_page_of_each_group_is_enough_beside_those_that_are_held_at_the_end() {
+        for window in [1, 2, 20, 33, 64, 100] {
+            let shape = shape(&[Some(window), None]);
+            // Pages in a step of `rows` behind `at` tokens: what was let go before it, it does not have.
+            let during = |at: usize, rows: usize| -> usize {
+                (0..2).map(|group| (at + rows).div_ceil(16) - shape.first_kept(group, at)).sum()
+            };
+            for at in 0..300 {
+                for rows in 1..=16 {
+                    assert!(during(at, rows) <= shape.held(at, 0) + 2, "window {window}, {rows} behind {at}");
+                }
+                for (rows, more) in [(1, 0), (7, 3), (16, 16), (50, 1), (50, 200)] {
+                    let most = shape.held(at + rows + more, rows) + 2;
+                    assert!(during(at, rows) <= most, "window {window}, {rows} behind {at} of {more} more");
+                }
+            }
         }
     }
 

@@ -84,7 +84,24 @@ impl Pages {
             }
         }
         let moved = self.fork(id, head);
-        if let Err(e) = self.room(moved, head, head + tail, head + tail) {
+        // What no later token sees is not carried, and takes no page.
+        for (group, window) in windows.iter().enumerate() {
+            let end = sees(window) / size;
+            let mut pages = std::mem::take(&mut self.table_mut(moved).pages[group]);
+            pages.resize(pages.len().max(end), NONE);
+            for page in &mut pages[..end] {
+                let page = std::mem::replace(page, NONE);
+                if page != NONE {
+                    self.release(moved, page);
+                }
+            }
+            self.table_mut(moved).pages[group] = pages;
+        }
+        let room = self.room_in(moved, head, &|shape, group| {
+            let seen = sees(&shape.windows[group]) / size;
+            seen.max(head / size)..(head + tail).div_ceil(size)
+        });
+        if let Err(e) = room {
             self.close(moved);
             return Err(e);
         }
@@ -100,16 +117,6 @@ impl Pages {
                 let to = (self.table(moved).pages[place.group][to / size], to % size);
                 self.carry(&place.layout, place.offset, from, to, turn.as_ref());
             }
-        }
-        // What no later token sees was not carried.
-        for (group, window) in windows.iter().enumerate() {
-            let end = sees(window) / size;
-            let pages = std::mem::take(&mut self.table_mut(moved).pages[group]);
-            for &page in pages[..end].iter().filter(|page| **page != NONE) {
-                self.release(moved, page);
-            }
-            let kept = (0..pages.len()).map(|i| if i < end { NONE } else { pages[i] });
-            self.table_mut(moved).pages[group] = kept.collect();
         }
         let table = self.table_mut(moved);
         table.foreign = table.foreign.min(head / size);

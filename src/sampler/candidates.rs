@@ -120,7 +120,7 @@ impl Candidates {
             if before.saturating_add(first) >= target {
                 rest = &mut rest[..middle];
             } else {
-                before += first + weight(&median);
+                before = before.saturating_add(first).saturating_add(weight(&median));
                 if before >= target || middle + 1 == rest.len() {
                     break median;
                 }

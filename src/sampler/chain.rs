@@ -203,7 +203,7 @@ pub(super) fn parse(params: &mut SamplingParams, text: &str) -> Result<Vec<Step>
     if let Some(window) = window {
         params.penalty_window = window;
     }
-    // A temperature of 0 anywhere means the likeliest token; the last one named is the one that is asked for.
+    // The last temperature named is the one that is asked for: 0 means the likeliest token.
     if let Some(step) = steps.iter().rev().find(|step| step.filter.name == "temperature") {
         params.temperature = step.params.temperature;
     }

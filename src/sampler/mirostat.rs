@@ -11,7 +11,11 @@ pub(super) const FILTER: Filter = Filter {
     values: &[value!(mirostat_tau), value!(mirostat_eta)],
     check,
     apply,
-    learn: Some(Learn { on: |p| p.mirostat_tau > 0.0, start: |p| 2.0 * p.mirostat_tau, accept }),
+    learn: Some(Learn {
+        on: |p| p.mirostat_tau > 0.0,
+        start: |p| (2.0 * p.mirostat_tau).min(f32::MAX), // a number, whatever is asked for: it can be saved
+        accept,
+    }),
 };
 
 fn check(p: &SamplingParams) -> Result<()> {

@@ -241,6 +241,31 @@ mod tests {
     }
 
     #[test]
+    fn what_can_be_asked_for_can_be_saved() {
+        let most = f32::MAX;
+        let params = SamplingParams {
+            temperature: most,
+            mirostat_tau: most,
+            mirostat_eta: most,
+            dry_multiplier: most,
+            dry_base: most,
+            repetition_penalty: f32::MIN_POSITIVE,
+            presence_penalty: -most,
+            top_k: u32::MAX,
+            penalty_window: u32::MAX,
+            seed: u64::MAX,
+            ..SamplingParams::default()
+        };
+        let mut sampler = Sampler::new(&params).unwrap();
+        for _ in 0..2 {
+            let bytes = sampler.save();
+            let loaded = sampler.loaded(&bytes).unwrap();
+            assert_eq!((loaded.params(), loaded.save()), (&params, bytes));
+            advance(&mut sampler, 0, 5);
+        }
+    }
+
+    #[test]
     fn processors_are_the_loading_samplers_and_must_be_as_many() {
         let ban = |sampler: &mut Sampler| {
             sampler.add_processor(

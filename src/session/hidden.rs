@@ -89,6 +89,13 @@ impl Session {
         }
     }
 
+    /// Forgets all vectors: the tokens that they are of stand elsewhere, or not at all.
+    pub(super) fn forget_hidden(&mut self) {
+        if let Some(hidden) = &mut self.hidden {
+            *hidden = Hidden::default();
+        }
+    }
+
     /// Of a head: appends `ids`, each with the hidden vector of the token before it, `[ids, width]`, and computes the
     /// logits behind the last. `last` becomes the head's own hidden vector there, before its final norm.
     ///

@@ -328,6 +328,15 @@ impl Session {
         self.forget(computed);
     }
 
+    /// Takes tokens back that it held once and whose pages are gone: they run again before anything else does.
+    fn miss(&mut self, ids: &[i32]) {
+        if !ids.is_empty() {
+            (self.logits_at, self.verified) = (None, 0);
+            self.tokens.extend_from_slice(ids);
+            self.missing += ids.len();
+        }
+    }
+
     /// Gives back what is reserved.
     fn unreserve(&mut self) {
         self.reserved = 0;

@@ -82,7 +82,8 @@ impl Session {
         ended
     }
 
-    /// Runs `ids`: the first chunk has the turn `pages`, each other waits for its own. `behind` is then how many tokens the scratch's first row of logits is behind of.
+    /// Runs `ids`: the first chunk has the turn `pages`, each other waits for its own. `behind` is then how many tokens
+    /// the scratch's first row of logits is behind of.
     #[allow(clippy::too_many_arguments)] // what a call is, and where it stands
     fn run_asked<'a>(
         &mut self,

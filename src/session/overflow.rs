@@ -85,6 +85,7 @@ struct Before {
     dropped: usize,
     moved_from: Option<usize>,
     reserved: usize,
+    logits_at: Option<usize>,
 }
 
 impl Session {
@@ -170,8 +171,10 @@ impl Session {
             match moved {
                 Some(table) => (table, true),
                 None => {
-                    // Keys that follow a running length are those of no other length.
-                    let stays = self.root.is_some() && pages.covers(self.table, head);
+                    // Keys that follow a running length are those of no other length, and those that were moved (by
+                    // the session that a snapshot was made of) not those that are computed.
+                    let computed = self.moved_from.is_none_or(|from| from >= head);
+                    let stays = computed && self.root.is_some() && pages.covers(self.table, head);
                     let stays = if stays { head } else { 0 };
                     rest.extend(tokens.drain(stays..));
                     rest.extend_from_slice(&self.tokens[held - tail..]);
@@ -190,7 +193,11 @@ impl Session {
             dropped: self.dropped,
             moved_from: self.moved_from,
             reserved: self.reserved,
+            // As many tokens as there were may be there again, and be others.
+            logits_at: self.logits_at.take(),
         };
+        self.verified = 0;
+        self.forget_hidden();
         self.dropped += held - head - tail;
         (self.moved_from, self.reserved) = (moved_from, 0);
         Ok((before, rest))
@@ -203,6 +210,7 @@ impl Session {
         self.dropped = before.dropped;
         self.moved_from = before.moved_from;
         self.reserved = before.reserved;
+        self.logits_at = before.logits_at;
     }
 
     fn too_many(&self, more: usize, head: usize) -> Error {

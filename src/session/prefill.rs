@@ -96,19 +96,22 @@ impl Session {
         pool.lock_unless(cancel)
     }
 
-    /// Runs the tokens again whose pages are gone. There are no logits afterwards.
+    /// Runs the tokens again whose pages are gone. There are logits afterwards where there were some before.
     pub(super) fn recover(&mut self, cancel: Option<&Cancel>) -> Result<()> {
         if self.missing == 0 {
             return Ok(());
         }
         let _float = FloatControl::default_for_now();
+        let had_logits = self.logits_at == Some(self.tokens.len());
         let covered = self.tokens.len() - std::mem::take(&mut self.missing);
         let rest = self.tokens.split_off(covered);
         let run = self.prefill_fitting(&rest, cancel, None);
         let done = self.tokens.len() - covered;
         self.tokens.extend_from_slice(&rest[done..]);
         self.missing = rest.len() - done;
-        self.logits_at = None;
+        // Now those of the last chunk that ran.
+        let stay = had_logits && (run.is_ok() || done == 0);
+        self.logits_at = stay.then_some(self.tokens.len());
         run
     }
 

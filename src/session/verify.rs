@@ -120,8 +120,11 @@ impl Session {
             self.moved_from = self.moved_from.filter(|&from| from < covered);
             return Ok(());
         }
-        pages.publish(self.table, &self.tokens);
-        pages.let_go(self.table, 0, tokens);
+        // Pages that are out are published when they come back.
+        if !pages.is_out(self.table) {
+            pages.publish(self.table, &self.tokens);
+            pages.let_go(self.table, 0, tokens);
+        }
         Ok(())
     }
 }

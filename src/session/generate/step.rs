@@ -85,9 +85,24 @@ impl Generation {
         &self.step.ids
     }
 
+    /// Takes drafts of the plan back until there are at most `most`. Returns how many rows of logits are left.
+    pub(in crate::session) fn draft_at_most(&mut self, most: usize) -> usize {
+        let fewer = self.step.drafts.saturating_sub(most);
+        self.step.ids.truncate(self.step.ids.len() - fewer);
+        self.step.drafts -= fewer;
+        if fewer > 0
+            && self.step.drafts == 0
+            && let Some(speculation) = &mut self.speculation
+        {
+            speculation.unused();
+        }
+        self.step.drafts + 1
+    }
+
     /// Ends a pull: `run` is what became of the plan's step. `rows` are its logits, `[rows, vocab]`, where they are not
     /// in the session as behind [`Evaluate::decode`] or [`Evaluate::verify`]. Where a step with drafts failed, the
-    /// tokens that were told are decoded without them.
+    /// tokens that were told are decoded without them; where they found no room in a batch, by the session alone, which
+    /// may let others go for them ([`crate::session::Overflow`]).
     ///
     /// # Errors
     /// As [`Generation::next`].
@@ -151,6 +166,7 @@ impl Generation {
         let at = speculative::Place {
             held: session.tokens(),
             pending: &self.pending,
+            dropped: (session.position() as usize).saturating_sub(session.tokens().len()),
             sampler,
             hidden: session.hidden(),
             cancel,
@@ -183,12 +199,12 @@ impl Generation {
             } else if let Some(speculation) = &mut self.speculation {
                 speculation.ran(self.step.drafts + self.pending.len(), elapsed(&self.step));
             }
-        } else if self.pending.len() > 1
+        } else if !self.pending.is_empty()
             && run.as_ref().is_err_and(|e| e.status() == Status::CONTEXT_FULL)
             && session.position() == self.step.held
         {
-            // As many as there is room for, as if they came one by one.
-            run = self.pending.iter().try_for_each(|&id| session.decode(id, cancel));
+            // As many as there is room for. A session may make some, which a batch does not.
+            run = session.decode_all(&self.pending, cancel);
         } else if let (Ok(()), Some(speculation), [_]) = (&run, &mut self.speculation, &self.pending[..]) {
             speculation.plain(elapsed(&self.step));
         }

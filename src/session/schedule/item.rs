@@ -29,6 +29,8 @@ pub(super) struct Item {
     pub(super) session: Option<Session>,
     /// Tokens that the session holds before the generation goes on: all of its prompt, or all it held once.
     pub(super) goal: Vec<i32>,
+    /// Of those, tokens that the session held once, whatever became of their pages.
+    once: usize,
     /// Of those, tokens that were found in the pool.
     reused: usize,
     sampler: Sampler,
@@ -71,6 +73,7 @@ impl Item {
         let Request { prompt, mut session, options, sampler, generation, priority, cancel } = request;
         let mut goal = session.as_ref().map_or(Vec::new(), |session| session.tokens().to_vec());
         goal.extend(prompt);
+        let once = session.as_ref().map_or(0, Session::len);
         if let Some(session) = session.as_mut().filter(|session| session.missing > 0) {
             // What windows have let go runs again in chunks like a prompt.
             session.forget_missing();
@@ -82,6 +85,7 @@ impl Item {
             options,
             session,
             goal,
+            once,
             reused: 0,
             sampler,
             generation,
@@ -116,6 +120,22 @@ impl Item {
             Part::Prompt(n) => n,
             Part::Decode(_) => self.generation.planned().len(),
         }
+    }
+
+    /// Drafts among its rows.
+    pub(super) fn drafts(&self) -> usize {
+        match self.part {
+            Part::Decode(rows) => rows.saturating_sub(1),
+            Part::Rest | Part::Prompt(_) => 0,
+        }
+    }
+
+    /// Runs at most `most` drafts. Returns how many it runs.
+    pub(super) fn draft_at_most(&mut self, most: usize) -> usize {
+        if self.drafts() > most {
+            self.part = Part::Decode(self.generation.draft_at_most(most));
+        }
+        self.drafts()
     }
 
     /// Makes sure of pages for what was told, where there are none for the drafts behind it: its part of the step then
@@ -173,6 +193,7 @@ impl Item {
         if session.len() >= self.goal.len() {
             self.goal = session.tokens().to_vec();
         }
+        self.once = self.once.max(session.len());
         self.reused = 0;
         empty(session);
         false
@@ -247,6 +268,8 @@ impl Item {
     pub(super) fn end(mut self, error: Option<Error>) -> Ended {
         if let Some(session) = &mut self.session {
             session.unreserve();
+            // What was not computed again yet runs again with the next call, wherever that is.
+            session.miss(self.goal.get(session.len()..self.once).unwrap_or_default());
         }
         Ended { session: self.session, sampler: self.sampler, generation: self.generation, error }
     }

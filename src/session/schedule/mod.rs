@@ -85,8 +85,9 @@ pub struct Refused {
 
 /// What a request leaves.
 pub struct Ended {
-    /// Its session, as the generation left it; none where it never ran. Its pages may be out. Those that are not are the
-    /// host's from now on: a server that keeps sessions swaps them out, or requests may end with `KV_FULL`.
+    /// Its session, as the generation left it; none where it never ran. Its pages may be out, or dropped: tokens without
+    /// pages run again with its next call. Pages that are there are the host's from now on: a server that keeps sessions
+    /// swaps them out, or requests may end with `KV_FULL`.
     pub session: Option<Session>,
     /// Its sampler.
     pub sampler: Sampler,
@@ -278,9 +279,9 @@ impl Scheduler {
         found.map(|item| item.end(None))
     }
 
-    /// Whether there is nothing to do.
+    /// Whether there is nothing to do, and nothing left to tell of a step that failed.
     pub fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.running.is_empty()
+        self.queue.is_empty() && self.running.is_empty() && self.updates.is_empty()
     }
 
     /// Counters.
@@ -299,6 +300,7 @@ impl Scheduler {
         self.end_cancelled(&mut updates);
         self.admit(&mut updates);
         self.plan(&mut updates);
+        self.limit_drafts();
         self.share();
         self.make_room(&mut updates);
         match self.run(cancel) {
@@ -339,6 +341,18 @@ impl Scheduler {
                 Ok(None) => item.ended(None, updates),
                 Err(e) => item.ended(Some(e), updates),
             }
+        }
+    }
+
+    /// Takes drafts back where the step has not rows enough for all of them, from those who have most.
+    fn limit_drafts(&mut self) {
+        let told: usize = self.running.iter().map(|item| item.rows() - item.drafts()).sum();
+        let prompt = usize::from(self.running.iter().any(|item| !item.todo().is_empty()));
+        let mut left = self.options.rows.saturating_sub(told + prompt);
+        let mut drafting: Vec<_> = self.running.iter_mut().filter(|item| item.drafts() > 0).collect();
+        order::by_number(&mut drafting, |item| item.drafts() as u64);
+        for (i, item) in (1..=drafting.len()).rev().zip(drafting) {
+            left -= item.draft_at_most(left.div_ceil(i));
         }
     }
 

@@ -60,14 +60,15 @@ impl Scheduler {
             item.reuse()?;
         }
         let (shape, step) = (&self.shape, self.options.chunk);
-        let pages = |tokens| shape.held(tokens, step);
         let fits = {
             let pool = self.pool.lock();
             let has = |session: Option<&Session>| session.map_or(0, |session| pool.held_by(session.table).0);
-            let needed = pages(item.length() + 1).saturating_sub(has(item.session.as_ref()));
+            let needed = shape.held(item.length() + 1, step).saturating_sub(has(item.session.as_ref()));
             // What those that run have not taken of their prompts' pages, and a page for each to go on.
             let missing = |item: &Item| {
-                pages(item.length()).saturating_sub(has(item.session.as_ref())) + shape.groups()
+                // the rows of a generation's step fit that page
+                let step = if item.todo().is_empty() { 0 } else { step };
+                shape.held(item.length(), step).saturating_sub(has(item.session.as_ref())) + shape.groups()
             };
             let promised: usize = self.running.iter().map(missing).sum();
             pool.available() >= (needed + promised) as u64

@@ -66,7 +66,7 @@ impl Proposer for DraftModel {
                 }
                 self.session.decode(last, at.cancel)?;
             }
-            match sampler.sample(self.session.logits()?, (position + i) as u64) {
+            match sampler.sample(self.session.logits()?, at.noise_position() + i as u64) {
                 Ok(choice) => out.push(choice.id),
                 Err(e) if e.status() == Status::DEAD_END => break,
                 Err(e) => return Err(e),

@@ -75,7 +75,7 @@ impl Proposer for DraftHead {
         at.sampler.imitate(&mut self.sampler);
         let Some(sampler) = &mut self.sampler else { return Ok(()) };
         for i in 0..most {
-            match sampler.sample(self.session.logits()?, (position + i) as u64) {
+            match sampler.sample(self.session.logits()?, at.noise_position() + i as u64) {
                 Ok(choice) => out.push(choice.id),
                 Err(e) if e.status() == Status::DEAD_END => break,
                 Err(e) => return Err(e),

@@ -46,6 +46,8 @@ pub struct Place<'a> {
     pub held: &'a [i32],
     /// Those that follow and will be computed in the same step as the drafts.
     pub pending: &'a [i32],
+    /// Tokens that went before those it holds ([`crate::session::Overflow`]): noise counts them.
+    pub dropped: usize,
     /// What chooses the tokens. It has accepted `held` (as far as the host showed them to it) and `pending`.
     pub sampler: &'a Sampler,
     /// Hidden vectors of the last tokens held, as [`crate::session::Session::kept_hidden`], where the proposer wants them.
@@ -58,6 +60,11 @@ impl Place<'_> {
     /// Tokens before the first that is to be guessed.
     pub fn position(&self) -> usize {
         self.held.len() + self.pending.len()
+    }
+
+    /// As noise counts it: the place of the first that is to be guessed among all tokens there were.
+    pub fn noise_position(&self) -> u64 {
+        (self.dropped + self.position()) as u64
     }
 
     /// The token at `index`, which is below [`Place::position`].
@@ -98,7 +105,9 @@ pub struct Speculation {
     proposer: Box<dyn Proposer>,
     pace: Pace,
     stats: SpecStats,
-    /// What the last proposal took.
+    /// The last proposal: a buffer of its own, so that a proposer cannot touch what was told.
+    guesses: Vec<i32>,
+    /// What it took.
     drafting: Duration,
     /// What the last verification took, and its tokens.
     verifying: (usize, Duration),
@@ -121,6 +130,7 @@ impl Speculation {
             proposer,
             pace: Pace::new(lengths),
             stats: SpecStats::default(),
+            guesses: Vec::new(),
             drafting: Duration::ZERO,
             verifying: (0, Duration::ZERO),
         })
@@ -144,18 +154,24 @@ impl Speculation {
         if length == 0 {
             return;
         }
-        let (clock, before) = (Instant::now(), out.len());
-        let proposed = self.proposer.propose(at, length, out);
-        out.truncate(before + length);
+        let clock = Instant::now();
+        self.guesses.clear();
+        let proposed = self.proposer.propose(at, length, &mut self.guesses);
         self.drafting = clock.elapsed();
         self.stats.draft += self.drafting;
         if proposed.is_err() {
-            out.truncate(before);
             self.stats.failed += 1;
             self.pace.failed();
-        } else if out.len() == before {
+        } else if self.guesses.is_empty() {
             self.pace.nothing(self.drafting);
+        } else {
+            out.extend(self.guesses.iter().take(length));
         }
+    }
+
+    /// There was no room for the last proposal: it cost time for nothing.
+    pub(super) fn unused(&mut self) {
+        self.pace.nothing(self.drafting);
     }
 
     /// A step without drafts decoded one token.

@@ -13,9 +13,8 @@ fn ask(proposer: &mut dyn Proposer, tokens: &[i32], most: usize) -> Vec<i32> {
     let sampler = sampler();
     let (held, pending) = tokens.split_at(tokens.len().saturating_sub(1));
     let mut out = Vec::new();
-    proposer
-        .propose(&Place { held, pending, sampler: &sampler, hidden: None, cancel: None }, most, &mut out)
-        .unwrap();
+    let at = Place { held, pending, dropped: 0, sampler: &sampler, hidden: None, cancel: None };
+    proposer.propose(&at, most, &mut out).unwrap();
     out
 }
 
@@ -55,6 +54,35 @@ fn a_corpus_is_asked_where_it_agrees_longer() {
     assert_eq!(ask(&mut ngram, &[2, 3, 9, 9, 2, 3], 2), [9, 9], "equally long: the session's own");
     assert_eq!(ask(&mut ngram, &[2, 3, 9, 9, 1, 2, 3], 3), [4, 5, 6]);
     assert!(ask(&mut ngram, &[7, 8, 7], 3).is_empty());
+}
+
+#[test]
+fn a_proposer_that_does_as_it_likes_touches_nothing_that_was_told() {
+    struct Rude;
+    impl Proposer for Rude {
+        fn name(&self) -> &'static str {
+            "rude"
+        }
+
+        fn propose(&mut self, at: &Place<'_>, _: usize, out: &mut Vec<i32>) -> Result<()> {
+            out.clear();
+            out.extend([5; 100]);
+            match at.pending {
+                [] => Err(Error::new(Status::INTERNAL, "no idea")),
+                _ => Ok(()),
+            }
+        }
+    }
+    let lengths = Lengths { least: 1, most: 2, adaptive: false, min_gain: 0.0 };
+    let mut speculation = Speculation::new(Box::new(Rude), &lengths).unwrap();
+    let sampler = sampler();
+    for (pending, told) in [(&[7, 8][..], &[7, 8, 5, 5][..]), (&[][..], &[][..])] {
+        let at = Place { held: &[1], pending, dropped: 0, sampler: &sampler, hidden: None, cancel: None };
+        let mut out = pending.to_vec();
+        speculation.propose(&at, 9, &mut out);
+        assert_eq!(out, told);
+    }
+    assert_eq!(speculation.stats().failed, 1);
 }
 
 #[test]
