@@ -33,12 +33,16 @@ static void *impatient(void *nothing) {
     return nothing;
 }
 
-static llm_control on_chunk(void *user_data, uint32_t total, uint32_t reused, uint32_t done, uint64_t milliseconds) {
-    (void)user_data, (void)total, (void)reused, (void)done, (void)milliseconds;
+static void wake_the_impatient(void) {
     pthread_mutex_lock(&mutex);
     under_way = 1;
     pthread_cond_signal(&changed);
     pthread_mutex_unlock(&mutex);
+}
+
+static llm_control on_chunk(void *user_data, uint32_t total, uint32_t reused, uint32_t done, uint64_t milliseconds) {
+    (void)user_data, (void)total, (void)reused, (void)done, (void)milliseconds;
+    wake_the_impatient();
     return LLM_CONTROL_CONTINUE;
 }
 
@@ -66,6 +70,10 @@ int main(int argc, char **argv) {
     if (failed("tokenizer", llm_model_tokenizer(model, &tokenizer), NULL)) goto end;
     if (failed("encode", llm_tokenizer_encode(tokenizer, argv[2], LLM_NTS, LLM_ENCODE_ADD_SPECIAL, ids, 1024, &count),
                NULL)) goto end;
+    if (count == 0) {
+        fputs("the text has no tokens\n", stderr);
+        goto end;
+    }
     if (failed("options", llm_session_options_new(&options), NULL)) goto end;
     llm_session_options_set_max_tokens(options, 1024 + LONG);
     llm_session_options_set_chunk_tokens(options, 32);
@@ -76,6 +84,7 @@ int main(int argc, char **argv) {
     for (i = 0; i < LONG; i++) many[i] = ids[i % count];
     if (pthread_create(&thread, NULL, impatient, NULL) != 0) goto end;
     status = llm_session_prefill(session, many, LONG, on_chunk, NULL, NULL, cancel, &held, NULL);
+    wake_the_impatient(); /* also where no chunk was done: Ctrl-C may come first */
     pthread_join(thread, NULL);
     /* The session stands where it stood before the call. */
     printf("%s: %u tokens are held, %u were before\n", llm_status_name(status), (unsigned)held, (unsigned)count);

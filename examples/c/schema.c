@@ -32,6 +32,7 @@ int main(int argc, char **argv) {
     if ((file = fopen(argv[2], "rb")) == NULL) return perror(argv[2]), 1;
     length = fread(schema, 1, sizeof schema, file);
     fclose(file);
+    if (length == sizeof schema) return fprintf(stderr, "%s: longer than this program reads\n", argv[2]), 1;
 
     if (failed("runtime", llm_runtime_new(NULL, &runtime, &error), &error)) goto end;
     if (failed("open", llm_model_open_path(runtime, argv[1], LLM_NTS, NULL, NULL, &model, &error), &error)) goto end;

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use minijinja::value::{Object, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
-use super::python;
 use super::template::Limits;
+use super::{functions, python};
 
 /// Global of the engine that holds the limits.
 const NAME: &str = "llm_limits";
@@ -91,7 +91,7 @@ pub(super) fn walk(state: &mut State, value: &Value) -> Result<(), Error> {
 }
 
 /// The same; what is `kept` in a namespace may hold none: printing, comparing and freeing what holds itself would never
-/// end.
+/// end. Nor may it hold the state of a loop, which keeps what it goes through without showing it.
 fn walk_as(state: &mut State, value: &Value, kept: bool) -> Result<(), Error> {
     let mut parts = left(state).parts;
     let result = walk_parts(&mut parts, value, MAX_DEPTH, kept);
@@ -109,11 +109,11 @@ fn walk_parts(parts: &mut usize, value: &Value, depth: usize, kept: bool) -> Res
                 format!("a value nests deeper than {MAX_DEPTH} levels"),
             ));
         }
-        if kept && is_namespace(value) {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                "a namespace cannot be put into a namespace",
-            ));
+        for (type_name, what) in [("::Namespace", "a namespace"), ("::Loop", "`loop`")] {
+            if kept && is_a(value, type_name) {
+                let message = format!("{what} cannot be put into a namespace");
+                return Err(Error::new(ErrorKind::InvalidOperation, message));
+            }
         }
         for item in value.try_iter()? {
             if value.kind() == ValueKind::Map {
@@ -125,8 +125,10 @@ fn walk_parts(parts: &mut usize, value: &Value, depth: usize, kept: bool) -> Res
     Ok(())
 }
 
+/// What holds other values. Of what lazy filters give, too, every item counts, and nesting is bounded: freeing follows it.
 fn is_container(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map)
+        || functions::is_generator(value)
 }
 
 /// How many items iteration gives, counted as looked at where no length tells.
@@ -154,6 +156,18 @@ pub(super) fn made(state: &mut State, value: Value) -> Result<Value, Error> {
     Ok(value)
 }
 
+/// What the engine would make item by item, as a list: until then it keeps what it is made of, unseen where no item shows
+/// it, and freeing a long chain of such values would end the stack.
+pub(super) fn settled(state: &mut State, value: Value) -> Result<Value, Error> {
+    if value.kind() != ValueKind::Iterable {
+        return Ok(value);
+    }
+    let items = count(state, &value)?;
+    build(state, ITEM.saturating_mul(items))?;
+    let items: Result<Vec<Value>, Error> = value.try_iter()?.checked().collect();
+    Ok(Value::from(items?))
+}
+
 /// Adds the filters that [`super::source`] puts into templates.
 pub(super) fn add(environment: &mut minijinja::Environment<'static>) {
     environment.add_filter("llm_part", |state: &mut State, value: Value| part(state, value));
@@ -171,7 +185,10 @@ pub(super) fn add(environment: &mut minijinja::Environment<'static>) {
         walk(state, &value)?;
         Ok::<_, Error>(value)
     });
-    environment.add_filter("llm_slice", |state: &mut State, value: Value| made(state, value));
+    environment.add_filter("llm_slice", |state: &mut State, value: Value| {
+        let value = settled(state, value)?;
+        made(state, value)
+    });
     environment.add_filter("llm_kept", |state: &mut State, value: Value| {
         walk_as(state, &value, true)?;
         Ok::<_, Error>(value)
@@ -211,9 +228,9 @@ fn part(state: &mut State, value: Value) -> Result<Value, Error> {
     Ok(if joined { Value::from(value.try_iter()?.collect::<Vec<_>>()) } else { value })
 }
 
-fn is_namespace(value: &Value) -> bool {
-    // The engine's type has no public name but the one it prints for debugging.
-    value.as_object().is_some_and(|object| object.type_name().ends_with("::Namespace"))
+/// Whether a value is of a type of the engine's own, which has no public name but the one printed for debugging.
+fn is_a(value: &Value, type_name: &str) -> bool {
+    value.as_object().is_some_and(|object| object.type_name().ends_with(type_name))
 }
 
 /// Counts the most that formatting can make of a template and its arguments: widths, and every argument wherever one is

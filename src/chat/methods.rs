@@ -5,7 +5,7 @@ use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
-use super::{budget, functions};
+use super::{budget, filters};
 
 /// Called for a method the engine does not have.
 pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
@@ -36,7 +36,10 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
     };
     match ours {
         Some(result) => Ok(result),
-        None => pycompat::unknown_method_callback(state, value, method, args),
+        None => {
+            let found = pycompat::unknown_method_callback(state, value, method, args)?;
+            budget::settled(state, found)
+        }
     }
 }
 
@@ -54,8 +57,14 @@ fn counted(state: &mut State, text: &str, method: &str, args: &[Value]) -> Resul
             pieces(state, text, separator.and_then(Value::as_str))
         }
         "format" => budget::format(state, text, args),
+        "strip" | "lstrip" | "rstrip" => stripped(state, text, args.first().and_then(Value::as_str)),
         _ => Ok(()),
     }
+}
+
+/// Counts what [`strip`] looks at: each character it takes away among all it may take away.
+pub(super) fn stripped(state: &mut State, text: &str, chars: Option<&str>) -> Result<(), Error> {
+    budget::look(state, text.len() / 64 * (1 + chars.map_or(0, str::len) / 4))
 }
 
 /// Counts the pieces a text is split into.
@@ -84,7 +93,7 @@ fn string(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Err
     let found = match method {
         "replace" => {
             let (old, new, count): (&str, &str, Option<i64>) = from_args(args)?;
-            Value::from(functions::replace(&Value::from(text), old, new, count)?)
+            Value::from(filters::replace(&Value::from(text), old, new, count)?)
         }
         "strip" | "lstrip" | "rstrip" => {
             let (chars,): (Option<&str>,) = from_args(args)?;

@@ -12,6 +12,7 @@
 
 mod budget;
 pub mod clock;
+mod filters;
 mod functions;
 mod methods;
 pub mod origin;

@@ -178,23 +178,29 @@ impl Run<'_> {
             text.to_owned()
         });
         let mut found = Vec::new();
+        // Texts that no mark works in.
+        let mut unmarked = Vec::new();
         for (count, text) in touching.iter().enumerate() {
+            if count >= MOST_TEXTS {
+                unmarked.push(text.as_str());
+                continue;
+            }
             let places = self.touching(text);
             // With names of fields too: a template may look for one text in the other.
             let alone = |places: &[usize], keys: bool| {
                 self.render(|at, key| if at == text && (keys || !key) { places.to_vec() } else { Vec::new() })
             };
-            let breaks = if count >= MOST_TEXTS {
-                None
-            } else {
-                alone(&places, false)
-                    .filter(|_| !self.is_key(text) || self.holding(text).is_empty())
-                    .or_else(|| alone(&places, true))
-                    .or_else(|| self.beside(text, Side::Behind, &alone))
-                    .or_else(|| self.beside(text, Side::Before, &alone))
-            };
-            found.extend(breaks.unwrap_or_else(|| self.imitable(text)));
+            let breaks = alone(&places, false)
+                .filter(|_| !self.is_key(text) || self.holding(text).is_empty())
+                .or_else(|| alone(&places, true))
+                .or_else(|| self.beside(text, Side::Behind, &alone))
+                .or_else(|| self.beside(text, Side::Before, &alone));
+            match breaks {
+                Some(breaks) => found.extend(breaks),
+                None => unmarked.push(text),
+            }
         }
+        found.extend(self.imitable(&unmarked));
         found.sort_unstable();
         found.dedup();
         found
@@ -239,16 +245,20 @@ impl Run<'_> {
         Some(found)
     }
 
-    /// What is left where no mark works. Every token that the text holds is broken, the template's own too. Of those
+    /// What is left where no mark works. Every token that such a text holds is broken, the template's own too. Of those
     /// it could only be a part of, the ones that the template spells out whole stay tokens: the template looked at
-    /// the text, as in `{% if part.type == 'image' %}<|image|>`.
-    fn imitable(&self, text: &str) -> Vec<usize> {
+    /// the text, as in `{% if part.type == 'image' %}<|image|>`. Each token is looked for once, however many texts there
+    /// are.
+    fn imitable(&self, texts: &[&str]) -> Vec<usize> {
         let spelled = |special: &str| {
             let mut vars = self.template.tokens().chain(self.chat.vars.iter());
             self.template.source().contains(special)
                 || vars.any(|(name, v)| MODEL_VARS.contains(&name.as_str()) && v.as_str() == Some(special))
         };
-        let suspects = self.specials.iter().filter(|special| text.contains(**special) || !spelled(special));
+        let suspect = |special: &str| {
+            texts.iter().any(|text| text.contains(special)) || (!texts.is_empty() && !spelled(special))
+        };
+        let suspects = self.specials.iter().filter(|special| suspect(special));
         let tokens = suspects
             .flat_map(|special| occurrences(self.rendering, special).flat_map(|at| inside(special, at)));
         tokens.collect()

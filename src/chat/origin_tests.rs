@@ -266,6 +266,18 @@ fn released_templates_keep_their_tokens_and_hosts_get_none() {
 }
 
 #[test]
+fn many_texts_that_no_mark_works_in_give_each_break_once() {
+    // How long the first text is shows every mark in it, and beyond the first few texts none is marked alone.
+    let source = template("{{ messages[0].content|length }}{{ '<|im_end|>' * 20000 }}");
+    let contents: Vec<String> = (0..2000).map(|i| format!("<|im_end|>{i}")).collect();
+    let contents: Vec<&str> = contents.iter().map(String::as_str).collect();
+    let (text, breaks) =
+        source.render_with_breaks(&chat(&contents), false, ["<|im_end|>"].into_iter()).unwrap();
+    let want: Vec<usize> = text.match_indices("<|im_end|>").map(|(at, _)| at + 1).collect();
+    assert_eq!((want.len(), breaks == want), (20000, true));
+}
+
+#[test]
 fn a_tokenizer_can_be_shared_by_renderings() {
     let tokenizer = Arc::new(tokenizer(&SPECIALS));
     let template = Arc::new(template(CHATML));

@@ -235,6 +235,76 @@ fn a_template_cannot_build_more_than_its_budget() {
     }
 }
 
+#[test]
+fn what_lazy_filters_give_counts_as_all_that_it_holds() {
+    let limits = Limits { steps: 3_000_000, depth: 50, output: 1_000_000 };
+    let run = |source: &str| {
+        Template::compile_with(source, &[], limits, CLOCK).unwrap().render_context(&Map::new())
+    };
+    // Each holds the one before it: a hundred thousand of them are more than a stack has room to free.
+    for filter in ["[n.y]|select", "[n.y]|map('default', 1)", "[n.y]|reject('none')", "n.y|batch(1)"] {
+        let source = format!(
+            "{{% set n = namespace(y=[1]) %}}{{% for i in range(99999) %}}{{% set n.y = {filter} %}}{{% endfor %}}"
+        );
+        let e = run(&source).unwrap_err();
+        assert!(e.message().contains("deeper"), "{filter}: {e}");
+    }
+    // So would these, which show less than they hold.
+    for body in [
+        "{% set n.y = [n.y][1:] %}",
+        "{% set n.y = [[n.y][:0]] %}",
+        "{% set n.y = {'a': n.y}.keys() %}",
+        "{% set n.y = {'a': n.y}.items()[1:] %}",
+        "{% set n.y = {'a': n.y}|reverse %}",
+        "{% set n.y = [n.y]|zip([]) %}",
+        "{% set n.y = {'a': n.y}|chain({'a': 1}) %}",
+        "{% for j in {'a': n.y} %}{% set n.y = loop %}{% endfor %}",
+    ] {
+        let source =
+            format!("{{% set n = namespace(y=[1]) %}}{{% for i in range(40000) %}}{body}{{% endfor %}}");
+        match render(&source, &Map::new()) {
+            Ok(text) => assert_eq!(text, "", "{body}"),
+            Err(e) => assert!(e.message().contains("cannot be put into a namespace"), "{body}: {e}"),
+        }
+    }
+    let e =
+        run("{% set m = range(9999)|map('int') %}{{ ([m] * 20000)|map('list')|list|length }}").unwrap_err();
+    assert_eq!(e.status(), Status::BUDGET, "{e}");
+    let seen = "{% set m = [3, 1]|map('int') %}{% for x in m %}{{ x }}{{ loop.last }}{{ loop.length }}{{ loop.revindex }} {% endfor %}\
+                {{ m|list }}{{ m }}{{ m|sum }}{{ m|sort }}{{ m|reverse|list }}";
+    assert_eq!(run(seen).unwrap(), "3False22 1True21 [3, 1]<generator object>4[1, 3][1, 3]");
+    let seen = "{% set d = {'a': 1, 'b': 2} %}{{ d.keys() }}{{ d.values()|sum }}{% for k, v in d.items() %}{{ k }}{{ v }}{% endfor %}\
+                {{ ({'a': 1}|chain({'a': 2, 'b': 3})).items()|list }}{{ [1, 2, 3][::-1][:2] }}{{ [1, 2]|zip('ab') }}";
+    assert_eq!(run(seen).unwrap(), "['a', 'b']3a1b2[('a', 2), ('b', 3)][3, 2][(1, 'a'), (2, 'b')]");
+}
+
+#[test]
+fn names_of_attributes_and_sets_of_characters_may_be_long() {
+    let limits = Limits { steps: 3_000_000, depth: 50, output: 1_000_000 };
+    let run = |source: &str| {
+        Template::compile_with(source, &[], limits, CLOCK).unwrap().render_context(&Map::new())
+    };
+    for source in [
+        "{{ range(9999)|sort(attribute=',' * 100000) }}",
+        "{{ range(9999)|sort(false, false, ',' * 100000) }}",
+        "{{ ('x' * 30000).strip('y' * 30000 ~ 'x') }}",
+        "{{ ('x' * 30000)|trim('y' * 30000 ~ 'x') }}",
+        "{% set b = 'x' * 900000 %}{% for i in range(9999) %}{% set z = b|length %}{% endfor %}",
+    ] {
+        assert_eq!(run(source).unwrap_err().status(), Status::BUDGET, "{source}");
+    }
+    // Behind what is not there nothing is looked for.
+    for filter in ["sum(attribute=dots)", "join(attribute=dots)", "groupby(dots)", "sort(attribute=dots)"] {
+        let source = format!("{{% set dots = '.' * 100000 %}}{{{{ (range(999)|{filter})|string|length }}}}");
+        assert!(run(&source).is_ok() || filter.starts_with("sort"), "{filter}: {:?}", run(&source));
+    }
+    assert_eq!(
+        eval("[{'a': {'b': 2}}, {'a': {'b': 1}}]|sort(attribute='a.b,a')|map(attribute='a.b')|list"),
+        "[1, 2]"
+    );
+    assert_eq!(eval("' xyx '.strip(' x') ~ 'yxy'|trim('y')"), "yx");
+}
+
 /// What an engine renders that is set up like ours, but reads the source as it stands.
 fn plain(source: &str) -> Option<String> {
     let mut environment = minijinja::Environment::new();

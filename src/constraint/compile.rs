@@ -11,7 +11,7 @@ use llguidance::toktrie::InferenceCapabilities;
 use llguidance::{Logger, TokenParser};
 use serde_json::Value;
 
-use super::schema::{self, Lowered};
+use super::schema::{self, Lowered, Pointer};
 use super::vocabulary::Vocabulary;
 use super::{Constraint, Inner, Limits};
 use crate::cancel::Cancel;
@@ -41,7 +41,7 @@ pub(super) fn json_schema(
         let vocabulary = Vocabulary::of(tokenizer)?;
         check(cancel)?;
         let parser = build(&vocabulary, grammar_of(&lowered.schema), limits)
-            .map_err(|e| refused(&vocabulary, &lowered, limits, &e))?;
+            .map_err(|e| refused(&vocabulary, &lowered, limits, cancel, &e))?;
         Ok(constraint(tokenizer, parser))
     })
 }
@@ -163,7 +163,13 @@ fn named(what: &str, message: &str) -> Error {
 }
 
 /// The error for a refused schema, with the path of the smallest part that is refused alone.
-fn refused(vocabulary: &Vocabulary, lowered: &Lowered, limits: &Limits, message: &str) -> Error {
+fn refused(
+    vocabulary: &Vocabulary,
+    lowered: &Lowered,
+    limits: &Limits,
+    cancel: Option<&Cancel>,
+    message: &str,
+) -> Error {
     let error = named("schema", message);
     if error.status() == Status::BUDGET {
         return error;
@@ -179,6 +185,10 @@ fn refused(vocabulary: &Vocabulary, lowered: &Lowered, limits: &Limits, message:
             if attempts > ATTEMPTS {
                 break 'deeper;
             }
+            // Each attempt may take as long as the compilation.
+            if let Err(e) = check(cancel) {
+                return e;
+            }
             let mut alone = child.clone();
             if let (Value::Object(alone), Some(definitions)) = (&mut alone, definitions) {
                 alone.insert("$defs".into(), definitions.clone());
@@ -187,7 +197,7 @@ fn refused(vocabulary: &Vocabulary, lowered: &Lowered, limits: &Limits, message:
                 (message, node) = (says, child);
                 match step {
                     Step::Down(step) => path.push_str(&step),
-                    Step::Origin(origin) => path = origin,
+                    Step::Origin(origin) => path = origin.to_string(),
                 }
                 continue 'deeper;
             }
@@ -202,13 +212,13 @@ enum Step {
     /// Appends to the path.
     Down(String),
     /// Is the path.
-    Origin(String),
+    Origin(Pointer),
 }
 
 /// The schemas directly in a lowered schema. Definitions are tried only from the root.
 fn children<'v>(
     node: &'v Value,
-    origins: &std::collections::BTreeMap<String, String>,
+    origins: &std::collections::BTreeMap<String, Pointer>,
 ) -> Vec<(Step, &'v Value)> {
     let Value::Object(keywords) = node else { return Vec::new() };
     let mut found = Vec::new();
@@ -250,26 +260,48 @@ fn check_size(text: &str, limits: &Limits, cancel: Option<&Cancel>) -> Result<()
     check(cancel)
 }
 
-/// Refuses brackets that nest deeper than `depth`, those in texts and patterns included unless they are escaped.
+/// Refuses brackets that nest deeper than `depth`.
 fn check_brackets(grammar: &str, depth: usize) -> Result<()> {
-    let (mut open, mut escaped) = (0usize, false);
-    for (offset, c) in grammar.char_indices() {
+    let (mut open, mut at) = (0usize, 0);
+    while let Some(c) = grammar[at..].chars().next() {
         match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
             '(' | '[' | '{' => {
                 open += 1;
                 if open > depth {
-                    let what = format!("grammar: brackets nest deeper than {depth} at byte {offset}");
-                    return Err(Error::new(Status::BUDGET, what).with("offset", offset as i64));
+                    let what = format!("grammar: brackets nest deeper than {depth} at byte {at}");
+                    return Err(Error::new(Status::BUDGET, what).with("offset", at as i64));
                 }
             }
             ')' | ']' | '}' => open = open.saturating_sub(1),
-            '\n' => escaped = false,
             _ => {}
         }
+        at += literal(&grammar[at..]).unwrap_or(c.len_utf8());
     }
     Ok(())
+}
+
+/// Length of what begins here if its brackets are none: a text, a pattern, a comment, a token by its name.
+fn literal(rest: &str) -> Option<usize> {
+    let line = || rest.find('\n').unwrap_or(rest.len());
+    let quoted = |quote: u8| {
+        let mut escaped = false;
+        let end = rest.bytes().skip(1).position(|b| {
+            let ends = b == quote && !escaped;
+            escaped = b == b'\\' && !escaped;
+            ends
+        });
+        end.map_or(rest.len(), |end| end + 2)
+    };
+    match rest.as_bytes() {
+        [b'/', b'/', ..] | [b'#', ..] => Some(line()),
+        [b'/', ..] => Some(quoted(b'/')),
+        [b'"', ..] => Some(quoted(b'"')),
+        [b'<', ..] => {
+            let end = 1 + rest[1..].find(|c: char| c == '<' || c == '>' || c.is_whitespace())?;
+            (end > 1 && rest[end..].starts_with('>')).then_some(end + 1)
+        }
+        _ => None,
+    }
 }
 
 /// Runs `work` with a stack for deep recursion.
@@ -287,4 +319,24 @@ fn on_a_thread(work: impl FnOnce() -> Result<Constraint> + Send) -> Result<Const
         })?;
         thread.join().unwrap_or_else(|_| Err(Error::new(Status::INTERNAL, "constraint: compiling failed")))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn brackets_in_texts_patterns_and_names_close_nothing() {
+        for closed in ["\"}\"", "/}/", "/[}\\/}]/", "<}>", "\"\\\"}\""] {
+            let grammar = format!("start: {}a", format!("a{{{closed},").repeat(101));
+            let e = check_brackets(&grammar, 100).unwrap_err();
+            assert_eq!(e.status(), Status::BUDGET, "{closed}");
+        }
+        for opened in ["\"(\" ", "/\\(/ ", "<(> ", "// (\n", "# (\n", "(\"a\") ", "<( ) "] {
+            let grammar = format!("start: {}", opened.repeat(200));
+            assert!(check_brackets(&grammar, 100).is_ok(), "{opened}");
+        }
+        assert!(check_brackets(&"(".repeat(100), 100).is_ok());
+        assert_eq!(check_brackets(&"é(".repeat(101), 100).unwrap_err().detail("offset"), Some(302));
+    }
 }

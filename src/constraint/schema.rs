@@ -25,6 +25,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result, Status};
 use formats::Format;
+pub(super) use references::Pointer;
 use references::{Place, References};
 
 /// Types of JSON values.
@@ -134,7 +135,7 @@ pub(super) fn has_control(value: &Value) -> bool {
 pub(super) struct Lowered {
     pub(super) schema: Value,
     /// Name of the definition → path in the host's schema.
-    pub(super) origins: BTreeMap<String, String>,
+    pub(super) origins: BTreeMap<String, Pointer>,
 }
 
 /// Parses and lowers; `depth` bounds how deep schemas may nest.
@@ -154,13 +155,12 @@ pub(super) fn lower(text: &str, depth: usize) -> Result<Lowered> {
         return Err(refuse("/$schema", format!("expected a draft of json-schema.org, got {other:?}")));
     }
     let mut lowering = Lowering {
-        references: References::new(&document, draft <= Draft::Seven),
+        references: References::new(&document, draft <= Draft::Seven)?,
         names: HashMap::new(),
         waiting: Vec::new(),
         depth,
     };
-    let root = Place { node: &document, base: String::new(), path: String::new() };
-    let mut schema = lowering.schema(&root, draft, 0)?;
+    let mut schema = lowering.schema(&Place::root(&document), draft, 0)?;
     let (mut definitions, mut origins) = (Map::new(), BTreeMap::new());
     while let Some((name, place)) = lowering.waiting.pop() {
         let lowered = lowering.schema(&place, Draft::of(place.node, draft), 0)?;
@@ -176,8 +176,9 @@ pub(super) fn lower(text: &str, depth: usize) -> Result<Lowered> {
     Ok(Lowered { schema, origins })
 }
 
-fn refuse(path: &str, what: impl std::fmt::Display) -> Error {
-    let path = if path.is_empty() { "the root" } else { path };
+fn refuse(path: &(impl std::fmt::Display + ?Sized), what: impl std::fmt::Display) -> Error {
+    let path = path.to_string();
+    let path = if path.is_empty() { "the root" } else { &path };
     Error::new(Status::SCHEMA, format!("schema, at {path}: {what}"))
 }
 
@@ -492,7 +493,7 @@ fn is_idle(key: &str, value: &Value, beside: &Map<String, Value>) -> bool {
 }
 
 /// A text may name a free property twice, which then is one property: so free properties cannot be counted.
-fn check_counts(out: &Map<String, Value>, path: &str) -> Result<()> {
+fn check_counts(out: &Map<String, Value>, path: &Pointer) -> Result<()> {
     let least = out.get("minProperties").and_then(Value::as_u64).unwrap_or(0);
     let required = out.get("required").and_then(Value::as_array).map_or(0, Vec::len) as u64;
     let closed = out.get("additionalProperties") == Some(&Value::Bool(false))

@@ -233,8 +233,9 @@ pub(super) fn fill<T: Copy>(
     if data.is_empty() {
         return Ok(Status::OK);
     }
-    // SAFETY: the host promised `cap` writable elements, `data` has no more; our data is not the host's buffer.
-    unsafe { ptr::copy_nonoverlapping(data.as_ptr(), buf, data.len()) };
+    // SAFETY: the host promised `cap` writable elements, and `data` has no more. A copy that allows for overlap: the
+    // buffer may be what was lent to the host before.
+    unsafe { ptr::copy(data.as_ptr(), buf, data.len()) };
     Ok(Status::OK)
 }
 

@@ -1,6 +1,7 @@
 //! Snapshots: a session, and a sampler beside it, as bytes or a file.
 
 use std::ffi::{c_char, c_void};
+use std::fs::File;
 use std::path::Path;
 
 use super::error::llm_error;
@@ -75,10 +76,39 @@ fn describe(bytes: &[u8]) -> Result<llm_snapshot_info> {
     })
 }
 
+/// Longer files are asked for their beginning before they are read.
+const SHORT: u64 = 1 << 20;
+/// Bytes at the beginning of a snapshot that end with the length of the whole.
+const HEAD: u64 = 24;
+
 /// The file's bytes, copied, since others may write to it; errors name it.
 fn read(path: &Path) -> Result<Bytes> {
-    let read = || Bytes::read(&mmap::open(path)?, 0, 0, &mut |_, _| Ok(()));
+    let read = || {
+        let file = mmap::open(path)?;
+        let length = file.metadata()?.len();
+        if length > SHORT {
+            check_long(&file, length)?;
+        }
+        Bytes::read(&file, 0, 0, &mut |_, _| Ok(()))
+    };
     read().map_err(|e| e.context(path.display()))
+}
+
+/// Refuses a long file that is no snapshot, such as a model, without reading all of it, and one that no memory holds.
+fn check_long(file: &File, length: u64) -> Result<()> {
+    let head = Bytes::read(file, 0, HEAD, &mut |_, _| Ok(()))?;
+    let told = head.get(16..).and_then(|bytes| bytes.first_chunk()).map(|bytes| u64::from_le_bytes(*bytes));
+    if told != Some(length) {
+        // What is wrong with it, since nothing so short is a snapshot.
+        SnapshotInfo::read(&head).map_err(|e| e.context(format_args!("{HEAD} of {length} bytes")))?;
+    }
+    let (memory, _) = mmap::machine_memory();
+    if memory > 0 && length > memory {
+        let message = format!("a snapshot of {length} bytes; the machine's memory has {memory}");
+        let needed = i64::try_from(length).unwrap_or(i64::MAX);
+        return Err(Error::new(Status::NO_MEMORY, message).with("needed", needed));
+    }
+    Ok(())
 }
 
 /// Bytes of a snapshot of the session as it is, with the state of a sampler unless that is NULL. NULL_ARG, BUSY. X on

@@ -102,8 +102,15 @@ static void no_files(llm_runtime *runtime, const char *path) {
         TRUE(json == NULL && model == NULL);
         EXPECT(llm_model_verify_path(paths[i], LLM_NTS, NULL, NULL, NULL, NULL, NULL), LLM_INVALID_ARG);
     }
-    alarm(0);
     unlink(pipe_path);
+    { /* a file longer than any memory is no snapshot by its first bytes */
+        FILE *file = fopen(pipe_path, "wb");
+        if (file == NULL || ftruncate(fileno(file), (off_t)1 << 38) != 0) exit(2);
+        fclose(file);
+        EXPECT(llm_snapshot_inspect_path(pipe_path, LLM_NTS, &info, NULL), LLM_BAD_FORMAT);
+        unlink(pipe_path);
+    }
+    alarm(0);
     {
         llm_error *error = NULL;
         EXPECT(llm_snapshot_inspect_path("/dev/null/none", LLM_NTS, &info, &error), LLM_IO);

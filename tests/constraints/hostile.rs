@@ -32,6 +32,23 @@ fn schemas_of_any_depth_end_with_an_error() {
 }
 
 #[test]
+fn a_name_as_long_as_the_schema_is_not_kept_for_every_part_of_it() {
+    let Some(tokenizer) = small() else { return };
+    // Forty thousand paths of 120 kB each.
+    let (long, many) = ("n".repeat(120_000), "{},".repeat(40_000));
+    let text = format!("{{\"properties\":{{\"{long}\":{{\"prefixItems\":[{many}7]}}}}}}");
+    let e = schema(&tokenizer, &text).unwrap_err();
+    assert_eq!(e.status(), Status::SCHEMA);
+    assert!(e.message().contains("n/prefixItems/40000: expected an object or a boolean, got 7"));
+    // As many anchors and resources below an address.
+    let address = "a/".repeat(60_000);
+    let text = format!("{{\"$id\":\"http://x/{address}\",\"prefixItems\":[{many}7]}}");
+    let e = schema(&tokenizer, &text).unwrap_err();
+    assert_eq!(e.status(), Status::SCHEMA);
+    assert_eq!(e.message(), "schema, at the root: expected an address of at most 1024 bytes, got 120009");
+}
+
+#[test]
 fn patterns_made_to_hurt_end() {
     let Some(tokenizer) = small() else { return };
     let long: String = "[ab]".repeat(20_000);

@@ -268,10 +268,11 @@ impl Answer {
     fn close(&mut self, complete: bool) {
         self.space.clear();
         let Mode::Call(body) = self.mode else {
-            if let Some(last) = self.segments.last_mut() {
+            // Once: behind many marks in a row there is nothing new to look at.
+            if let Some(last) = self.segments.last_mut().filter(|last| !last.complete) {
                 last.complete = true;
+                self.bare_call();
             }
-            self.bare_call();
             return;
         };
         let text = std::mem::take(&mut self.body);

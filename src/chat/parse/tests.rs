@@ -139,6 +139,16 @@ fn texts_longer_than_what_is_looked_through_at_once_are_whole() {
 }
 
 #[test]
+fn half_an_object_before_many_marks_is_looked_at_once() {
+    // Were it read again behind every mark, this would take minutes.
+    let half = format!("{{\"a\":[{}", "1,".repeat(100_000));
+    let whole = format!("{half}{}", "</s>".repeat(20_000));
+    assert_eq!(Answer::parse(Format::Llama3, false, &whole), [text(Kind::Text, &half)]);
+    let call = "{\"name\": \"f\", \"parameters\": {}}</s></s> so</s>";
+    assert_eq!(Answer::parse(Format::Llama3, false, call), [tool("f", "{}"), text(Kind::Text, "so")]);
+}
+
+#[test]
 fn published_templates_name_their_format() {
     let Some(path) = llm_testdata::shared("data/chat-templates/rendered.jsonl") else { return };
     let formats: std::collections::HashMap<String, Format> = llm_testdata::json_lines(&path)

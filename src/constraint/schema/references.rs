@@ -4,16 +4,41 @@
 //! absolute paths and names relative to the base's last slash.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::rc::Rc;
 
 use serde_json::{Map, Value};
+
+use crate::error::Result;
+
+/// The most bytes of an address: each resource and each anchor is kept with the whole of its own.
+const LONGEST: usize = 1024;
 
 /// A node of the document with the URI its references are relative to.
 #[derive(Clone)]
 pub(super) struct Place<'a> {
     pub(super) node: &'a Value,
-    pub(super) base: String,
-    /// JSON pointer in the document.
-    pub(super) path: String,
+    pub(super) base: Rc<str>,
+    pub(super) path: Pointer,
+}
+
+/// A JSON pointer in the document. Those that begin alike share their beginning: a name may be long, and have many nodes
+/// below it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pointer(Option<Rc<Step>>);
+
+#[derive(Debug)]
+struct Step {
+    before: Pointer,
+    name: String,
+}
+
+impl fmt::Display for Pointer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let steps = std::iter::successors(self.0.as_deref(), |step| step.before.0.as_deref());
+        let names: Vec<&str> = steps.map(|step| step.name.as_str()).collect();
+        names.iter().rev().try_for_each(|name| write!(f, "/{name}"))
+    }
 }
 
 /// Where everything with a name is.
@@ -53,23 +78,30 @@ const HOLDING: [&str; 22] = [
 
 impl<'a> References<'a> {
     /// Looks through the whole document, without recursion.
-    pub(super) fn new(document: &'a Value, reference_alone: bool) -> Self {
+    ///
+    /// # Errors
+    /// `SCHEMA` for an address that is too long.
+    pub(super) fn new(document: &'a Value, reference_alone: bool) -> Result<Self> {
         let mut named = HashMap::new();
-        let root = Place { node: document, base: String::new(), path: String::new() };
+        let root = Place::root(document);
         named.insert(String::new(), root.clone());
         let mut waiting = vec![root];
         while let Some(mut place) = waiting.pop() {
             let Value::Object(keywords) = place.node else { continue };
             if let Some(id) = own_id(keywords, reference_alone) {
                 let uri = join(&place.base, id);
+                if uri.len() > LONGEST {
+                    let what = format!("expected an address of at most {LONGEST} bytes, got {}", uri.len());
+                    return Err(super::refuse(&place.path, what));
+                }
                 match uri.split_once('#') {
                     // Up to draft 7 an `$id` of "#name" is an anchor.
                     Some((_, name)) if !name.is_empty() => {
                         named.entry(uri).or_insert_with(|| place.clone());
                     }
                     _ => {
-                        place.base = uri.trim_end_matches('#').to_owned();
-                        named.entry(place.base.clone()).or_insert_with(|| place.clone());
+                        place.base = uri.trim_end_matches('#').into();
+                        named.entry(place.base.to_string()).or_insert_with(|| place.clone());
                     }
                 }
             }
@@ -91,7 +123,7 @@ impl<'a> References<'a> {
                 }
             }
         }
-        Self { named, reference_alone }
+        Ok(Self { named, reference_alone })
     }
 
     /// What `reference`, written at `place`, names.
@@ -117,14 +149,15 @@ impl<'a> References<'a> {
 }
 
 impl<'a> Place<'a> {
+    /// The whole document.
+    pub(super) fn root(document: &'a Value) -> Self {
+        Self { node: document, base: "".into(), path: Pointer::default() }
+    }
+
     /// A node below, reached by `names`.
     pub(super) fn child(&self, names: &[&str], node: &'a Value) -> Self {
-        let mut path = self.path.clone();
-        for name in names {
-            path.push('/');
-            path.push_str(&super::escape(name));
-        }
-        Self { node, base: self.base.clone(), path }
+        let below = |before, name: &&str| Pointer(Some(Rc::new(Step { before, name: super::escape(name) })));
+        Self { node, base: self.base.clone(), path: names.iter().fold(self.path.clone(), below) }
     }
 
     /// The same node with the base it gives itself.
@@ -137,7 +170,7 @@ impl<'a> Place<'a> {
             let uri = uri.trim_end_matches('#');
             // Only where it stands as a schema, not in a constant that happens to have such a field.
             if references.named.get(uri).is_some_and(|known| std::ptr::eq(known.node, place.node)) {
-                place.base = uri.to_owned();
+                place.base = uri.into();
             }
         }
         place
