@@ -11,6 +11,7 @@ use llm::model::{Model, OpenOptions};
 use llm::runtime::{Runtime, RuntimeOptions};
 use llm::sampler::SamplingParams;
 use llm::session::{Level, Session, SessionOptions};
+use llm_format::TempFile;
 
 /// Prints a line on standard output. A reader that is gone is an error; `println!` would panic.
 macro_rules! say {
@@ -229,34 +230,17 @@ pub fn read_text(path: &Path) -> Result<String> {
     })
 }
 
-/// Writes a file whole or not at all: to a temporary name beside it, then renamed.
-pub fn write_whole(
-    path: &Path,
-    write: impl FnOnce(&mut std::io::BufWriter<&mut std::fs::File>) -> Result<()>,
-) -> Result<()> {
-    let dir = match path.parent() {
-        Some(dir) if dir != Path::new("") => dir,
-        _ => Path::new("."),
-    };
-    // Renaming onto a device or a pipe would take it away.
-    if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
-        bail!("{} exists and is not a file", path.display());
-    }
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".libllm-");
-    // A result is read by whom the process's umask allows, not by its owner alone.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file =
-        builder.tempfile_in(dir).with_context(|| format!("{}: cannot create a file there", dir.display()))?;
+/// The directory that a file of this name is in.
+pub fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."))
+}
+
+/// Writes a file whole or not at all; Ctrl-C lets it be ended.
+pub fn write_whole(path: &Path, write: impl FnOnce(&mut TempFile) -> Result<()>) -> Result<()> {
+    let mut file = TempFile::create(path)?;
     let _writing = crate::stop::Writing::begin();
-    let mut out = std::io::BufWriter::new(file.as_file_mut());
-    write(&mut out)?;
-    out.flush()?;
-    drop(out);
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|e| e.error).with_context(|| path.display().to_string())?;
-    Ok(())
+    write(&mut file)?;
+    Ok(file.persist()?)
 }
 
 /// A path as a word of a POSIX shell: quoted where a character could mean something else there.

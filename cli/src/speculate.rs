@@ -15,7 +15,7 @@ use llm::Cancel;
 use llm::model::{Model, OpenOptions};
 use llm::sampler::processor::Input;
 use llm::sampler::{Sampler, SamplingParams, Stage};
-use llm::session::generate::{Generation, GenerationOptions};
+use llm::session::generate::{Generation, GenerationOptions, Kind};
 use llm::session::speculative::{
     Lengths, MOST_DRAFT, Place, Proposer, Replay, SpecOptions, SpecStats, Speculation,
 };
@@ -123,6 +123,8 @@ struct Run<'a> {
     session: &'a mut Session,
     sampler: Sampler,
     generation: Generation,
+    /// So many are wanted.
+    tokens: usize,
     ids: Vec<i32>,
     time: Duration,
 }
@@ -260,7 +262,7 @@ impl<'a> Run<'a> {
         if let Some(speculation) = speculation {
             generation.speculate(speculation);
         }
-        Ok(Self { session, sampler, generation, ids: Vec::new(), time: Duration::ZERO })
+        Ok(Self { session, sampler, generation, tokens, ids: Vec::new(), time: Duration::ZERO })
     }
 
     /// The next event; what it took.
@@ -270,6 +272,10 @@ impl<'a> Run<'a> {
         let took = clock.elapsed();
         self.time += took;
         self.ids.extend(event.ids);
+        if event.kind == Kind::Done && self.ids.len() < self.tokens {
+            let (got, wanted) = (self.ids.len(), self.tokens);
+            bail!("the text ended after {got} of {wanted} tokens ({:?})", event.reason);
+        }
         Ok(took)
     }
 }

@@ -11,7 +11,7 @@ use llm_testdata::{json_lines, shared};
 
 #[test]
 fn wrong_usage_is_status_2() {
-    let wrong: [&[&str]; 14] = [
+    let wrong: [&[&str]; 18] = [
         &[],
         &["sing"],
         &["convert"],
@@ -27,6 +27,10 @@ fn wrong_usage_is_status_2() {
         &["bench", "-m", "model.llm", "--speculate", "--depth", "8"],
         &["generate", "-m", "model.llm", "-p", "text", "--keep", "4"],
         &["generate", "-m", "model.llm", "-p", "text", "--draft-max", "4"],
+        &["data", "prepare", "a.jsonl", "--tokenizer", "t", "-o", "d", "--chat", "--end", "</s>"],
+        &["data", "prepare", "a.jsonl", "--tokenizer", "t", "-o", "d", "--chat", "--field", "body"],
+        &["train", "--resume", "--preset", "tiny"],
+        &["create-config", "-o", "config.yaml"],
     ];
     for args in wrong {
         let ran = run(args);
@@ -120,7 +124,7 @@ fn counts_that_cannot_be_are_refused_in_one_line() {
     let most = usize::MAX.to_string();
     let generate = ["generate", "-m", p(&model), "--tokens-file", p(&ids)];
     let bench = ["bench", "-m", p(&model), "-r", "1"];
-    let all: [(&[&str], &[&str], &str); 10] = [
+    let all: [(&[&str], &[&str], &str); 12] = [
         (&generate, &["-n", &most], "max_tokens"),
         (&generate, &["-n", "4", "--count", &most], "pages"),
         // Fewer positions than the prompt alone has pages for.
@@ -131,6 +135,12 @@ fn counts_that_cannot_be_are_refused_in_one_line() {
         (&bench, &["-p", "1", "-n", &most], "positions together"),
         (&bench, &["-p", "9999999999999", "--speculate"], "positions together"),
         (&bench, &["-p", "1", "-n", "1", "-b", &most], "pages"),
+        (&bench, &["-p", "8", "-n", "100", "-c", "20"], "-c 20: expected at least 108 positions"),
+        (
+            &bench,
+            &["-p", "8", "-n", "100", "-c", "20", "--speculate"],
+            "-c 20: expected at least 108 positions",
+        ),
         (&bench, &["--speculate=sorcery"], "replay, none true"),
     ];
     for (verb, more, want) in all {
@@ -260,6 +270,139 @@ fn an_interrupted_bench_leaves_no_temporary_file() {
         assert!(one_line(&ran).contains("cancelled"), "{ran:?}");
         assert_eq!(names(temporary.path()), [""; 0]);
     }
+}
+
+/// A server that takes a question and never answers: its address, and a word for each question.
+fn mute() -> (String, std::sync::mpsc::Receiver<()>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}/text.txt", listener.local_addr().unwrap());
+    let (asked, questions) = std::sync::mpsc::channel();
+    // The thread and the open connections end with the test's process.
+    std::thread::spawn(move || {
+        let mut open = Vec::new();
+        for stream in listener.incoming() {
+            open.push(stream);
+            let _ = asked.send(()); // nobody may wait for it any more
+        }
+    });
+    (address, questions)
+}
+
+/// Every file of a directory with its bytes.
+fn contents(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut all: Vec<_> =
+        names(dir).into_iter().map(|name| (name.clone(), std::fs::read(dir.join(name)).unwrap())).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn interrupted_preparing_and_training_of_a_tokenizer_leave_what_was_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, tokenizer, data) =
+        (dir.path().join("a.txt"), dir.path().join("tokenizer.json"), dir.path().join("data"));
+    std::fs::write(&text, "a text of some lines\n".repeat(200)).unwrap();
+    ok(&["tokenizer", "train", p(&text), "-o", p(&tokenizer), "--size", "280"]);
+    ok(&["data", "prepare", p(&text), "--tokenizer", p(&tokenizer), "-o", p(&data)]);
+    let before = contents(&data);
+    let tokens = std::fs::read(&tokenizer).unwrap();
+    for signal in ["-INT", "-TERM"] {
+        let (address, questions) = mute();
+        // A whole text, and one that does not come: the work is in the middle.
+        let (text, address) = (p(&text), address.as_str());
+        let prepare = ["data", "prepare", text, address, "--tokenizer", p(&tokenizer), "-o", p(&data)];
+        let train = ["tokenizer", "train", text, address, "-o", p(&tokenizer)];
+        for args in [&prepare[..], &train] {
+            let child = common::start(args);
+            questions.recv_timeout(Duration::from_secs(60)).unwrap();
+            let parts = names(&data).iter().filter(|name| name.ends_with(".part")).count();
+            assert_eq!(parts, if args[0] == "data" { 2 } else { 0 });
+            let clock = std::time::Instant::now();
+            common::signal(&child, signal);
+            let ran = finish(child);
+            assert!(clock.elapsed() < Duration::from_secs(5), "{args:?}: {:?}", clock.elapsed());
+            assert_eq!((ran.status, ran.out.as_str()), (Some(1), ""), "{ran:?}");
+            assert!(one_line(&ran).contains("stopped: no"), "{ran:?}");
+            assert!(contents(&data) == before && std::fs::read(&tokenizer).unwrap() == tokens, "{args:?}");
+            let mut left = names(dir.path());
+            left.sort();
+            assert_eq!(left, ["a.txt", "data", "tokenizer.json"]);
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_merge_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    // A configuration that never ends, so that the work is in the middle; and what it may have written.
+    let pipe = at("base/config.json");
+    std::fs::create_dir_all(at("base")).unwrap();
+    std::fs::create_dir_all(at(".out.part/inside")).unwrap();
+    std::fs::write(at(".out.part/model.safetensors"), "half").unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let child = common::start(&["merge", p(&at("base")), p(&at("adapter")), "-o", p(&at("out"))]);
+    // It opens for writing once the command reads.
+    let (opened, reads) = std::sync::mpsc::channel();
+    std::thread::spawn(move || opened.send(std::fs::OpenOptions::new().write(true).open(pipe).unwrap()));
+    let _open = reads.recv_timeout(Duration::from_secs(60)).unwrap();
+    interrupt(&child);
+    let ran = finish(child);
+    assert_eq!(ran.status, Some(1), "{ran:?}");
+    assert!(one_line(&ran).contains("stopped: nothing was written"), "{ran:?}");
+    assert_eq!(names(dir.path()), ["base"]);
+}
+
+#[test]
+fn a_name_that_no_file_can_have_is_refused_before_the_work() {
+    let Some(source) = shared("reference/llama_untied") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| format!("{}/{name}", p(dir.path()));
+    let missing = at("missing");
+    for name in ["name.llm/", "name.llm/.", ".."] {
+        let (out, missing) = (at(name), missing.as_str());
+        let out = out.as_str();
+        for args in [
+            &["convert", p(&source), "-o", out][..],
+            // What is read does not matter any more.
+            &["convert", missing, "-o", out],
+            &["tokenizer", "train", missing, "-o", out],
+            &["create-config", "tiny", "-o", out],
+        ] {
+            let said = refused(args);
+            assert!(said.contains(out) && said.contains("expected the name of a file"), "{args:?}: {said}");
+        }
+    }
+    assert_eq!(names(dir.path()), [""; 0]);
+}
+
+#[test]
+fn a_draft_of_another_vocabulary_is_refused_with_the_first_difference() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+    for place in [&one, &two] {
+        std::fs::create_dir(place).unwrap();
+        if common::stories(place).is_none() {
+            return;
+        }
+    }
+    let out = dir.path().join("out.llm");
+    let convert = ["convert", p(&one), "-o", p(&out), "--draft"];
+    ok(&[&convert[..], &[p(&two)]].concat());
+    // One piece is another.
+    let path = two.join("tokenizer.model");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let piece = "▁upon".as_bytes();
+    let place = bytes.windows(piece.len()).position(|window| window == piece).unwrap();
+    bytes[place + piece.len() - 1] = b'm';
+    std::fs::write(&path, bytes).unwrap();
+    let said = refused(&[&convert[..], &[p(&two)]].concat());
+    for words in [p(&one), p(&two), "upom\" here", "upon\" there", "expected one that"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let Some(other) = shared("reference/llama_untied") else { return };
+    let said = refused(&[&convert[..], &[p(&other)]].concat());
+    assert!(said.contains("its vocabulary has 320 ids, the model's 512"), "{said}");
 }
 
 #[test]

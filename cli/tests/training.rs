@@ -84,6 +84,55 @@ fn text_becomes_a_model_that_writes() {
 }
 
 #[test]
+fn a_run_goes_on_by_its_own_settings() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (text, tokenizer, data, out, moved) =
+        (at("text.txt"), at("tokenizer.json"), at("data"), at("run"), at("moved"));
+    std::fs::write(&text, "a text of some lines, one like the other\n".repeat(200)).unwrap();
+    ok(&["tokenizer", "train", &text, "-o", &tokenizer, "--size", "280"]);
+    ok(&["data", "prepare", &text, "--tokenizer", &tokenizer, "-o", &data]);
+    let settings = ["steps=2", "batch=2", "context=16", "seed=5"];
+    ok(&[&["train", "--preset", "tiny", "--data", data.as_str(), "--out", out.as_str()][..], &settings]
+        .concat());
+    std::fs::rename(&out, &moved).unwrap();
+    let shown = json(&["train", "--resume", "--out", &moved, "steps=3", "--show-config"]);
+    assert_eq!((shown["seed"].as_u64(), shown["steps"].as_u64()), (Some(5), Some(3)), "{shown}");
+    assert_eq!((shown["out"].as_str(), shown["data"].as_str()), (Some(moved.as_str()), Some(data.as_str())));
+    let ran = run(&["train", "--resume", "--out", &moved, "steps=3"]);
+    assert_eq!(ran.status, Some(0), "{ran:?}");
+    assert!(ran.err.contains("parameters, 2 of 3 steps done"), "{ran:?}");
+    assert_eq!(printed(&ran.out), Path::new(&moved).join("step-00000003"));
+    let ran = run(&["train", "--resume", "--out", &out]);
+    assert_eq!(ran.status, Some(1), "{ran:?}");
+    assert!(one_line(&ran).contains("no checkpoint of a run") && one_line(&ran).contains(&out), "{ran:?}");
+}
+
+#[test]
+fn the_end_of_documents_is_a_token_that_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (text, tokenizer, data) = (at("text.txt"), at("tokenizer.json"), at("data"));
+    std::fs::write(&text, "a text of some lines\n".repeat(200)).unwrap();
+    let train = ["tokenizer", "train", text.as_str(), "-o", tokenizer.as_str(), "--size", "280"];
+    ok(&[&train[..], &["--special", "<|endoftext|>", "--special", "<|stop|>"]].concat());
+    let prepare = ["data", "prepare", text.as_str(), "--tokenizer", tokenizer.as_str(), "-o", data.as_str()];
+    for (end, ended) in [("<|stop|>", true), ("", false)] {
+        ok(&[&prepare[..], &["--end", end]].concat());
+        let bytes = std::fs::read(Path::new(&data).join("train.tokens")).unwrap();
+        let count = u64::from_le_bytes(bytes[32..40].try_into().unwrap()) as usize;
+        let last = u16::from_le_bytes(bytes[126 + 2 * count..128 + 2 * count].try_into().unwrap());
+        assert_eq!(last == 1, ended, "{end:?}: {last}");
+    }
+    let ran = run(&[&prepare[..], &["--end", "</s>"]].concat());
+    assert_eq!(ran.status, Some(1), "{ran:?}");
+    assert!(one_line(&ran).contains("no token \"</s>\" to end documents"), "{ran:?}");
+    let ran = run(&[&train[..], &["--coverage", "0.9"]].concat());
+    assert_eq!(ran.status, Some(1), "{ran:?}");
+    assert!(one_line(&ran).contains("--coverage"), "{ran:?}");
+}
+
+#[test]
 fn settings_that_make_no_sense_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.json");
@@ -99,6 +148,16 @@ fn settings_that_make_no_sense_are_named() {
         assert_eq!(ran.status, Some(1), "{args:?}: {ran:?}");
         assert!(one_line(&ran).contains(want), "{args:?}: {ran:?}");
     }
+    // What is written is what the preset and the settings say, in both forms; presets are listed.
+    for name in ["c.yaml", "c.json"] {
+        let file = dir.path().join(name);
+        ok(&["create-config", "gpt2", "-o", p(&file), "steps=7", "optim.rate=5e-4"]);
+        let written = ok(&["train", "--config", p(&file), "--show-config", "layers=3"]);
+        let said = ["train", "--preset", "gpt2", "--show-config", "steps=7", "optim.rate=5e-4", "layers=3"];
+        assert_eq!(written, ok(&said), "{name}");
+    }
+    let listed = ok(&["create-config"]);
+    assert!(["tiny", "baby-gpt", "gpt2-xl"].iter().all(|name| listed.contains(name)), "{listed}");
     // What is shown can be given back.
     let shown = ok(&["train", "--preset", "tiny", "--show-config", "steps=7"]);
     std::fs::write(&config, &shown).unwrap();

@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let turns = words.iter().any(|w| w == "--turns");
     let plain: Vec<&String> = words.iter().filter(|w| !w.starts_with("--") && !w.contains('=')).collect();
     let number = |i: usize| plain.get(i).and_then(|w| w.parse::<usize>().ok());
-    let (threads, steps) = (number(1).unwrap_or(0), number(2).unwrap_or(10));
+    let (threads, steps) = (number(1).unwrap_or(0), number(2).unwrap_or(10).max(1));
     let (model, batch, vocab) = match plain.first().map_or("baby-gpt", |w| w.as_str()) {
         "baby-gpt" => (ModelConfig::baby_gpt(), 12, 65),
         "gpt2" => (Config::preset("gpt2")?.model, 1, 50257),

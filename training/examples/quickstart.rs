@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let report = quickstart::quickstart(quickstart::TEXT, Path::new(dir), steps, &mut |event| {
         match event {
             Event::Step(r) if !r.step.is_multiple_of(50) => {}
+            Event::Evaluating(_) => {}
             event => println!("{event:?}"),
         }
         ControlFlow::Continue(())

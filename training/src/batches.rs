@@ -7,11 +7,15 @@
 //! The sample's number in its directory and the length alone decide, so a run goes on from a number. Windows of
 //! conversations depend on those before them in the same epoch; their plan is made when an epoch begins, 4 bytes for
 //! each conversation, and again where the length changes: the number stays, so some may come twice and some not at all.
+//! To go on from a number, the plans of all epochs before are made again.
 
-use llm::error::Result;
+use llm::error::{Error, Result, Status};
 
 use crate::data::TokenFile;
 use crate::random::permuted;
+
+/// The most conversations that plans are made of to find a sample: about a minute, and more than runs come to.
+const MOST: u64 = 1 << 30;
 
 /// The tokens of one pass.
 #[derive(Default)]
@@ -42,6 +46,13 @@ struct Plan {
     windows: Vec<usize>,
 }
 
+impl Plan {
+    /// Windows of the epoch, at least one.
+    fn count(&self) -> u64 {
+        self.windows.len() as u64 - 1
+    }
+}
+
 /// How samples are made.
 pub(crate) struct Sampler {
     seed: u64,
@@ -63,7 +74,7 @@ impl Sampler {
     /// Appends sample `number` of `file`, the run's file number `index`, to `batch`: `length` tokens.
     ///
     /// # Errors
-    /// Those of reading the file.
+    /// Those of reading the file; `BAD_FORMAT` for a number of conversations that no run comes to.
     pub fn add(
         &mut self,
         (index, file): (usize, &TokenFile),
@@ -99,14 +110,30 @@ impl Sampler {
             Some(plan) => plan,
             None => self.make(file, 0, 0, length)?,
         };
-        while number >= plan.first + plan.windows.len() as u64 - 1 {
-            plan = self.make(file, plan.epoch + 1, plan.first + plan.windows.len() as u64 - 1, length)?;
+        // An epoch has about as many windows as any other.
+        let epochs = (number - plan.first) / plan.count();
+        if epochs > 1 && epochs.saturating_mul(file.documents()) > MOST {
+            let message = format!(
+                "{}: sample {number}, where an epoch has about {}: expected a number that a run comes to; is `drawn` in the \
+                 checkpoint's training.json damaged? Go on from another checkpoint",
+                file.path().display(),
+                plan.count()
+            );
+            return Err(Error::new(Status::BAD_FORMAT, message));
+        }
+        while number - plan.first >= plan.count() {
+            plan = self.make(file, plan.epoch + 1, plan.first + plan.count(), length)?;
         }
         Ok(self.plans[index].insert(plan))
     }
 
     fn make(&self, file: &TokenFile, epoch: u64, first: u64, length: usize) -> Result<Plan> {
         let count = file.documents();
+        if u32::try_from(count).is_err() {
+            let message =
+                format!("{}: {count} conversations: expected at most {}", file.path().display(), u32::MAX);
+            return Err(Error::new(Status::UNSUPPORTED, message));
+        }
         let order: Vec<u32> = (0..count).map(|i| permuted(self.seed, epoch, i, count) as u32).collect();
         let windows = windows(file, order.iter().copied(), length);
         Ok(Plan { length, epoch, first, order, windows })
@@ -128,7 +155,8 @@ pub(crate) fn borders(file: &TokenFile, at: u64, length: usize, starts: &mut Vec
 
 /// Rows that a conversation takes in a window.
 fn rows(file: &TokenFile, document: u32, length: usize) -> usize {
-    let len = file.offset(u64::from(document) + 1) - file.offset(u64::from(document));
+    // in a damaged file a document may end before it begins
+    let len = file.offset(u64::from(document) + 1).saturating_sub(file.offset(u64::from(document)));
     usize::try_from(len).unwrap_or(usize::MAX).saturating_sub(1).min(length)
 }
 

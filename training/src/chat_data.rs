@@ -165,12 +165,13 @@ pub(crate) fn marker(tokenizer: &Path, template: Option<&Path>) -> Result<Marker
     let beside = tokenizer.with_file_name("chat_template.jinja");
     let source = match template {
         Some(file) => read(file)?,
+        // the file comes first, as for the converter and transformers
+        None if beside.is_file() => read(&beside)?,
         None => match config.get("chat_template").and_then(template_of) {
             Some(source) => source.to_string(),
-            None if beside.is_file() => read(&beside)?,
             None => {
                 let message = format!(
-                    "{}: no chat_template here nor in chat_template.jinja; give one with --chat-template",
+                    "{}: no chat_template here, and no chat_template.jinja beside it; give one with --chat-template",
                     path.display()
                 );
                 return Err(Error::new(Status::NOT_FOUND, message));

@@ -5,6 +5,7 @@
 //!                    training.json  optimizer.safetensors                                       what a resumed run needs
 //! ```
 //! Of an adapter's run the first line is `adapter_config.json  adapter_model.safetensors  tokenizer.json`, as PEFT has them.
+//! A model of more than 5 GB is `model-00001-of-0000N.safetensors …  model.safetensors.index.json` instead of one file.
 //!
 //! A checkpoint is written to a hidden directory, every file and the directory are flushed to the disk, then it gets its
 //! name: whatever happens, a directory that has a checkpoint's name is whole. Weights are stored as f32, the masters.
@@ -25,7 +26,7 @@ use crate::blueprint::Blueprint;
 use crate::config::Config;
 use crate::corpus::Data;
 use crate::engine::Adapter;
-use crate::layout;
+use crate::layout::{self, Files, INDEX, MODEL, SHARD, STATE};
 use crate::lora;
 use crate::optim::{Optimizer, Values};
 use crate::params::Params;
@@ -120,42 +121,47 @@ impl View for Flat<'_> {
 /// Writes the checkpoint `dir`. An older one of that name is replaced, and nothing else. Where something fails, as on a full
 /// disk, what was written of it is removed.
 pub(crate) fn save(dir: &Path, c: &Contents) -> Result<()> {
+    save_in(dir, c, SHARD)
+}
+
+/// As [`save`], with files of `most` bytes of the model's tensors.
+fn save_in(dir: &Path, c: &Contents, most: u64) -> Result<()> {
     let part = hidden(dir, "part")?;
     let empty = || fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
     if dir.exists() && !dir.join("training.json").is_file() && !empty() {
         let message = format!("{}: is there and is no checkpoint; choose another directory", dir.display());
         return Err(Error::new(Status::INVALID_ARG, message));
     }
-    let written = write_parts(&part, c);
-    if written.is_err() {
+    let saved = write_parts(&part, c, most).and_then(|()| put_in_place(&part, dir));
+    if saved.is_err() {
         // the first error is the one to tell
         let _ = fs::remove_dir_all(&part);
-        return written;
     }
+    saved
+}
+
+/// Gives the whole checkpoint `part` the name `dir`.
+fn put_in_place(part: &Path, dir: &Path) -> Result<()> {
     let here = |e: std::io::Error| Error::from(e).context(dir.display());
+    let clear = |old: &Path| if old.exists() { fs::remove_dir_all(old).map_err(here) } else { Ok(()) };
+    // Between the two renames the old one is found under its hidden name.
+    let old = hidden(dir, "old")?;
     if dir.exists() {
-        // Between the two renames the old one is found under its hidden name.
-        let old = hidden(dir, "old")?;
-        if old.exists() {
-            fs::remove_dir_all(&old).map_err(here)?;
-        }
+        clear(&old)?;
         fs::rename(dir, &old).map_err(here)?;
-        if let Err(e) = fs::rename(&part, dir) {
-            // the old one stays; the first error is the one to tell
-            let _ = fs::rename(&old, dir);
-            return Err(here(e));
-        }
-        // It goes when the new one's name is on the disk.
-        sync_parent(dir)?;
-        fs::remove_dir_all(&old).map_err(here)
-    } else {
-        fs::rename(&part, dir).map_err(here)?;
-        sync_parent(dir)
     }
+    if let Err(e) = fs::rename(part, dir) {
+        // the old one stays; the first error is the one to tell
+        let _ = fs::rename(&old, dir);
+        return Err(here(e));
+    }
+    // It goes when the new one's name is on the disk.
+    sync_parent(dir)?;
+    clear(&old)
 }
 
 /// Writes all files of a checkpoint to `part` and flushes them to the disk.
-fn write_parts(part: &Path, c: &Contents) -> Result<()> {
+fn write_parts(part: &Path, c: &Contents, most: u64) -> Result<()> {
     if part.exists() {
         fs::remove_dir_all(part)?;
     }
@@ -163,15 +169,12 @@ fn write_parts(part: &Path, c: &Contents) -> Result<()> {
     let pretty = |v: &Value| format!("{v:#}\n");
     let state = serde_json::to_value(c.state).map_err(|e| Error::new(Status::INTERNAL, e.to_string()))?;
     sync_file(&part.join("training.json"), pretty(&state).as_bytes())?;
-    // The crate makes files that only their owner may read; tensors get the mode of the files beside them.
     let mode = fs::metadata(part.join("training.json"))?.permissions();
     let from = &c.state.config.from;
     let trained = if let Some(Adapter { lora, values }) = c.adapter {
         let config = lora::config(lora, &from.display().to_string());
         sync_file(&part.join("adapter_config.json"), pretty(&config).as_bytes())?;
-        let path = part.join("adapter_model.safetensors");
-        let written = safetensors::serialize_to_file(lora::tensors(lora, values), pt(), &path);
-        settle(&path, written, &mode)?;
+        write_tensors(&part.join("adapter_model.safetensors"), lora::tensors(lora, values), &mode)?;
         &lora.params
     } else {
         c.blueprint.whole()?;
@@ -183,15 +186,14 @@ fn write_parts(part: &Path, c: &Contents) -> Result<()> {
             _ => pretty(&own).into_bytes(),
         };
         sync_file(&part.join("generation_config.json"), &generation)?;
-        let path = part.join("model.safetensors");
-        let written = safetensors::serialize_to_file(layout::stored(c.params, c.weights), pt(), &path);
-        settle(&path, written, &mode)?;
+        write_weights(part, c.params, c.weights, most, &mode)?;
         c.params
     };
-    let path = part.join("optimizer.safetensors");
-    let state = c.optimizer.tensors(trained).into_iter();
-    let state = state.map(|t| (t.name, Flat { shape: [t.values.len()], values: t.values }));
-    settle(&path, safetensors::serialize_to_file(state, pt(), &path), &mode)?;
+    let state = c.optimizer.tensors(trained).into_iter().map(|t| (t.name, t.values));
+    let exact = layout::exact(c.params, c.weights).filter(|_| c.adapter.is_none());
+    let state = state.chain(exact.map(|(name, values)| (name, Values::F32(values))));
+    let state = state.map(|(name, values)| (name, Flat { shape: [values.len()], values }));
+    write_tensors(&part.join(STATE), state, &mode)?;
     let of = |get: fn(&Data) -> Option<&Vec<u8>>| c.data.iter().find_map(get);
     let files = [
         ("tokenizer.json", of(|d| d.tokenizer.as_ref())),
@@ -249,7 +251,7 @@ fn write_config(dir: &Path, blueprint: &Blueprint) -> Result<()> {
 }
 
 /// Writes a model alone to the new directory `dir`, with the files of tokenizer and generation that the first of `beside`
-/// to have them holds. Where something fails, what was written of it is removed.
+/// to have them holds, in files of `most` bytes of tensors. Where something fails, what was written of it is removed.
 ///
 /// # Errors
 /// `IO`.
@@ -258,10 +260,11 @@ pub(crate) fn export(
     blueprint: &Blueprint,
     params: &Params,
     weights: &[f32],
+    most: u64,
     beside: &[&Path],
 ) -> Result<()> {
     let part = hidden(dir, "part")?;
-    let written = write_model(&part, blueprint, params, weights, beside);
+    let written = write_model(&part, blueprint, params, weights, most, beside);
     let written =
         written.and_then(|()| fs::rename(&part, dir).map_err(|e| Error::from(e).context(dir.display())));
     if written.is_err() {
@@ -278,6 +281,7 @@ fn write_model(
     blueprint: &Blueprint,
     params: &Params,
     weights: &[f32],
+    most: u64,
     beside: &[&Path],
 ) -> Result<()> {
     if part.exists() {
@@ -286,8 +290,7 @@ fn write_model(
     fs::create_dir_all(part).map_err(|e| Error::from(e).context(part.display()))?;
     write_config(part, blueprint)?;
     let mode = fs::metadata(part.join("config.json"))?.permissions();
-    let path = part.join("model.safetensors");
-    settle(&path, safetensors::serialize_to_file(layout::stored(params, weights), pt(), &path), &mode)?;
+    write_weights(part, params, weights, most, &mode)?;
     tokenizer_files(part, beside)?;
     let generation = "generation_config.json";
     if let Some(bytes) = beside.iter().find_map(|d| fs::read(d.join(generation)).ok()) {
@@ -296,20 +299,46 @@ fn write_model(
     Ok(File::open(part)?.sync_all()?)
 }
 
-/// What PyTorch's tools expect to be told.
-fn pt() -> Option<HashMap<String, String>> {
-    Some([("format".to_string(), "pt".to_string())].into())
-}
-
-/// Gives a written tensor file its mode and flushes it to the disk.
-fn settle(
-    path: &Path,
-    written: std::result::Result<(), safetensors::SafeTensorError>,
+/// Writes the model's tensors to `dir`: one file, or several of `most` bytes and the index that says what is where.
+fn write_weights(
+    dir: &Path,
+    params: &Params,
+    weights: &[f32],
+    most: u64,
     mode: &fs::Permissions,
 ) -> Result<()> {
-    written.map_err(|e| Error::new(Status::IO, format!("{}: {e}", path.display())))?;
-    fs::set_permissions(path, mode.clone())?;
-    Ok(File::open(path)?.sync_all()?)
+    let mut files = layout::divide(layout::stored(params, weights), most);
+    let count = files.len();
+    if count < 2 {
+        return write_tensors(&dir.join(MODEL), files.pop().unwrap_or_default(), mode);
+    }
+    let (mut total, mut map) = (0, serde_json::Map::new());
+    for (i, tensors) in files.into_iter().enumerate() {
+        let file = format!("model-{:05}-of-{count:05}.safetensors", i + 1);
+        for (name, tensor) in &tensors {
+            total += tensor.data_len() as u64;
+            map.insert(name.clone(), json!(file));
+        }
+        write_tensors(&dir.join(file), tensors, mode)?;
+    }
+    let index = json!({"metadata": {"total_size": total}, "weight_map": map});
+    sync_file(&dir.join(INDEX), format!("{index:#}\n").as_bytes())
+}
+
+/// Writes a file of tensors and flushes it to the disk. The crate makes files that only their owner may read; this one gets
+/// the mode of the files beside it.
+fn write_tensors<V: View>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (String, V)>,
+    mode: &fs::Permissions,
+) -> Result<()> {
+    // what PyTorch's tools expect to be told
+    let about = HashMap::from([("format".to_string(), "pt".to_string())]);
+    safetensors::serialize_to_file(tensors, Some(about), path)
+        .map_err(|e| Error::new(Status::IO, format!("{}: {e}", path.display())))?;
+    let here = |e: std::io::Error| Error::from(e).context(path.display());
+    fs::set_permissions(path, mode.clone()).map_err(here)?;
+    File::open(path).and_then(|file| file.sync_all()).map_err(here)
 }
 
 /// Where the checkpoint `dir` lies: a kill between the two renames of a replacement leaves the old one under its hidden
@@ -335,7 +364,7 @@ pub(crate) fn state(dir: &Path) -> Result<State> {
 /// # Errors
 /// Those of reading the file; `MISMATCH` for another optimizer.
 pub(crate) fn restore(dir: &Path, trained: &Params, optimizer: &mut Optimizer) -> Result<()> {
-    let path = dir.join("optimizer.safetensors");
+    let path = dir.join(STATE);
     let here = |e: std::io::Error| Error::from(e).context(path.display());
     let file = File::open(&path).map_err(here)?;
     let bytes = Bytes::map(&file, 0, 0).map_err(|e| e.context(path.display()))?;
@@ -351,9 +380,10 @@ fn whole(dir: &Path) -> bool {
         let bytes = file.and_then(|f| Bytes::map(&f, 0, 0).ok());
         bytes.is_some_and(|b| SafeTensors::deserialize(&b).is_ok())
     };
-    let model = (tensors("model.safetensors") && dir.join("config.json").exists())
+    let weights = || Files::open(dir).and_then(|files| files.parse().map(drop)).is_ok();
+    let model = (dir.join("config.json").exists() && weights())
         || (tensors("adapter_model.safetensors") && dir.join("adapter_config.json").exists());
-    state(dir).is_ok() && model && tensors("optimizer.safetensors")
+    state(dir).is_ok() && model && tensors(STATE)
 }
 
 /// The checkpoints of a run in `out`, by step, with their states.
@@ -390,31 +420,42 @@ pub(crate) fn prune(out: &Path, keep: usize) -> Result<()> {
     let best = measured.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(path, _)| path);
     for (path, _) in all.iter().rev().skip(keep.max(1)) {
         if Some(path) != best {
-            // First out of sight, so that a kill leaves no half of a checkpoint under its name.
-            let gone = hidden(path, "old")?;
-            if gone.exists() {
-                fs::remove_dir_all(&gone)?;
-            }
-            fs::rename(path, &gone)?;
-            fs::remove_dir_all(&gone)?;
+            remove(path)?;
         }
     }
     Ok(())
 }
 
-/// Clears what a killed run left under hidden names; a checkpoint that was being replaced gets its name back.
+/// Removes the checkpoint `dir`: first out of sight, so that a kill leaves no half of one under its name.
+pub(crate) fn remove(dir: &Path) -> Result<()> {
+    let here = |e: std::io::Error| Error::from(e).context(dir.display());
+    let gone = hidden(dir, "gone")?;
+    if gone.exists() {
+        fs::remove_dir_all(&gone).map_err(here)?;
+    }
+    fs::rename(dir, &gone).and_then(|()| fs::remove_dir_all(&gone)).map_err(here)
+}
+
+/// Clears what a killed run left under hidden names; a checkpoint that was being replaced gets its name back, one that was
+/// being removed does not.
 pub(crate) fn sweep(out: &Path) -> Result<()> {
     for entry in fs::read_dir(out).map_err(|e| Error::from(e).context(out.display()))? {
         let path = entry?.path();
+        let here = |e: std::io::Error| Error::from(e).context(path.display());
         let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
-        let Some((step, why)) = name.strip_prefix('.').and_then(|n| n.rsplit_once('.')) else { continue };
-        if !step.starts_with("step-") || !matches!(why, "part" | "old") {
-            continue;
-        }
-        if why == "old" && !out.join(step).exists() && whole(&path) {
-            fs::rename(&path, out.join(step))?;
-        } else {
-            fs::remove_dir_all(&path)?;
+        let Some((name, why)) = name.strip_prefix('.').and_then(|n| n.rsplit_once('.')) else { continue };
+        match why {
+            // of files that are written with `write_file`
+            "tmp" if ["metrics.jsonl.", "report.html."].iter().any(|file| name.starts_with(file)) => {
+                fs::remove_file(&path).map_err(here)?;
+            }
+            "old" if name.starts_with("step-") && !out.join(name).exists() && whole(&path) => {
+                fs::rename(&path, out.join(name)).map_err(here)?;
+            }
+            "part" | "old" | "gone" if name.starts_with("step-") => {
+                fs::remove_dir_all(&path).map_err(here)?;
+            }
+            _ => {}
         }
     }
     Ok(())
@@ -441,13 +482,10 @@ fn sync_parent(path: &Path) -> Result<()> {
     Ok(File::open(parent)?.sync_all()?)
 }
 
-/// Writes a file under a temporary name, flushes it and renames it.
+/// Writes the file `path`, whole or not at all.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let part = hidden(path, "part")?;
-    if let Err(e) = sync_file(&part, bytes) {
-        let _ = fs::remove_file(&part);
-        return Err(e);
-    }
-    fs::rename(&part, path).map_err(|e| Error::from(e).context(path.display()))?;
-    sync_parent(path)
+    Ok(llm_format::replace(path, bytes)?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,9 @@ use crate::corpus::{self, Part, Phase};
 use crate::design::ModelConfig;
 use crate::lora::LoraConfig;
 
+/// The most threads of a run; far more than cores take a process down.
+const THREADS: usize = 1024;
+
 /// How weights follow from gradients.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -325,7 +328,16 @@ impl Config {
             }
         }
         self.lora.check()?;
+        if self.lora.rank == 0 && !self.lora.targets.is_empty() && self.adapter.as_os_str().is_empty() {
+            return Err(invalid("lora.targets: without lora.rank the whole model would be trained".into()));
+        }
         corpus::check(self)?;
+        if self.threads > THREADS {
+            let threads = self.threads;
+            return Err(invalid(format!(
+                "threads = {threads}: expected at most {THREADS}, or 0 for the cores"
+            )));
+        }
         if self.batch == 0 || self.accumulate == 0 || self.steps == 0 {
             return Err(invalid("batch, accumulate and steps: expected at least 1".into()));
         }
@@ -353,6 +365,11 @@ impl Config {
             if !low || !high {
                 return Err(invalid(format!("optim.{name} = {value}: expected {range}")));
             }
+        }
+        if o.min_rate > o.rate && o.schedule != Schedule::Constant {
+            // one that was lowered for a fine-tuning, say, and would rise to the other's default
+            let (least, rate) = (o.min_rate, o.rate);
+            return Err(invalid(format!("optim.min_rate = {least}: expected at most optim.rate, {rate}")));
         }
         if o.galore_rank > 0 && !matches!(o.kind, OptimizerKind::AdamW | OptimizerKind::AdamW8) {
             return Err(invalid(format!(
@@ -517,23 +534,27 @@ mod tests {
             let e = said(text);
             assert!(e.contains(place) && e.contains("expected "), "{text}: {e}");
         }
+        let usual = || Config { model: ModelConfig { vocab: 9, ..ModelConfig::tiny() }, ..Config::default() };
         for (assignment, expected) in [
             ("optim.rate=-1", "optim.rate = -1: expected above 0"),
             ("optim.beta2=1", "optim.beta2 = 1: expected 0 or more, below 1"),
             ("decay_share=2", "optim.decay_share = 2: expected above 0, at most 1"),
             ("galore_every=0", "optim.galore_every = 0: expected above 0"),
+            ("optim.rate=5e-5", "optim.min_rate = 0.0001: expected at most optim.rate, 0.00005"),
+            ("threads=1025", "threads = 1025: expected at most 1024, or 0 for the cores"),
+            ("lora.targets=q_proj", "lora.targets: without lora.rank the whole model would be trained"),
             ("model.dropout=1.5", "model.dropout = 1.5: expected 0 or more, below 1"),
         ] {
-            let mut config =
-                Config { model: ModelConfig { vocab: 9, ..ModelConfig::tiny() }, ..Config::default() };
+            let mut config = usual();
             config.set(assignment).unwrap();
             assert_eq!(config.check().unwrap_err().message(), expected);
         }
-        let mut config =
-            Config { model: ModelConfig { vocab: 9, ..ModelConfig::tiny() }, ..Config::default() };
+        let mut config = usual();
         for assignment in ["min_rate=0", "beta1=0", "decay=0", "clip=0", "decay_share=1"] {
             config.set(assignment).unwrap();
         }
+        config.check().unwrap();
+        (config.optim.min_rate, config.optim.schedule) = (1.0, Schedule::Constant);
         config.check().unwrap();
     }
 

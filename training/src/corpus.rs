@@ -8,7 +8,6 @@
 //! Each directory has a count of its own samples, so its own order and epochs do not depend on what was drawn beside
 //! it. All directories share one vocabulary. It does not know models.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use llm::error::{Error, Result, Status};
@@ -16,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::Config;
-use crate::data::{TokenFile, vocabulary_hash};
+use crate::data::{TokenFile, optional, vocabulary_hash};
 use crate::random::{Stream, bits};
 
 /// A directory of a mixture.
@@ -63,7 +62,10 @@ pub struct Phase {
 pub(crate) fn check(config: &Config) -> Result<()> {
     let invalid = |message: String| Err(Error::new(Status::INVALID_ARG, message));
     let weights: Vec<f64> = config.mixture.iter().map(|p| p.weight).collect();
-    let usable = |w: &[f64]| w.iter().all(|w| w.is_finite() && *w >= 0.0) && w.iter().sum::<f64>() > 0.0;
+    let usable = |w: &[f64]| {
+        let sum: f64 = w.iter().sum();
+        w.iter().all(|w| *w >= 0.0) && sum > 0.0 && sum.is_finite()
+    };
     if !weights.is_empty() && !usable(&weights) {
         return invalid(format!("mixture: weights {weights:?}: expected 0 or more, and one above 0"));
     }
@@ -146,7 +148,7 @@ impl Data {
         let train = TokenFile::open(&path)?;
         let path = dir.join("held_out.tokens");
         let held_out = if path.exists() { Some(TokenFile::open(&path)?) } else { None };
-        let tokenizer = fs::read(dir.join("tokenizer.json")).ok();
+        let tokenizer = optional(&dir.join("tokenizer.json"))?;
         let hash = train.vocabulary_hash();
         let others =
             [held_out.as_ref().map(TokenFile::vocabulary_hash), tokenizer.as_deref().map(vocabulary_hash)];
@@ -154,7 +156,7 @@ impl Data {
             let message = format!("{}: token files and tokenizer.json do not belong together", dir.display());
             return Err(Error::new(Status::MISMATCH, message));
         }
-        let tokenizer_config = fs::read(dir.join("tokenizer_config.json")).ok();
+        let tokenizer_config = optional(&dir.join("tokenizer_config.json"))?;
         let held_out = held_out.filter(|f| f.tokens() > 1);
         Ok(Data { dir: dir.into(), train, held_out, tokenizer, tokenizer_config })
     }
@@ -185,7 +187,7 @@ impl Data {
             Some(tokenizer)
         };
         let path = dir.join("tokenizer.json");
-        let theirs = fs::read(&path).ok().and_then(|bytes| read(&bytes));
+        let theirs = optional(&path)?.and_then(|bytes| read(&bytes));
         let (Some(theirs), Some(own)) = (theirs, self.tokenizer.as_deref().and_then(read)) else {
             return Ok(());
         };
@@ -295,6 +297,9 @@ mod tests {
         refused(vec![phase(10, 0, &[]), phase(10, 0, &[])], "curriculum.1.until = 10");
         refused(vec![phase(10, 0, &[1.0])], "curriculum.0.weights");
         refused(vec![phase(10, 0, &[0.0, 0.0])], "curriculum.0.weights");
+        refused(vec![phase(10, 0, &[f64::NAN, 1.0])], "curriculum.0.weights");
+        // together more than a number can say
+        refused(vec![phase(10, 0, &[f64::MAX, f64::MAX])], "curriculum.0.weights");
         let twice = vec![Part::parse("web"), Part::parse("web=2")];
         assert!(check(&Config { mixture: twice, ..Config::default() }).is_err());
     }

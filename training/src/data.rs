@@ -12,16 +12,19 @@
 //! Marked ids have 4 bytes; the top bit says that a token is read and not learned, as what a user says to a model.
 //! The file is mapped; each id is checked against the vocabulary when it is read.
 
+mod writer;
+
 use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use crc_fast::{CrcAlgorithm, Digest, checksum};
+use crc_fast::{CrcAlgorithm, checksum};
 use llm::error::{Error, Result, Status};
 use llm::mmap::Bytes;
 
 use crate::encode::{Encoder, Place};
 use crate::source::{Format, Source};
+
+use writer::{TokenWriter, part};
 
 const MAGIC: &[u8; 8] = b"llmtoken";
 const VERSION: u32 = 1;
@@ -30,6 +33,8 @@ const HEAD: usize = 128;
 const READ: u32 = 1 << 31;
 /// The token that ends documents, if nobody says another.
 const END: &str = "<|endoftext|>";
+/// The token files of a directory.
+const FILES: [&str; 2] = ["train.tokens", "held_out.tokens"];
 /// So much of a text whose length is not known waits for the first piece to be kept apart.
 const WAITING: u64 = 64 << 20;
 
@@ -47,10 +52,11 @@ pub struct PrepareOptions {
     /// Share of the text kept apart: the last part of a plain text file, every n-th row, every n-th piece (about 256 KiB)
     /// of a text whose length is not known before, the last part of one that has fewer pieces.
     pub held_out: f64,
-    /// The token that ends a document; where the tokenizer lacks it, documents follow each other directly. In place of the
-    /// default, `<|endoftext|>`, a tokenizer without it has the `eos_token` that `tokenizer_config.json` beside it names,
-    /// and one that was trained here its first special token.
-    pub end: String,
+    /// The token of the tokenizer that ends every document, whatever the text came in; the empty text: documents follow each
+    /// other directly. `None`: `<|endoftext|>`, else the `eos_token` that `tokenizer_config.json` beside the tokenizer names,
+    /// else the first special token of a tokenizer that was trained here, else nothing. Conversations end as their template
+    /// says.
+    pub end: Option<String>,
     /// Rows of `.jsonl` are conversations (`messages`, `tools`), of which answers are learned.
     pub chat: bool,
     /// The chat template for them; `None`: that beside the tokenizer.
@@ -65,7 +71,7 @@ impl Default for PrepareOptions {
             tokenizer: PathBuf::from("tokenizer.json"),
             output: PathBuf::from("data"),
             held_out: 0.1,
-            end: END.into(),
+            end: None,
             chat: false,
             template: None,
         }
@@ -83,26 +89,52 @@ pub struct Prepared {
     pub vocab: usize,
 }
 
+impl PrepareOptions {
+    /// What [`tokenize`] writes to, for a program that ends without dropping its result (a signal) and wants to remove it.
+    pub fn unfinished(&self) -> Vec<PathBuf> {
+        FILES.iter().map(|name| part(&self.output.join(name))).collect()
+    }
+}
+
 /// Tokenizes text files into a directory of token files. Memory stays bounded by a piece of text.
 ///
 /// # Errors
-/// Those of reading and writing files, `INVALID_ARG` for a share outside 0..1.
+/// Those of [`tokenize`] and [`Tokenized::settle`].
 pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
+    tokenize(options)?.settle()
+}
+
+/// Token files that are whole and do not have their names yet; dropped before [`Tokenized::settle`], they are removed.
+pub struct Tokenized {
+    prepared: Prepared,
+    output: PathBuf,
+    train: TokenWriter,
+    held_out: TokenWriter,
+    tokenizer: Vec<u8>,
+    config: Option<Vec<u8>>,
+}
+
+/// The long part of [`prepare`]: everything but what takes the place of older files.
+///
+/// # Errors
+/// Those of reading and writing files, `INVALID_ARG` for a share outside 0..1 and for an `end` that the tokenizer lacks.
+pub fn tokenize(options: &PrepareOptions) -> Result<Tokenized> {
     if !(0.0..1.0).contains(&options.held_out) {
         let message = format!("held-out share {}: expected 0 or more and less than 1", options.held_out);
         return Err(Error::new(Status::INVALID_ARG, message));
     }
     let tokenizer = crate::bpe::load(&options.tokenizer)?;
-    let file = std::fs::read(&options.tokenizer)?;
+    let file =
+        std::fs::read(&options.tokenizer).map_err(|e| Error::from(e).context(options.tokenizer.display()))?;
+    let beside = optional(&options.tokenizer.with_file_name("tokenizer_config.json"))?;
+    let end = end_of_documents(&tokenizer, options, beside.as_deref())?;
     let here = |e: std::io::Error| Error::from(e).context(options.output.display());
     std::fs::create_dir_all(&options.output).map_err(here)?;
     // ids may have gaps: what counts is the greatest
     let vocab = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-    let beside = std::fs::read(options.tokenizer.with_file_name("tokenizer_config.json")).ok();
-    let end = end_of_documents(&tokenizer, &options.end, beside.as_deref());
     let hash = vocabulary_hash(&file);
     let writer = |name: &str| TokenWriter::create(&options.output.join(name), vocab, hash, options.chat);
-    let (mut train, mut held_out) = (writer("train.tokens")?, writer("held_out.tokens")?);
+    let (mut train, mut held_out) = (writer(FILES[0])?, writer(FILES[1])?);
     let encoder = Encoder::new(tokenizer)?;
     let encode = |text: &str, first: bool, out: &mut TokenWriter| -> Result<()> {
         let place = if first { Place::Beginning } else { Place::Inside };
@@ -183,24 +215,39 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
         }
     }
     let prepared = Prepared { train_tokens: train.tokens, held_out_tokens: held_out.tokens, vocab };
-    // All are whole on the disk before any takes the place of an older one.
     held_out.finish()?;
     train.finish()?;
-    crate::checkpoint::write_file(&options.output.join("tokenizer.json"), &file)?;
-    let path = options.output.join("tokenizer_config.json");
-    match config {
-        Some(config) => crate::checkpoint::write_file(&path, &config)?,
-        // that of data that was here before says nothing about this
-        None => match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::from(e).context(path.display()));
-            }
-            _ => {}
-        },
+    Ok(Tokenized { prepared, output: options.output.clone(), train, held_out, tokenizer: file, config })
+}
+
+impl Tokenized {
+    /// Gives the files their names, in place of older ones: all are whole on the disk before.
+    ///
+    /// # Errors
+    /// Those of writing and naming files.
+    pub fn settle(self) -> Result<Prepared> {
+        crate::checkpoint::write_file(&self.output.join("tokenizer.json"), &self.tokenizer)?;
+        let path = self.output.join("tokenizer_config.json");
+        match &self.config {
+            Some(config) => crate::checkpoint::write_file(&path, config)?,
+            // that of data that was here before says nothing about this
+            None => match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::from(e).context(path.display()));
+                }
+                _ => {}
+            },
+        }
+        self.held_out.settle()?;
+        self.train.settle()?;
+        // The names are durable once their directory is. Not every file system can sync one; the files are whole either way.
+        if cfg!(unix)
+            && let Ok(directory) = File::open(&self.output)
+        {
+            let _ = directory.sync_all();
+        }
+        Ok(self.prepared)
     }
-    held_out.settle()?;
-    train.settle()?;
-    Ok(prepared)
 }
 
 /// Tokenizes a piece of a text, of which `seen` bytes came before; what lies from `border` on goes to the second writer.
@@ -222,9 +269,27 @@ fn divide(
     Ok(())
 }
 
-/// The token that ends a document: `named`; in place of the default the one of `tokenizer_config.json`, else the first
+/// The token that ends a document: the one asked for; else the default, that of `tokenizer_config.json`, or the first
 /// special token of a tokenizer whose added tokens are special and take the first ids, as those have that are trained here.
-fn end_of_documents(tokenizer: &tokenizers::Tokenizer, named: &str, config: Option<&[u8]>) -> Option<u32> {
+fn end_of_documents(
+    tokenizer: &tokenizers::Tokenizer,
+    options: &PrepareOptions,
+    config: Option<&[u8]>,
+) -> Result<Option<u32>> {
+    if let Some(named) = &options.end {
+        let place = options.tokenizer.display();
+        let refused = match tokenizer.token_to_id(named) {
+            _ if options.chat => {
+                format!("{named:?} as the end of documents: conversations end as their template says")
+            }
+            _ if named.is_empty() => return Ok(None),
+            Some(id) => return Ok(Some(id)),
+            None => format!(
+                "{place}: no token {named:?} to end documents with; name one of its own, or an empty text for none"
+            ),
+        };
+        return Err(Error::new(Status::INVALID_ARG, refused));
+    }
     let of_config = || {
         let config: serde_json::Value = serde_json::from_slice(config?).ok()?;
         let end = config.get("eos_token")?;
@@ -238,129 +303,21 @@ fn end_of_documents(tokenizer: &tokenizers::Tokenizer, named: &str, config: Opti
         let other = ["unk", "pad", "bos", "begin", "cls", "mask", "<s>"].iter().any(|n| name.contains(n));
         (!other).then_some(0)
     };
-    let known = tokenizer.token_to_id(named);
-    if named == END { known.or_else(of_config).or_else(first) } else { known }
+    Ok(tokenizer.token_to_id(END).or_else(of_config).or_else(first))
+}
+
+/// A file's bytes; `None` where there is none.
+pub(crate) fn optional(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::from(e).context(path.display())),
+    }
 }
 
 /// The hash that ties token files to the tokenizer that made them.
 pub(crate) fn vocabulary_hash(tokenizer_json: &[u8]) -> u64 {
     checksum(CrcAlgorithm::Crc64Nvme, tokenizer_json)
-}
-
-/// Writes a token file under a temporary name; `finish` ends it, `settle` gives it its own.
-struct TokenWriter {
-    path: PathBuf,
-    part: PathBuf,
-    file: BufWriter<File>,
-    crc: Digest,
-    wide: bool,
-    marked: bool,
-    vocab: usize,
-    hash: u64,
-    tokens: u64,
-    learned: u64,
-    bytes: u64,
-    offsets: Vec<u64>,
-}
-
-impl TokenWriter {
-    fn create(path: &Path, vocab: usize, hash: u64, marked: bool) -> Result<TokenWriter> {
-        let part = path.with_extension("tokens.part");
-        let mut file =
-            BufWriter::new(File::create(&part).map_err(|e| Error::from(e).context(part.display()))?);
-        file.write_all(&[0; HEAD]).map_err(|e| Error::from(e).context(part.display()))?;
-        Ok(TokenWriter {
-            path: path.into(),
-            part,
-            file,
-            crc: Digest::new(CrcAlgorithm::Crc32Iscsi),
-            wide: vocab > 1 << 16 || marked,
-            marked,
-            vocab,
-            hash,
-            tokens: 0,
-            learned: 0,
-            bytes: 0,
-            offsets: vec![0],
-        })
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.crc.update(bytes);
-        self.file.write_all(bytes).map_err(|e| self.here(e))
-    }
-
-    fn here(&self, e: std::io::Error) -> Error {
-        Error::from(e).context(self.part.display())
-    }
-
-    fn push(&mut self, ids: &[u32], text_bytes: usize) -> Result<()> {
-        let bytes: Vec<u8> = if self.wide {
-            ids.iter().flat_map(|id| id.to_le_bytes()).collect()
-        } else {
-            ids.iter().flat_map(|id| (*id as u16).to_le_bytes()).collect()
-        };
-        self.tokens += ids.len() as u64;
-        self.bytes += text_bytes as u64;
-        self.write(&bytes)
-    }
-
-    /// Ids of a conversation, of which some are learned.
-    fn push_marked(&mut self, ids: &[u32], learned: &[bool], text_bytes: usize) -> Result<()> {
-        let marked: Vec<u32> =
-            ids.iter().zip(learned).map(|(id, l)| if *l { *id } else { *id | READ }).collect();
-        self.learned += learned.iter().filter(|l| **l).count() as u64;
-        self.push(&marked, text_bytes)
-    }
-
-    fn end_document(&mut self, end: Option<u32>) -> Result<()> {
-        if self.offsets.last() == Some(&self.tokens) {
-            return Ok(());
-        }
-        if let Some(end) = end {
-            self.push(&[end], 0)?;
-        }
-        self.offsets.push(self.tokens);
-        Ok(())
-    }
-
-    fn finish(&mut self) -> Result<()> {
-        let width = if self.wide { 4 } else { 2 };
-        let padding = (self.tokens * width).next_multiple_of(8) - self.tokens * width;
-        self.write(&[0; 8][..padding as usize])?;
-        let offsets: Vec<u8> = self.offsets.iter().flat_map(|o| o.to_le_bytes()).collect();
-        self.write(&offsets)?;
-        let mut head = [0u8; HEAD];
-        let mut put = |at: usize, bytes: &[u8]| head[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, MAGIC);
-        put(8, &VERSION.to_le_bytes());
-        put(12, &(width as u32).to_le_bytes());
-        put(16, &(self.vocab as u32).to_le_bytes());
-        put(20, &(self.crc.finalize() as u32).to_le_bytes());
-        put(24, &self.hash.to_le_bytes());
-        put(32, &self.tokens.to_le_bytes());
-        put(40, &(self.offsets.len() as u64 - 1).to_le_bytes());
-        put(48, &self.bytes.to_le_bytes());
-        put(56, &u64::from(self.marked).to_le_bytes());
-        put(64, &self.learned.to_le_bytes());
-        let crc = checksum(CrcAlgorithm::Crc32Iscsi, &head[..HEAD - 4]) as u32;
-        head[HEAD - 4..].copy_from_slice(&crc.to_le_bytes());
-        let file = &mut self.file;
-        let written =
-            file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&head)).and_then(|()| file.flush());
-        written.and_then(|()| self.file.get_ref().sync_all()).map_err(|e| self.here(e))
-    }
-
-    fn settle(self) -> Result<()> {
-        std::fs::rename(&self.part, &self.path).map_err(|e| Error::from(e).context(self.path.display()))
-    }
-}
-
-impl Drop for TokenWriter {
-    fn drop(&mut self) {
-        // After a rename there is nothing left under the temporary name.
-        let _ = std::fs::remove_file(&self.part);
-    }
 }
 
 /// A token file, open for reading.
@@ -446,6 +403,11 @@ impl TokenFile {
     /// The number of ids that are learned.
     pub fn learned(&self) -> u64 {
         if self.marked { self.learned } else { self.tokens }
+    }
+
+    /// The file's name.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Where document `index` begins, counted in ids; the number of ids behind the last one. A damaged file's offsets

@@ -18,12 +18,12 @@ use llm::model::spec::Spec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// The most of any one dimension.
-const DIM: usize = 1 << 24;
-/// The most layers, those that a model's description may have.
-const LAYERS: usize = 4096;
-/// The most heads of a layer, as there.
-const HEADS: usize = 1 << 14;
+/// The most of any one dimension, as of every model's description.
+const DIM: usize = Spec::MOST_DIM as usize;
+/// The most layers.
+const LAYERS: usize = Spec::MOST_LAYERS;
+/// The most heads of a layer.
+const HEADS: usize = Spec::MOST_HEADS as usize;
 
 /// Where the order of tokens enters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]

@@ -15,8 +15,9 @@ use crate::tape::{Op, Step, Tape};
 
 /// What the head does with the logits of a chunk of rows.
 pub(crate) enum Want<'a> {
-    /// The summed loss.
-    Loss,
+    /// The summed loss. Asked between records and between chunks of the head whether to go on; where the answer is no the
+    /// pass ends, and its loss is none.
+    Loss(&'a mut dyn FnMut() -> bool),
     /// The summed loss, and gradients of `scale · loss` added to these.
     Gradient { scale: f32, grads: &'a mut [f32] },
     /// All logits, `[rows, vocab]`.
@@ -101,7 +102,8 @@ impl Engine {
         self.params = params.clone();
     }
 
-    /// Runs `tape` and returns the summed loss of the tokens in nats. Gradients are those of the adapter, if there is one.
+    /// Runs `tape` and returns the summed loss of the tokens in nats, NaN if it was broken off. Gradients are those of the
+    /// adapter, if there is one.
     pub fn run(&mut self, tape: &Tape, weights: &[f32], input: &Input, mut want: Want) -> f64 {
         let rows = tape.rows();
         let fits = input.ids.len() == rows && input.targets.len() == rows;
@@ -122,6 +124,11 @@ impl Engine {
         self.dropping = matches!(want, Want::Gradient { .. });
         let mut loss = 0.0;
         for op in &tape.ops {
+            if let Want::Loss(go_on) = &mut want
+                && !go_on()
+            {
+                return f64::NAN;
+            }
             if let Op::Head { .. } = op {
                 loss = self.head(tape, op, weights, input.targets, &mut want);
             } else {
@@ -234,7 +241,12 @@ impl Engine {
             let (targets, shape) = (&targets[r0..r0 + n], (n, vocab, width));
             self.dense.linear(x, weight, None, None, logits, shape);
             match want {
-                Want::Loss => loss += self.dense.cross_entropy(logits, vocab, targets, None),
+                Want::Loss(go_on) => {
+                    loss += self.dense.cross_entropy(logits, vocab, targets, None);
+                    if !go_on() {
+                        return f64::NAN;
+                    }
+                }
                 Want::Logits(out) => out.extend_from_slice(logits),
                 Want::Gradient { scale, grads } => {
                     loss += self.dense.cross_entropy(logits, vocab, targets, Some(*scale));

@@ -5,7 +5,7 @@
 //! reads can be trained on, and what is written has the names and shapes of its layout.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use llm::error::{Error, Result, Status};
@@ -14,6 +14,15 @@ use llm::model::arch::{Rows, Take, Want};
 use safetensors::tensor::{Dtype, SafeTensors, View};
 
 use crate::params::Params;
+
+/// The file of a checkpoint's tensors.
+pub(crate) const MODEL: &str = "model.safetensors";
+
+/// What says, of a checkpoint in several files, which tensor is in which.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+/// Bytes of tensors that a file of a checkpoint holds at most: more are divided, as other tools do it.
+pub(crate) const SHARD: u64 = 5_000_000_000;
 
 /// Calls `f(index of the wanted tensor, index of source `number`)` for every value that the source gives.
 fn each(want: &Want, number: usize, f: &mut dyn FnMut(usize, usize)) {
@@ -89,6 +98,24 @@ pub(crate) fn stored<'a>(params: &'a Params, values: &'a [f32]) -> Vec<(String, 
     all.into_iter().map(|(name, stored)| (name.to_string(), stored)).collect()
 }
 
+/// Tensors in files of at most `most` bytes each, in their order. One that has more is alone.
+pub(crate) fn divide<T: View>(tensors: Vec<(String, T)>, most: u64) -> Vec<Vec<(String, T)>> {
+    let mut files: Vec<Vec<(String, T)>> = Vec::new();
+    let mut room = 0;
+    for (name, tensor) in tensors {
+        let bytes = tensor.data_len() as u64;
+        if files.is_empty() || bytes > room {
+            files.push(Vec::new());
+            room = most;
+        }
+        room = room.saturating_sub(bytes);
+        if let Some(file) = files.last_mut() {
+            file.push((name, tensor));
+        }
+    }
+    files
+}
+
 impl View for Stored<'_> {
     fn dtype(&self) -> Dtype {
         Dtype::F32
@@ -119,33 +146,56 @@ impl View for Stored<'_> {
     }
 }
 
+/// The file beside them with the state of a training run.
+pub(crate) const STATE: &str = "optimizer.safetensors";
+
+/// What names of exact values begin with in [`STATE`].
+const EXACT: &str = "exact.";
+
+/// The values that a checkpoint's tensors hold only rounded, with names: of gemma's norms 1 is taken away before they are
+/// stored, and not every number below ½ survives that. A run that is resumed goes on with these.
+pub(crate) fn exact<'a>(
+    params: &'a Params,
+    values: &'a [f32],
+) -> impl Iterator<Item = (String, &'a [f32])> + 'a {
+    let rounded = params.wants.iter().filter(|want| want.plus != 0.0);
+    rounded.map(move |want| (format!("{EXACT}{}", want.name), &values[params.place(want.slot)]))
+}
+
 /// The tensor files of a checkpoint directory, mapped.
 pub(crate) struct Files {
     maps: Vec<(PathBuf, Bytes)>,
+    /// The state of a run, where there is one.
+    state: Option<Bytes>,
 }
 
 impl Files {
-    /// `model.safetensors`, or the shards that its index names.
+    /// `model.safetensors`; where there is none, the shards that its index names.
     ///
     /// # Errors
     /// `NOT_FOUND`, `IO`, `BAD_FORMAT` for an index that is none.
     pub fn open(dir: &Path) -> Result<Files> {
-        let index = dir.join("model.safetensors.index.json");
-        let names = if index.is_file() {
+        let index = dir.join(INDEX);
+        // An index beside a single file is left of something else: other tools read the file, too.
+        let names = if !dir.join(MODEL).is_file() && index.is_file() {
             let text = std::fs::read(&index).map_err(|e| Error::from(e).context(index.display()))?;
             let bad = |what: String| Error::new(Status::BAD_FORMAT, format!("{}: {what}", index.display()));
             let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
             let map = value.get("weight_map").and_then(|m| m.as_object());
             let map = map.ok_or_else(|| bad("no object `weight_map`".into()))?;
-            let mut names: Vec<&str> = map.values().filter_map(|v| v.as_str()).collect();
-            names.sort_unstable();
-            names.dedup();
-            if names.iter().any(|n| n.contains(['/', '\\'])) {
-                return Err(bad("a shard outside this directory".into()));
+            let mut names = BTreeSet::new();
+            for (tensor, file) in map {
+                match file.as_str() {
+                    Some(name) if Path::new(name).file_name() == Some(name.as_ref()) => names.insert(name),
+                    _ => return Err(bad(format!("{tensor:?}: {file} is not the name of a file beside it"))),
+                };
+            }
+            if names.is_empty() {
+                return Err(bad("`weight_map` names no tensor".into()));
             }
             names.into_iter().map(String::from).collect()
         } else {
-            vec!["model.safetensors".to_string()]
+            vec![MODEL.to_string()]
         };
         let map = |name: String| -> Result<(PathBuf, Bytes)> {
             let path = dir.join(name);
@@ -153,7 +203,21 @@ impl Files {
             let bytes = Bytes::map(&file, 0, 0).map_err(|e| e.context(path.display()))?;
             Ok((path, bytes))
         };
-        Ok(Files { maps: names.into_iter().map(map).collect::<Result<_>>()? })
+        let state = std::fs::File::open(dir.join(STATE)).ok().and_then(|file| Bytes::map(&file, 0, 0).ok());
+        Ok(Files { maps: names.into_iter().map(map).collect::<Result<_>>()?, state })
+    }
+
+    /// The tensors of every file.
+    ///
+    /// # Errors
+    /// `BAD_FORMAT` for a damaged file.
+    pub fn parse(&self) -> Result<Vec<(&Path, SafeTensors<'_>)>> {
+        let parsed = self.maps.iter().map(|(path, bytes)| {
+            let file = SafeTensors::deserialize(bytes);
+            let bad = |e| Error::new(Status::BAD_FORMAT, format!("{}: {e}", path.display()));
+            file.map(|file| (path.as_path(), file)).map_err(bad)
+        });
+        parsed.collect()
     }
 
     /// The parameters, out of the checkpoint's tensors.
@@ -161,12 +225,8 @@ impl Files {
     /// # Errors
     /// `BAD_FORMAT` for a damaged file, a missing tensor, or one of another shape or of a type that is no float.
     pub fn load(&self, params: &Params) -> Result<Vec<f32>> {
-        let mut parsed = Vec::new();
-        for (path, bytes) in &self.maps {
-            let file = SafeTensors::deserialize(bytes);
-            let bad = |e| Error::new(Status::BAD_FORMAT, format!("{}: {e}", path.display()));
-            parsed.push((path, file.map_err(bad)?));
-        }
+        let parsed = self.parse()?;
+        let state = self.state.as_ref().and_then(|bytes| SafeTensors::deserialize(bytes).ok());
         let mut values = llm_kernels::dense::zeros(params.total);
         for want in &params.wants {
             let out = &mut values[params.place(want.slot)];
@@ -178,8 +238,9 @@ impl Files {
                     Some((path, tensor))
                 });
                 let Some((path, tensor)) = found else {
-                    let place = self.maps.first().map_or(Cow::Borrowed("?"), |(p, _)| p.to_string_lossy());
-                    let message = format!("{place}: no tensor {:?}", source.name);
+                    let first = self.maps.first().map_or(Path::new("?"), |(path, _)| path.as_path());
+                    let place = if self.maps.len() > 1 { first.parent().unwrap_or(first) } else { first };
+                    let message = format!("{}: no tensor {:?}", place.display(), source.name);
                     return Err(Error::new(Status::BAD_FORMAT, message));
                 };
                 let shape: Vec<u64> = tensor.shape().iter().map(|d| *d as u64).collect();
@@ -195,6 +256,15 @@ impl Files {
                     return Err(Error::new(Status::BAD_FORMAT, message));
                 };
                 each(want, number, &mut |at, from| out[at] = stored[from] + want.plus);
+            }
+            let exact = state.as_ref().filter(|_| want.plus != 0.0);
+            let exact = exact.and_then(|file| file.tensor(&format!("{EXACT}{}", want.name)).ok());
+            let exact = exact.and_then(|tensor| floats(tensor.dtype(), tensor.data()));
+            for (value, exact) in out.iter_mut().zip(exact.into_iter().flatten()) {
+                // where the tensors are still those that were made of it
+                if (exact - want.plus) + want.plus == *value {
+                    *value = exact;
+                }
             }
         }
         Ok(values)

@@ -20,8 +20,8 @@ pub(crate) fn check(vectors: &[(&str, usize)]) -> Result<()> {
     let parts: Vec<String> =
         vectors.iter().map(|(name, values)| format!("{name} {:.1}", gb(bytes(*values)))).collect();
     let message = format!(
-        "this run needs {:.1} GB of memory ({}) and there are {:.1}: a smaller `batch` or `length`, recompute=block, \
-         optim.kind=adamw8 and lora.rank need less",
+        "this run needs {:.1} GB of memory ({}) and there are {:.1}: a smaller `batch`, `length` or `accumulate`, \
+         recompute=block, optim.kind=adamw8 and lora.rank need less",
         gb(need),
         parts.join(", "),
         gb(all)

@@ -3,7 +3,7 @@
 use llm::error::{Error, Result, Status};
 
 use crate::config::{Config, OptimConfig};
-use crate::design::{ExpertsDesign, LatentDesign, ModelConfig};
+use crate::design::{ExpertsDesign, LatentDesign, ModelConfig, ScoringDesign};
 
 /// A preset: its name, what it is, and its settings.
 pub struct Preset {
@@ -65,6 +65,11 @@ pub const PRESETS: &[Preset] = &[
         name: "mla-moe",
         about: "DeepSeek-V2's design, small: latent attention, experts",
         config: mla_moe,
+    },
+    Preset {
+        name: "mla-moe-v3",
+        about: "DeepSeek-V3's design, small: experts in groups, balanced by the correction of their choice",
+        config: mla_moe_v3,
     },
 ];
 
@@ -147,6 +152,21 @@ fn mla_moe() -> Config {
     }
 }
 
+fn mla_moe_v3() -> Config {
+    let base = mla_moe();
+    let experts = ExpertsDesign {
+        active: 4,
+        scoring: ScoringDesign::Sigmoid,
+        groups: 4,
+        active_groups: 2,
+        scale: 2.5,
+        balance: 1e-4,
+        ..base.model.experts.clone()
+    };
+    let latent = LatentDesign { q_rank: 256, ..base.model.latent.clone() };
+    Config { model: ModelConfig { experts, latent, ..base.model }, ..base }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,6 +211,9 @@ mod tests {
         let (dense, experts) = (3 * 512 * 1408, 512 * 16 + (16 + 1) * 3 * 512 * 384);
         let all = 2 * 4096 * 512 + 8 * (attention + 2 * 512) + dense + 7 * experts + 512;
         assert_eq!(count("mla-moe", 4096), ("deepseek_v2", all));
+        // its queries are compressed, too, and corrections of a choice are not trained
+        let [queries, compressed] = [512 * 8 * (64 + 32), 512 * 256 + 256 + 256 * 8 * (64 + 32)];
+        assert_eq!(count("mla-moe-v3", 4096), ("deepseek_v3", all - 8 * queries + 8 * compressed));
         let [(_, whole), (_, draft)] = ["pair", "pair-draft"].map(|name| count(name, 4096));
         assert!((9_000_000..11_000_000).contains(&whole) && draft * 10 < whole, "{whole}, {draft}");
         for p in PRESETS {

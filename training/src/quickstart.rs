@@ -77,7 +77,7 @@ pub fn config(dir: &Path, steps: u64) -> Config {
 ///
 /// # Errors
 /// Those of writing files; `INVALID_ARG` for a text too short to train on, `BAD_STATE` where `dir/run` holds
-/// checkpoints of another run.
+/// checkpoints of another run, `CANCELLED` if it was ended before the first step.
 pub fn quickstart(
     text: &str,
     dir: &Path,
@@ -123,8 +123,8 @@ pub fn quickstart(
         watch(event)
     })?;
     if done.steps == 0 {
-        let message = format!("{steps} steps, none of them done: expected at least 1");
-        return Err(Error::new(Status::INVALID_ARG, message));
+        let message = format!("stopped before the first of {steps} steps");
+        return Err(Error::new(Status::CANCELLED, message));
     }
     let after = match after {
         Some(evaluation) => evaluation,
@@ -155,7 +155,7 @@ fn clear(config: &Config) -> Result<()> {
             );
             return Err(Error::new(Status::BAD_STATE, message));
         }
-        std::fs::remove_dir_all(&path).map_err(|e| Error::from(e).context(path.display()))?;
+        checkpoint::remove(&path)?;
     }
     Ok(())
 }

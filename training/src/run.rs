@@ -32,6 +32,9 @@ pub enum Event {
     },
     /// A step is done.
     Step(StepReport),
+    /// The held-out text is being evaluated after this step: comes before every batch of it, and within long ones. `Break`
+    /// ends the evaluation without a result.
+    Evaluating(u64),
     /// The held-out text was evaluated after this step.
     Evaluated(u64, Evaluation),
     /// A checkpoint was written.
@@ -87,22 +90,39 @@ pub fn train(config: &Config, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) 
     };
     let started = Event::Started { step: trainer.steps_done(), parameters: trainer.parameters() };
     let mut stop = watch(&started).is_break();
-    while trainer.steps_done() < config.steps && !stop {
-        let report = trainer.step()?;
-        metrics.step(&report)?;
-        summary.loss = Some(report.loss);
-        stop |= watch(&Event::Step(report)).is_break();
+    // a run that ended by itself has ended: only with more patience does it go on
+    if config.patience > 0 && metrics.since_best() >= config.patience {
+        (summary.early, stop) = (true, true);
+        let _ = watch(&Event::Stopped(metrics.since_best()));
+    }
+    let held_out = trainer.data().iter().any(|d| d.held_out.is_some());
+    // a run that was stopped between its last step and the evaluation behind it makes up for that
+    let mut owed = held_out && trainer.steps_done() == config.steps && trainer.held_out().is_none();
+    while !stop && (owed || trainer.steps_done() < config.steps) {
+        if !owed {
+            let report = trainer.step()?;
+            metrics.step(&report)?;
+            summary.loss = Some(report.loss);
+            stop |= watch(&Event::Step(report)).is_break();
+        }
+        owed = false;
         let step = trainer.steps_done();
         let last = step == config.steps;
         let due = |every: u64| last || (every > 0 && step.is_multiple_of(every));
-        if !stop && due(config.eval_every) && trainer.data().iter().any(|d| d.held_out.is_some()) {
-            let (evaluation, each) = trainer.evaluate_each(if last { 0 } else { config.eval_sequences })?;
-            metrics.evaluation(step, &evaluation, &each)?;
-            summary.evaluation = Some(evaluation);
-            stop |= watch(&Event::Evaluated(step, evaluation)).is_break();
-            if config.patience > 0 && !last && metrics.since_best() >= config.patience {
-                (summary.early, stop) = (true, true);
-                let _ = watch(&Event::Stopped(metrics.since_best()));
+        if !stop && due(config.eval_every) && held_out {
+            let sequences = if last { 0 } else { config.eval_sequences };
+            let done = trainer.evaluate_until(sequences, &mut || watch(&Event::Evaluating(step)))?;
+            match done {
+                None => stop = true,
+                Some((evaluation, each)) => {
+                    metrics.evaluation(step, &evaluation, &each, trainer.held_out())?;
+                    summary.evaluation = Some(evaluation);
+                    stop |= watch(&Event::Evaluated(step, evaluation)).is_break();
+                    if config.patience > 0 && !last && metrics.since_best() >= config.patience {
+                        (summary.early, stop) = (true, true);
+                        let _ = watch(&Event::Stopped(metrics.since_best()));
+                    }
+                }
             }
         }
         if stop || due(config.save_every) {
@@ -142,7 +162,7 @@ struct Metrics {
     dir: PathBuf,
     file: fs::File,
     events: Events,
-    /// Held-out losses so far.
+    /// Held-out losses so far, on what every evaluation sees.
     losses: Vec<f64>,
 }
 
@@ -162,7 +182,11 @@ impl Metrics {
         let kept: Vec<&str> = old.lines().filter(done).collect();
         let text: String = kept.iter().flat_map(|l| [l, "\n"]).collect();
         checkpoint::write_file(&path, text.as_bytes())?;
-        let losses = kept.iter().filter_map(|l| row(l)?.get("held_out_nats_per_token")?.as_f64()).collect();
+        let loss = |line: &&str| {
+            let row = row(line)?;
+            row.get("held_out_compared").or(row.get("held_out_nats_per_token"))?.as_f64()
+        };
+        let losses = kept.iter().filter_map(loss).collect();
         let file = OpenOptions::new().append(true).open(&path).map_err(here)?;
         Ok(Metrics { dir: dir.into(), file, events: Events::create(&dir.join("events"), step)?, losses })
     }
@@ -179,13 +203,24 @@ impl Metrics {
                           "tokens_per_second": r.tokens_per_second, "flops": r.flops}))
     }
 
-    fn evaluation(&mut self, step: u64, e: &Evaluation, each: &[(PathBuf, Evaluation)]) -> Result<()> {
-        self.losses.push(e.nats_per_token);
+    /// `compared`: the loss on what every evaluation of the run sees.
+    fn evaluation(
+        &mut self,
+        step: u64,
+        e: &Evaluation,
+        each: &[(PathBuf, Evaluation)],
+        compared: Option<f64>,
+    ) -> Result<()> {
+        let compared = compared.unwrap_or(e.nats_per_token);
+        self.losses.push(compared);
         let mut row = json!({"step": step, "held_out_nats_per_token": e.nats_per_token,
                              "held_out_nats_per_byte": e.nats_per_byte, "held_out_tokens": e.tokens});
         if each.len() > 1 {
             let one = |(dir, e): &(PathBuf, Evaluation)| (dir.display().to_string(), json!(e.nats_per_token));
             row["held_out_of"] = Value::Object(each.iter().map(one).collect());
+        }
+        if compared != e.nats_per_token {
+            row["held_out_compared"] = json!(compared);
         }
         self.line(&row)
     }

@@ -12,7 +12,7 @@ use llm_kernels::dense::zeros;
 use crate::batches::{Batch, Sampler};
 use crate::blueprint::Blueprint;
 use crate::checkpoint::{self, Contents, Drawn, State};
-use crate::config::Config;
+use crate::config::{Config, OptimConfig};
 use crate::corpus::{self, Data};
 use crate::design::ModelConfig;
 use crate::engine::{Adapter, Engine, Input, RouterLosses, Want};
@@ -163,8 +163,15 @@ impl Trainer {
         let pass =
             if longest > length { tape(Some(config.recompute), longest).arena } else { train_tape.arena };
         let (grads, optimizer) = (zeros(trained.total), Optimizer::new(&config.optim, trained));
-        let others = [("the optimizer", optimizer.bytes() / 4), ("a pass", pass.max(eval_tape.arena))];
-        memory::check(&[values, others].concat())?;
+        // all of a step's tokens are read before its first pass: id, target, and where a document begins
+        let tokens = config.batch.saturating_mul(longest).saturating_mul(config.accumulate).saturating_mul(3);
+        let mut needs = values.to_vec();
+        needs.extend([
+            ("the optimizer", optimizer.bytes() / 4),
+            ("a pass", pass.max(eval_tape.arena)),
+            ("a step's tokens", tokens),
+        ]);
+        memory::check(&needs)?;
         let mut engine = Engine::new(spec, &params, config.threads, losses);
         engine.adapter = adapter;
         Ok(Trainer {
@@ -229,6 +236,19 @@ impl Trainer {
                 trainer.weights = Files::open(dir)?.load(&trainer.params)?;
             }
         }
+        // two optimizers may keep states of the same names and sizes, as Lion and Muon do of an adapter
+        let (theirs, own) = (&state.config.optim, &trainer.config.optim);
+        if (theirs.kind, theirs.galore_rank) != (own.kind, own.galore_rank) {
+            let say = |o: &OptimConfig| format!("{:?} with galore_rank = {}", o.kind, o.galore_rank);
+            let message = format!(
+                "{}: was trained by {}, the configuration asks for {}; the settings of `optim` that choose the \
+                 optimizer must be those the run began with",
+                dir.display(),
+                say(theirs),
+                say(own)
+            );
+            return Err(Error::new(Status::MISMATCH, message));
+        }
         let trained = trainer.engine.adapter.as_ref().map_or(&trainer.params, |a| &a.lora.params);
         checkpoint::restore(dir, trained, &mut trainer.optimizer)?;
         if state.vocabulary_hash != trainer.vocabulary_hash() {
@@ -264,6 +284,12 @@ impl Trainer {
         self.step
     }
 
+    /// Nats per token of the windows that every evaluation of the run sees, where they were measured at this step:
+    /// checkpoints are compared by it.
+    pub fn held_out(&self) -> Option<f64> {
+        self.held_out
+    }
+
     /// The number of trained values.
     pub fn parameters(&self) -> usize {
         self.engine.adapter.as_ref().map_or(&self.params, |a| &a.lora.params).count()
@@ -283,7 +309,7 @@ impl Trainer {
     pub fn merge(&mut self) {
         let Some(adapter) = self.engine.adapter.take() else { return };
         adapter.lora.merge(&mut self.engine.dense, &adapter.values, &self.params, &mut self.weights);
-        self.config.lora.rank = 0;
+        (self.config.lora.rank, self.config.lora.targets) = (0, Vec::new());
         self.config.adapter.clear();
         self.params = self.blueprint.params();
         self.engine.set_params(&self.params);
@@ -348,7 +374,7 @@ impl Trainer {
                     let part = corpus::choose(self.config.seed, sample, &weights);
                     let file = (part, &self.data[part].train);
                     self.sampler.add(file, drawn[part], length, &mut batch)?;
-                    (sample, drawn[part]) = (sample + 1, drawn[part] + 1);
+                    (sample, drawn[part]) = (sample.wrapping_add(1), drawn[part].wrapping_add(1));
                 }
                 batches.push(batch);
             }

@@ -245,6 +245,9 @@ fn a_run_that_cannot_be_is_refused_before_it_begins() {
     });
     assert_eq!(e.status(), Status::NO_MEMORY);
     assert!(e.message().contains("a pass "), "{e}");
+    let e = refused(&Config { accumulate: usize::MAX, ..config.clone() });
+    assert_eq!(e.status(), Status::NO_MEMORY);
+    assert!(e.message().contains("a step's tokens ") && e.message().contains("`accumulate`"), "{e}");
     let e = refused(&Config { batch: 1 << 40, ..config.clone() });
     assert!(e.message().contains("batch = 1099511627776: with 16 tokens each"), "{e}");
     let e = refused(&Config { data: dir.path().join("nowhere"), ..config.clone() });

@@ -4,7 +4,9 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use llm_train::{Config, Event, ModelConfig, PrepareOptions, Trainer, design, merge, prepare, train};
+use llm::error::Status;
+use llm_train::{Config, Event, ModelConfig, OptimizerKind, PrepareOptions, Trainer};
+use llm_train::{design, merge, prepare, train};
 
 mod common;
 use common::{advance, bits, run, setup};
@@ -102,6 +104,29 @@ fn an_adapter_learns_resumes_bit_by_bit_and_merges() {
     let mut other = config;
     other.lora.rank = 5;
     assert!(Trainer::resume(&other, &checkpoint).is_err());
+}
+
+#[test]
+fn an_adapter_does_not_go_on_with_an_optimizer_whose_state_only_looks_alike() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = setup(dir.path());
+    let from = dir.path().join("base");
+    base(&config, &from);
+    let with = |kind, galore_rank| {
+        let mut config = lora(&config, &from);
+        (config.optim.kind, config.optim.galore_rank) = (kind, galore_rank);
+        config
+    };
+    // moments of all an adapter's rank are as many as those of its values
+    let (lion, adamw) = (with(OptimizerKind::Lion, 0), with(OptimizerKind::AdamW, 0));
+    for (began, other) in [(with(OptimizerKind::Muon, 0), lion), (with(OptimizerKind::AdamW, 4), adamw)] {
+        let checkpoint = dir.path().join("checkpoint");
+        run(&began, 2).save(&checkpoint).unwrap();
+        let e = Trainer::resume(&other, &checkpoint).err().unwrap();
+        assert_eq!(e.status(), Status::MISMATCH);
+        assert!(e.message().contains("was trained by") && e.message().contains("`optim`"), "{e}");
+        Trainer::resume(&began, &checkpoint).unwrap();
+    }
 }
 
 #[test]
@@ -281,6 +306,14 @@ fn a_run_ends_when_evaluations_no_longer_become_better_and_keeps_the_best() {
     })
     .unwrap();
     assert!(summary.early && summary.steps == 8 && stopped == Some(3), "{summary:?}");
+    // the same command finds it ended; with more patience it goes on
+    let mut again = |patience| {
+        config.patience = patience;
+        train(&config, &mut |_| ControlFlow::Continue(())).unwrap()
+    };
+    let same = again(3);
+    assert!(same.early && same.steps == 8 && same.checkpoint == summary.checkpoint, "{same:?}");
+    assert_eq!(again(4).steps, 10);
     let kept = llm_train::checkpoint::list(&config.out).unwrap();
     let metrics = fs::read_to_string(config.out.join("metrics.jsonl")).unwrap();
     let losses = metrics.lines().filter_map(|l| {
@@ -290,7 +323,7 @@ fn a_run_ends_when_evaluations_no_longer_become_better_and_keeps_the_best() {
     assert!(kept.iter().any(|(_, s)| s.held_out == Some(best)), "the best checkpoint is kept");
     let page = fs::read_to_string(config.out.join("report.html")).unwrap();
     assert!(page.matches("<polyline").count() >= 5);
-    assert_eq!(fs::read_dir(config.out.join("events")).unwrap().count(), 1);
+    assert!(fs::read_dir(config.out.join("events")).unwrap().count() >= 1);
 }
 
 #[test]
@@ -310,6 +343,8 @@ fn a_value_that_is_no_number_is_reported_with_its_place_and_loses_nothing() {
     let whole = Config { from: from.clone(), ..config.clone() };
     let error = Trainer::new(&whole).unwrap().step().unwrap_err();
     assert!(error.message().contains("the weights of 1.Down"), "{error}");
+    let error = Trainer::new(&whole).unwrap().evaluate(0).unwrap_err();
+    assert!(error.message().contains("held-out loss NaN after step 0: the weights of 1.Down"), "{error}");
     // large, but numbers: the product with them is none
     let end = 8 + header + text[name]["data_offsets"][1].as_u64().unwrap() as usize;
     bytes[at..end].as_chunks_mut::<4>().0.fill(3e38f32.to_le_bytes());

@@ -93,6 +93,24 @@ fn samples_are_counted_by_directory_and_evaluated_so() {
 }
 
 #[test]
+fn a_count_of_samples_that_no_run_comes_to_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = mixed(dir.path());
+    let checkpoint = dir.path().join("checkpoint");
+    run(&config, 2).save(&checkpoint).unwrap();
+    let path = checkpoint.join("training.json");
+    let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    for samples in [1u64 << 40, u64::MAX - 1] {
+        state["drawn"][2]["samples"] = json!(samples);
+        fs::write(&path, state.to_string()).unwrap();
+        let mut trainer = Trainer::resume(&config, &checkpoint).unwrap();
+        let e = (0..10).find_map(|_| trainer.step().err()).unwrap();
+        assert_eq!(e.status(), Status::BAD_FORMAT);
+        assert!(e.message().contains("train.tokens: sample ") && e.message().contains("`drawn`"), "{e}");
+    }
+}
+
+#[test]
 fn directories_made_with_other_tokenizers_are_refused_with_the_first_difference() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = mixed(dir.path());

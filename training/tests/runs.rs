@@ -201,21 +201,21 @@ fn a_checkpoint_says_which_token_ends_a_text() {
         ..Default::default()
     })
     .unwrap();
-    let with = |end: &str, name: &str| {
+    let with = |end: Option<&str>, name: &str| {
         let (inputs, tokenizer, output) = (inputs.clone(), tokenizer.clone(), dir.path().join(name));
-        let end = end.to_string();
+        let end = end.map(String::from);
         prepare(&PrepareOptions { inputs, tokenizer, end, output: output.clone(), ..Default::default() })
             .unwrap();
         Config { data: output, ..config.clone() }
     };
-    let second = with("<|endoftext|>", "second");
+    let second = with(Some("<|endoftext|>"), "second");
     assert_eq!(said(&second), [json!(1), json!(1)]);
     // of a model that is trained further its own counts, also where no file of generation says it
     let from = dir.path().join("base");
     std::fs::rename(&out, &from).unwrap();
     std::fs::remove_file(from.join("generation_config.json")).unwrap();
     assert_eq!(said(&Config { from, ..second }), [json!(1), json!(1)]);
-    assert_eq!(said(&with("a token that is none", "third")), [Value::Null, Value::Null]);
+    assert_eq!(said(&with(Some(""), "third")), [Value::Null, Value::Null]);
 }
 
 #[test]

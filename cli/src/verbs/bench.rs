@@ -108,6 +108,12 @@ impl Args {
         const MOST: usize = 1 << 30;
         let sum = self.depth.checked_add(self.prefill).and_then(|sum| sum.checked_add(self.decode));
         match sum.filter(|sum| *sum < MOST) {
+            Some(sum) if self.run.context > 0 && self.run.context < sum => {
+                bail!(
+                    "-c {}: expected at least {sum} positions, for those of -d, -p and -n",
+                    self.run.context
+                )
+            }
             Some(sum) => Ok(sum + 1),
             None => bail!(
                 "-d {}, -p {}, -n {}: expected fewer than {MOST} positions together",

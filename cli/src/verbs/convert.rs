@@ -44,6 +44,7 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
+    llm_format::names_a_file(&args.out)?;
     if is_adapter(&args.source) {
         return adapter(args);
     }

@@ -15,7 +15,7 @@ pub struct Args {
     /// The preset
     name: Option<String>,
     /// The file to write, JSON if it ends so, else YAML; `-`: standard output
-    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    #[arg(short, long, value_name = "FILE", default_value = "-", requires = "name")]
     out: PathBuf,
     /// Settings to change
     #[arg(value_name = "KEY=VALUE")]

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use llm_train::{PrepareOptions, Source};
 
+use crate::stop::{AtOnce, Writing};
+
 /// Prepare data for training
 #[derive(clap::Subcommand)]
 pub enum Data {
@@ -14,8 +16,8 @@ pub enum Data {
 /// Turn texts into token files
 #[derive(clap::Args)]
 pub struct PrepareArgs {
-    /// Texts (a document each), .jsonl (a document a line), .parquet (a document a row), .gz and .zst of the first two;
-    /// paths, http(s) addresses, hf://datasets/OWNER/NAME/PATH (NAME@REVISION for one of its revisions)
+    /// Texts (a document each), .jsonl, .ndjson and .json (a document a line), .parquet (a document a row), .gz and .zst of
+    /// all but the last; paths, http(s) addresses, hf://datasets/OWNER/NAME/PATH (NAME@REVISION for one of its revisions)
     #[arg(required = true)]
     inputs: Vec<String>,
     /// The tokenizer.json to use; it is copied beside the data
@@ -28,8 +30,13 @@ pub struct PrepareArgs {
     #[arg(long)]
     download: bool,
     /// The string of a row that holds the text
-    #[arg(long, default_value = "text")]
+    #[arg(long, default_value = "text", conflicts_with = "chat")]
     field: String,
+    /// The token of the tokenizer that ends every document, whatever it comes from; an empty text: documents follow each
+    /// other directly. Without it <|endoftext|>, else the eos_token of tokenizer_config.json beside the tokenizer, else the
+    /// first special token of a tokenizer that was trained here
+    #[arg(long, value_name = "TOKEN", conflicts_with = "chat")]
+    end: Option<String>,
     /// Rows of .jsonl are conversations ("messages", "tools"): only the assistant's answers are learned
     #[arg(long)]
     chat: bool,
@@ -46,6 +53,7 @@ pub fn run(verb: &Data) -> Result<()> {
     let Data::Prepare(args) = verb;
     let inputs: Vec<Source> = args.inputs.iter().map(|name| Source::parse(name)).collect::<Result<_, _>>()?;
     if args.download {
+        let _stop = AtOnce::begin(Vec::new, "what was fetched stays; the same command goes on behind it");
         inputs.iter().try_for_each(Source::download)?;
     }
     let options = PrepareOptions {
@@ -54,11 +62,19 @@ pub fn run(verb: &Data) -> Result<()> {
         tokenizer: args.tokenizer.clone(),
         output: args.out.clone(),
         held_out: args.held_out,
+        end: args.end.clone(),
         chat: args.chat,
         template: args.chat_template.clone(),
-        ..PrepareOptions::default()
     };
-    let done = llm_train::prepare(&options)?;
+    let tokenized = {
+        let unfinished = options.unfinished();
+        let left = "no data was written; what was there before is as it was";
+        let _stop = AtOnce::begin(move || unfinished.clone(), left);
+        llm_train::data::tokenize(&options)?
+    };
+    // A moment, in which files take each other's place: it comes to its end.
+    let _writing = Writing::begin();
+    let done = tokenized.settle()?;
     say!(
         "{}: {} tokens to train on, {} held out, vocabulary of {}",
         args.out.display(),

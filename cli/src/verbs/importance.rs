@@ -46,16 +46,20 @@ pub fn run(args: &Args) -> Result<()> {
     let window = window.clamp(1, ids.len());
     let mut session = args.model.session(&model, window)?;
     let cancel = crate::stop::on_ctrl_c();
-    let progress = Progress::new("importance", false);
-    for (i, part) in ids.chunks(window).enumerate() {
-        session.reset();
-        // Logits behind every token, so that the output matrix sees them all.
-        session.prefill_each(part, Some(&cancel), &mut |_, _| Ok(()))?;
-        progress.at((i * window + part.len()) as u64, ids.len() as u64, "");
-    }
-    progress.end();
-    let columns = model.importance(&sums);
-    let bytes = llm_convert::importance::serialize(&columns)?;
-    common::write_whole(&args.out, |out| Ok(out.write_all(&bytes)?))?;
-    say!("{}: {} tensors over {} tokens", args.out.display(), columns.len(), ids.len())
+    let mut tensors = 0;
+    // Begun before the measuring, so that a place that takes no file is refused before it.
+    common::write_whole(&args.out, |out| {
+        let progress = Progress::new("importance", false);
+        for (i, part) in ids.chunks(window).enumerate() {
+            session.reset();
+            // Logits behind every token, so that the output matrix sees them all.
+            session.prefill_each(part, Some(&cancel), &mut |_, _| Ok(()))?;
+            progress.at((i * window + part.len()) as u64, ids.len() as u64, "");
+        }
+        progress.end();
+        let columns = model.importance(&sums);
+        tensors = columns.len();
+        Ok(out.write_all(&llm_convert::importance::serialize(&columns)?)?)
+    })?;
+    say!("{}: {tensors} tensors over {} tokens", args.out.display(), ids.len())
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
+use crate::stop::{self, AtOnce};
+
 /// Add a LoRA adapter (PEFT's layout) to the matrices of its checkpoint
 #[derive(clap::Args)]
 pub struct Args {
@@ -18,7 +20,10 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
+    let out = args.out.clone();
+    let stop = AtOnce::begin(move || stop::unfinished(&out), "nothing was written");
     llm_train::merge(&args.base, &args.adapter, &args.out)?;
+    drop(stop);
     say!("{}", args.out.display())?;
     Ok(())
 }

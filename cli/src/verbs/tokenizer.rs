@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use llm_train::{Source, TokenizerKind, TokenizerOptions};
+
+use crate::stop::{self, AtOnce};
 
 /// Make tokenizers
 #[derive(clap::Subcommand)]
@@ -24,8 +26,9 @@ pub struct TrainArgs {
     #[arg(long, value_enum, default_value_t = Kind::ByteLevel)]
     kind: Kind,
     /// Share of the text's characters with a token of their own, the others are spelled in bytes; not of `byte-level`
-    #[arg(long, default_value_t = 0.9995)]
-    coverage: f64,
+    /// (0.9995 without it)
+    #[arg(long)]
+    coverage: Option<f64>,
     /// Tokens in all
     #[arg(long, default_value_t = 8192)]
     size: usize,
@@ -47,6 +50,13 @@ enum Kind {
 /// Runs the verb.
 pub fn run(verb: &Tokenizer) -> Result<()> {
     let Tokenizer::Train(args) = verb;
+    llm_format::names_a_file(&args.out)?;
+    if args.coverage.is_some() && matches!(args.kind, Kind::ByteLevel) {
+        bail!(
+            "--coverage: a vocabulary of the kind byte-level covers every text; leave it out, or give --kind"
+        );
+    }
+    let defaults = TokenizerOptions::default();
     let options = TokenizerOptions {
         inputs: args.inputs.iter().map(|name| Source::parse(name)).collect::<Result<_, _>>()?,
         kind: match args.kind {
@@ -54,14 +64,17 @@ pub fn run(verb: &Tokenizer) -> Result<()> {
             Kind::Bpe => TokenizerKind::Bpe,
             Kind::Unigram => TokenizerKind::Unigram,
         },
-        coverage: args.coverage,
+        coverage: args.coverage.unwrap_or(defaults.coverage),
         field: args.field.clone(),
         vocab: args.size,
         special: args.special.clone(),
         output: args.out.clone(),
-        ..TokenizerOptions::default()
+        ..defaults
     };
+    let out = args.out.clone();
+    let stop = AtOnce::begin(move || stop::unfinished(&out), "nothing was written");
     let size = llm_train::train_tokenizer(&options)?;
+    drop(stop);
     say!("{}: {size} tokens", args.out.display())?;
     Ok(())
 }

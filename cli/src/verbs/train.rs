@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use llm_train::{Config, Event};
+use llm_train::{Config, Event, StepReport};
 
 use crate::common;
 use crate::progress::Progress;
@@ -25,6 +25,9 @@ pub struct Args {
     /// Directory of the run (the setting `out`): checkpoints, metrics.jsonl. A run found there is continued
     #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Go on with the run in --out by its own settings, those of its last checkpoint; a directory without one is refused
+    #[arg(long, conflicts_with_all = ["preset", "config"])]
+    resume: bool,
     /// Single settings, such as model.layers=4 rate=1e-3 steps=500
     #[arg(value_name = "KEY=VALUE")]
     settings: Vec<String>,
@@ -42,6 +45,7 @@ pub struct Args {
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
     let mut config = match &args.config {
+        _ if args.resume => settings_of_run(args)?,
         Some(file) => {
             let text = common::read_text(file)?;
             Config::from_text(&text).with_context(|| file.display().to_string())?
@@ -67,6 +71,26 @@ pub fn run(args: &Args) -> Result<()> {
     train(&config, args)
 }
 
+/// The settings of the last checkpoint of the run in the directory that the arguments name.
+fn settings_of_run(args: &Args) -> Result<Config> {
+    let mut named = Config::default();
+    for setting in &args.settings {
+        named.set(setting)?;
+    }
+    let out = args.out.clone().unwrap_or(named.out);
+    let Some((_, state)) = llm_train::checkpoint::list(&out)?.pop() else {
+        bail!("--resume: {}: no checkpoint of a run is there; without --resume one begins", out.display());
+    };
+    // The run may have been moved.
+    Ok(Config { out, ..state.config })
+}
+
+/// What is told of a step.
+fn told(report: &StepReport) -> String {
+    let (speed, work) = (report.tokens_per_second, report.flops / 1e9);
+    format!("loss {:.4}  {speed:.0} tokens/s  {work:.1} GFLOP/s", report.loss)
+}
+
 /// Trains with progress; Ctrl-C ends the run after a last checkpoint.
 fn train(config: &Config, args: &Args) -> Result<()> {
     let cancel = crate::stop::on_ctrl_c();
@@ -76,29 +100,29 @@ fn train(config: &Config, args: &Args) -> Result<()> {
     let summary = llm_train::train(config, &mut |event| {
         match event {
             Event::Started { step, parameters } => {
+                progress.begin(*step);
                 note!("{parameters} parameters, {step} of {} steps done", config.steps);
             }
-            Event::Step(report) => {
-                let (speed, work) = (report.tokens_per_second, report.flops / 1e9);
-                let message = format!("loss {:.4}  {speed:.0} tokens/s  {work:.1} GFLOP/s", report.loss);
-                progress.at(report.step, config.steps, &message);
-            }
-            Event::Evaluated(step, held_out) => note!(
-                "step {step}: held-out loss {:.4} nats per token, {:.4} per byte",
-                held_out.nats_per_token,
-                held_out.nats_per_byte
-            ),
-            Event::Saved(path) => {
+            Event::Step(report) => progress.at(report.step, config.steps, &told(report)),
+            // told so that a signal is seen
+            Event::Evaluating(_) => {}
+            Event::Evaluated(step, held_out) => progress.beside(|| {
+                let (token, byte) = (held_out.nats_per_token, held_out.nats_per_byte);
+                note!("step {step}: held-out loss {token:.4} nats per token, {byte:.4} per byte");
+            }),
+            Event::Saved(path) => progress.beside(|| {
                 note!("saved {}", path.display());
-                if let Some(prompt) = &args.sample
-                    && let Err(error) = super::sample::sample(config, path, prompt, args.sample_tokens)
+                // who ends the run does not wait for one
+                if let Some(prompt) = args.sample.as_deref().filter(|_| !cancel.is_set())
+                    && let Err(error) =
+                        super::sample::sample(config, path, (prompt, args.sample_tokens), &cancel)
                 {
                     note!("no sample: {error:#}");
                 }
-            }
-            Event::Stopped(evaluations) => {
+            }),
+            Event::Stopped(evaluations) => progress.beside(|| {
                 note!("{evaluations} evaluations in a row are no better than the best: the run ends");
-            }
+            }),
         }
         if cancel.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
@@ -115,4 +139,22 @@ fn train(config: &Config, args: &Args) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_told_with_its_loss_and_its_speed() {
+        let report = StepReport {
+            step: 7,
+            loss: 2.345_67,
+            lr: 1e-3,
+            grad_norm: 1.0,
+            tokens_per_second: 1234.4,
+            flops: 5.67e9,
+        };
+        assert_eq!(told(&report), "loss 2.3457  1234 tokens/s  5.7 GFLOP/s");
+    }
 }

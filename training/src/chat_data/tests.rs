@@ -100,7 +100,13 @@ fn a_configuration_may_hold_several_templates_or_be_none() {
     let path = dir.path().join("tokenizer.json");
     tokenizer().save(&path, false).unwrap();
     let several = json!({"chat_template": [{"name": "tools", "template": "x"}, {"name": "default", "template": CHATML}]});
-    for (config, template) in [(several, None), (json!([]), Some(template))] {
+    let other = json!({"chat_template": "{{ messages }}"});
+    for (config, template, beside) in
+        [(several, None, false), (json!([]), Some(template), false), (other, None, true)]
+    {
+        if beside {
+            std::fs::write(dir.path().join("chat_template.jinja"), CHATML).unwrap();
+        }
         std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
         let options = crate::PrepareOptions {
             inputs: vec![rows.clone().into()],

@@ -1,5 +1,7 @@
 //! Prepared data: the same ids whatever a text came in, files that are refused, what ends a document.
 
+use std::io::Write;
+
 use super::*;
 use crate::bpe::{TokenizerOptions, train_tokenizer};
 
@@ -105,6 +107,93 @@ fn documents_end_with_the_token_that_the_tokenizer_has_for_it() {
     assert_eq!(last(None), 0);
     trained(&["<unk>", "</s>"]);
     assert!(last(None) > 1);
+}
+
+#[test]
+fn the_end_that_is_asked_for_ends_documents_whatever_they_came_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let text = "a row of text, and another one\n".repeat(20);
+    let rows = "{\"text\": \"a row of text\"}\n".repeat(20);
+    let gz = |text: &str| {
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(text.as_bytes()).unwrap();
+        packed.finish().unwrap()
+    };
+    for (name, bytes) in [
+        ("a.txt", text.clone().into_bytes()),
+        ("b.txt.gz", gz(&text)),
+        ("c.jsonl", rows.clone().into_bytes()),
+        ("d.json", rows.clone().into_bytes()),
+        ("e.jsonl.gz", gz(&rows)),
+    ] {
+        std::fs::write(at(name), bytes).unwrap();
+    }
+    let special = vec!["</s>".to_string(), "<|stop|>".to_string()];
+    let inputs = vec![at("a.txt").into()];
+    let output = at("tokenizer.json");
+    train_tokenizer(&TokenizerOptions { inputs, vocab: 280, special, output, ..Default::default() }).unwrap();
+    let base = PrepareOptions { tokenizer: at("tokenizer.json"), output: at("data"), ..Default::default() };
+    for name in ["a.txt", "b.txt.gz", "c.jsonl", "d.json", "e.jsonl.gz"] {
+        for (end, expected) in [(None, Some(0)), (Some("<|stop|>"), Some(1)), (Some(""), None)] {
+            let end = end.map(String::from);
+            prepare(&PrepareOptions { inputs: vec![at(name).into()], end, ..base.clone() }).unwrap();
+            let file = TokenFile::open(&at("data/train.tokens")).unwrap();
+            for document in 1..=file.documents() {
+                let mut last = [0];
+                file.read(file.offset(document) - 1, &mut last).unwrap();
+                assert_eq!(Some(last[0]).filter(|id| *id < 2), expected, "{name}");
+            }
+        }
+    }
+    for (end, chat, said) in
+        [("<|none|>", false, "no token \"<|none|>\""), ("</s>", true, "as their template says")]
+    {
+        let inputs = vec![at("c.jsonl").into()];
+        let e = prepare(&PrepareOptions { inputs, end: Some(end.into()), chat, ..base.clone() }).unwrap_err();
+        assert_eq!(e.status(), Status::INVALID_ARG);
+        assert!(e.message().contains(said), "{e}");
+    }
+}
+
+#[test]
+fn data_that_is_not_settled_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    prepared(dir.path());
+    let output = dir.path().join("data");
+    let read = |name: &str| std::fs::read(output.join(name)).unwrap();
+    let before = FILES.map(read);
+    let inputs = vec![dir.path().join("b.jsonl").into()];
+    let tokenizer = dir.path().join("tokenizer.json");
+    let options = PrepareOptions { inputs, tokenizer, output: output.clone(), ..Default::default() };
+    let tokenized = tokenize(&options).unwrap();
+    assert!(options.unfinished().iter().all(|path| path.is_file()) && FILES.map(read) == before);
+    drop(tokenized);
+    assert!(!options.unfinished().iter().any(|path| path.exists()) && FILES.map(read) == before);
+    tokenize(&options).unwrap().settle().unwrap();
+    assert!(FILES.map(read) != before);
+}
+
+#[test]
+fn a_directory_is_prepared_by_one_process_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    prepared(dir.path());
+    let (inputs, tokenizer) = (vec![dir.path().join("b.jsonl").into()], dir.path().join("tokenizer.json"));
+    let options = PrepareOptions { inputs, tokenizer, output: dir.path().join("data"), ..Default::default() };
+    let alone = prepare(&options).unwrap();
+    for part in options.unfinished() {
+        std::fs::write(&part, "of a process that works, or was killed").unwrap();
+        let works = File::open(&part).unwrap();
+        works.try_lock().unwrap();
+        let e = prepare(&options).unwrap_err();
+        assert!(e.status() == Status::BUSY && e.message().contains(".tokens.part: another process"), "{e}");
+        assert!(part.exists());
+        drop(works);
+        assert_eq!(prepare(&options).unwrap().train_tokens, alone.train_tokens);
+        for name in FILES {
+            TokenFile::open(&options.output.join(name)).unwrap().verify().unwrap();
+        }
+    }
 }
 
 #[test]

@@ -105,7 +105,21 @@ pub(crate) struct Lora {
 }
 
 /// The places a linear layer reads its matrix from.
-const LINEAR: [L; 10] = [L::Q, L::K, L::V, L::Out, L::Gate, L::Up, L::Down, L::QDown, L::QUp, L::KvDown];
+const LINEAR: [L; 13] = [
+    L::Q,
+    L::K,
+    L::V,
+    L::Out,
+    L::Gate,
+    L::Up,
+    L::Down,
+    L::QDown,
+    L::QUp,
+    L::KvDown,
+    L::SharedGate,
+    L::SharedUp,
+    L::SharedDown,
+];
 
 impl Lora {
     /// The adapters that `config` asks for.

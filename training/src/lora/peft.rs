@@ -105,7 +105,24 @@ pub(crate) fn read_config(dir: &Path) -> Result<LoraConfig> {
         Some(Value::Array(list)) => !list.is_empty(),
         Some(_) => true,
     };
-    let extra = ["use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "target_parameters"];
+    let extra = [
+        "use_dora",
+        "modules_to_save",
+        "rank_pattern",
+        "alpha_pattern",
+        "target_parameters",
+        "lora_bias",
+        "trainable_token_indices",
+        "layer_replication",
+        // what follows changes what the same two matrices mean
+        "alora_invocation_tokens",
+        "use_qalora",
+        "use_bdlora",
+        "arrow_config",
+        "kasa_config",
+        "monteclora_config",
+        "velora_config",
+    ];
     let kind = c.get("peft_type").and_then(Value::as_str).unwrap_or("LORA");
     let bias = c.get("bias").and_then(Value::as_str).unwrap_or("none");
     if kind != "LORA" || bias != "none" || extra.iter().any(|key| set(key)) {
@@ -116,7 +133,9 @@ pub(crate) fn read_config(dir: &Path) -> Result<LoraConfig> {
     }
     // such a start changes the model's matrices, too
     if let Some(start) = c.get("init_lora_weights").and_then(Value::as_str)
-        && ["pissa", "olora", "corda", "loftq"].iter().any(|kind| start.starts_with(kind))
+        && ["pissa", "olora", "corda", "loftq", "lora_ga"]
+            .iter()
+            .any(|kind| start.to_ascii_lowercase().starts_with(kind))
     {
         let message = format!(
             "{}: init_lora_weights = {start:?}: expected an adapter of the model as it is; PEFT converts it with \

@@ -120,6 +120,44 @@ fn gradients_of_adapters_are_those_of_the_matrices_they_stand_for() {
 }
 
 #[test]
+fn gradients_of_adapters_have_the_same_bits_whatever_is_computed_again() {
+    for (name, model) in designs() {
+        let case = case(&model);
+        let lora = Lora::new(&LoraConfig { dropout: 0.3, ..config(2) }, &case.model).unwrap();
+        let (spec, values) = (&case.blueprint.spec, filled(&lora));
+        let grads = |recompute| {
+            let tape = Tape::record(spec, &case.model, (2, spec.context as usize), Some(recompute), 0.1);
+            let mut engine = Engine::new(spec, &case.model, 2, RouterLosses { balance: 0.3, z: 0.0 });
+            engine.adapter = Some(Adapter { lora: lora.clone(), values: values.clone() });
+            let mut grads = vec![0.0; lora.params.total];
+            let input = Input { ids: &case.ids, targets: &case.targets, starts: &[], key: (1, 7) };
+            let want = Want::Gradient { scale: 1.0, grads: &mut grads };
+            let loss = engine.run(&tape, &case.weights, &input, want);
+            (loss.to_bits(), grads.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+        };
+        let none = grads(Recompute::None);
+        assert!(none == grads(Recompute::Part) && none == grads(Recompute::Block), "{name}");
+    }
+}
+
+#[test]
+fn experts_that_every_token_uses_are_adapted_by_the_names_that_peft_matches() {
+    let (_, model) = designs().into_iter().find(|(n, _)| *n == "deepseek_v3").unwrap();
+    let case = case(&model);
+    let with = LoraConfig { targets: vec!["gate_proj".into(), "down_proj".into()], ..config(2) };
+    let names: Vec<String> =
+        Lora::new(&with, &case.model).unwrap().modules.into_iter().map(|m| m.name).collect();
+    // the first layer is dense
+    let mut expected = Vec::new();
+    for block in ["0.mlp", "1.mlp.shared_experts"] {
+        for matrix in ["gate_proj", "down_proj"] {
+            expected.push(format!("model.layers.{block}.{matrix}"));
+        }
+    }
+    assert_eq!(names, expected);
+}
+
+#[test]
 fn dropout_of_adapters_drops_the_same_values_on_both_ways() {
     let (_, model) = designs().into_iter().find(|(n, _)| *n == "gpt2").unwrap();
     let case = case(&model);
@@ -191,7 +229,13 @@ fn a_rank_that_the_tensors_do_not_have_and_a_start_that_changes_the_model_are_re
     let error = read(dir.path(), &read_config(dir.path()).unwrap(), &case.model).unwrap_err();
     assert_eq!(error.status(), Status::BAD_FORMAT);
     assert!(error.message().contains("[3, 32], expected floats [16384, 32]"), "{error}");
-    for start in ["pissa", "pissa_niter_4", "olora"] {
+    for (key, value) in [("alora_invocation_tokens", vec![1, 2]), ("trainable_token_indices", vec![3])] {
+        write(key, value.into());
+        let error = read_config(dir.path()).unwrap_err();
+        assert_eq!(error.status(), Status::UNSUPPORTED);
+        assert!(error.message().contains(key), "{error}");
+    }
+    for start in ["pissa", "pissa_niter_4", "olora", "lora_ga"] {
         write("init_lora_weights", start.into());
         let error = read_config(dir.path()).unwrap_err();
         assert_eq!(error.status(), Status::UNSUPPORTED);

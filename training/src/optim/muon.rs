@@ -63,8 +63,43 @@ fn one(dense: &mut Dense, x: &mut [f32], rows: usize, cols: usize) {
 
 #[cfg(test)]
 mod tests {
+    use llm::model::arch::{LayerSlot as L, Slot};
+
     use super::*;
+    use crate::params::Params;
     use crate::random::{Stream, normal};
+    use crate::twin::designs;
+
+    #[test]
+    fn projections_that_lie_together_and_stacked_experts_are_orthogonalised_each_by_itself() {
+        let mut dense = Dense::new(1);
+        let model = |name: &str| designs().into_iter().find(|(n, _)| *n == name).unwrap().1;
+        for (name, slot, matrices) in [
+            // queries of four heads, keys and values of two
+            ("mixtral", L::Q, vec![(16, 16), (8, 16), (8, 16)]),
+            ("mixtral", L::ExpertUp, vec![(24, 16); 4]),
+            ("deepseek_v2", L::KAbsorb, vec![(6, 4); 4]),
+        ] {
+            let (arch, spec) = model(name).spec().unwrap();
+            let params = Params::new(arch, &spec, false);
+            let p = &params.list[params.find(Slot::Layer(1, slot)).unwrap()];
+            let mut whole: Vec<f32> =
+                (0..p.len()).map(|i| normal(5, Stream::Weights, 2, i as u64) * 0.01).collect();
+            // an expert that no token chose has no gradient, and stays
+            let last = matrices[matrices.len() - 1];
+            whole[p.len() - last.0 * last.1..].fill(0.0);
+            let mut expected = whole.clone();
+            let mut rest = &mut expected[..];
+            for (rows, cols) in &matrices {
+                let (x, behind) = std::mem::take(&mut rest).split_at_mut(rows * cols);
+                one(&mut dense, x, *rows, *cols);
+                rest = behind;
+            }
+            assert!(rest.is_empty(), "{name}: {slot:?}");
+            orthogonalize(&mut dense, p, &mut whole);
+            assert_eq!(whole, expected, "{name}: {slot:?}");
+        }
+    }
 
     #[test]
     fn rows_of_wide_and_columns_of_tall_matrices_come_out_nearly_orthonormal() {

@@ -53,6 +53,28 @@ mod tests {
     }
 
     #[test]
+    fn the_shortest_runs_and_those_that_only_warm_up_have_a_rate_for_every_step() {
+        let all =
+            [Schedule::Cosine, Schedule::Linear, Schedule::Polynomial, Schedule::Wsd, Schedule::Constant];
+        for schedule in all {
+            let at = |warmup, steps, step| {
+                let o = OptimConfig { rate: 1.0, min_rate: 0.1, warmup, schedule, ..OptimConfig::default() };
+                rate(&o, steps, step)
+            };
+            // without a warm-up the first step has the whole rate, also where it is the last
+            assert_eq!([at(0, 1, 0), at(0, 7, 0)], [1.0, 1.0], "{schedule:?}");
+            let last = if schedule == Schedule::Constant { 1.0 } else { 0.1 };
+            for (warmup, steps, step) in [(0, 2, 1), (1, 3, 2), (0, 7, 6), (0, 7, 100)] {
+                let got = at(warmup, steps, step);
+                assert!((got - last).abs() < 1e-6, "{schedule:?}, step {step} of {steps}: {got}");
+            }
+            // a warm-up as long as the run, and longer
+            assert_eq!([at(1, 1, 0), at(4, 4, 3), at(100, 4, 3)], [1.0, 1.0, 0.04], "{schedule:?}");
+            assert_eq!(at(u64::MAX, 4, 3), 4.0 / u64::MAX as f32);
+        }
+    }
+
+    #[test]
     fn half_way_each_has_its_own_rate() {
         let at = |schedule| rates(schedule)[54];
         assert!((at(Schedule::Cosine) - 0.55).abs() < 1e-6);

@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 100 })
 /// A connection, or the head of an answer, that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// An answer of which nothing comes for this long is given up, and asked for again from where it is.
-const STALLED: Duration = Duration::from_secs(60);
+const STALLED: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
 /// Redirections of one question at most.
 const REDIRECTS: usize = 10;
 /// What was read last and stays: who looks at a header through a buffer goes back to what lies behind it.

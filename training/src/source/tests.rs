@@ -18,6 +18,8 @@ enum Fault {
     NoRanges,
     /// Knows no ranges, and drops the first body half way.
     NoRangesAndDrops,
+    /// Sends half of the first body, and then nothing.
+    Stalls,
     /// Answers another range than the one asked for.
     WrongRange,
     /// Has another file from the second request on.
@@ -110,12 +112,16 @@ fn answer(mut stream: TcpStream, file: &[u8], fault: Fault, count: &AtomicUsize)
     )?;
     let most = match fault {
         Fault::DropsAfter(n) => n,
-        Fault::NoRangesAndDrops if number == 0 => total / 2,
+        Fault::NoRangesAndDrops | Fault::Stalls if number == 0 => total / 2,
         Fault::Changes | Fault::WrongRange if number == 0 => total / 2,
         Fault::Empty => 0,
         _ => usize::MAX,
     };
-    stream.write_all(&body[..body.len().min(most)])
+    stream.write_all(&body[..body.len().min(most)])?;
+    if fault == Fault::Stalls && number == 0 {
+        std::mem::forget(stream); // it stays open
+    }
+    Ok(())
 }
 
 /// About 700 kB of lines.
@@ -252,13 +258,14 @@ fn pages_of_zstd_of_another_writer_are_read_and_damaged_ones_refused() {
 }
 
 #[test]
-fn a_server_that_drops_or_is_busy_or_knows_no_ranges_is_read_whole() {
+fn a_server_that_drops_or_stalls_or_is_busy_or_knows_no_ranges_is_read_whole() {
     for fault in [
         Fault::None,
         Fault::DropsAfter(100_000),
         Fault::Busy(2),
         Fault::NoRanges,
         Fault::NoRangesAndDrops,
+        Fault::Stalls,
         Fault::Parts(100_000),
     ] {
         let server = serve(text().into_bytes(), fault);
@@ -268,7 +275,7 @@ fn a_server_that_drops_or_is_busy_or_knows_no_ranges_is_read_whole() {
         let expected = match fault {
             Fault::DropsAfter(n) => text().len().div_ceil(n)..=text().len().div_ceil(n) + 1,
             Fault::Busy(n) => n + 1..=n + 1,
-            Fault::NoRangesAndDrops => 2..=2,
+            Fault::NoRangesAndDrops | Fault::Stalls => 2..=2,
             // and one that says where the end is
             Fault::Parts(n) => text().len().div_ceil(n) + 1..=text().len().div_ceil(n) + 1,
             _ => 1..=1,
