@@ -20,7 +20,6 @@ pub const F32: Quant = Quant {
     bits: 32.0,
     head: 0,
     block_bytes: |cols| block_bytes(cols, 4),
-    encode_block: |_, values, _, cols, out| encode(values, cols, out, f32::to_le_bytes),
     decode_row: |_, block, cols, r, out| decode(block, cols, r, out, f32::from_le_bytes),
     decode_int8: None,
 };
@@ -33,7 +32,6 @@ pub const F16: Quant = Quant {
     bits: 16.0,
     head: 0,
     block_bytes: |cols| block_bytes(cols, 2),
-    encode_block: |_, values, _, cols, out| encode(values, cols, out, |v| f16::from_f32(v).to_le_bytes()),
     decode_row: |_, block, cols, r, out| decode(block, cols, r, out, |b| f16::from_le_bytes(b).to_f32()),
     decode_int8: None,
 };
@@ -46,13 +44,25 @@ pub const BF16: Quant = Quant {
     bits: 16.0,
     head: 0,
     block_bytes: |cols| block_bytes(cols, 2),
-    encode_block: |_, values, _, cols, out| encode(values, cols, out, |v| bf16::from_f32(v).to_le_bytes()),
     decode_row: |_, block, cols, r, out| decode(block, cols, r, out, |b| bf16::from_le_bytes(b).to_f32()),
     decode_int8: None,
 };
 
 fn block_bytes(cols: u64, size: u64) -> Option<u64> {
     cols.div_ceil(HALF as u64).checked_mul(HALF as u64 * ROWS as u64 * size)
+}
+
+/// See [`super::Encode`], as the two below.
+pub(super) fn encode_f32(_: &[u8], values: &[f32], _: Option<&[f32]>, cols: usize, out: &mut [u8]) {
+    encode(values, cols, out, f32::to_le_bytes);
+}
+
+pub(super) fn encode_f16(_: &[u8], values: &[f32], _: Option<&[f32]>, cols: usize, out: &mut [u8]) {
+    encode(values, cols, out, |v| f16::from_f32(v).to_le_bytes());
+}
+
+pub(super) fn encode_bf16(_: &[u8], values: &[f32], _: Option<&[f32]>, cols: usize, out: &mut [u8]) {
+    encode(values, cols, out, |v| bf16::from_f32(v).to_le_bytes());
 }
 
 fn encode<const S: usize>(values: &[f32], cols: usize, out: &mut [u8], narrow: impl Fn(f32) -> [u8; S]) {

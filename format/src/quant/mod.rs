@@ -69,19 +69,32 @@ pub struct Quant {
     pub head: usize,
     /// Bytes of a block of 32 rows and `cols` inputs, `None` on overflow.
     pub block_bytes: fn(cols: u64) -> Option<u64>,
-    /// Writes the rows of `values` (`n * cols`, `n <= 32`) into the zeroed block `out`.
-    encode_block: Encode,
     /// Reads row `r` of a block.
     decode_row: fn(head: &[u8], block: &[u8], cols: usize, r: usize, out: &mut [f32]),
     /// Integer types: the int8 values (natural order) and the scale of row `r` in record `record` of a block.
     decode_int8: Option<Int8>,
 }
 
-/// See [`Quant::encode_block`] and [`encode_block`].
+/// Writes the rows of `values` (`n * cols`, `n <= 32`) into the zeroed block `out`.
 type Encode = fn(head: &[u8], values: &[f32], importance: Option<&[f32]>, cols: usize, out: &mut [u8]);
 /// See [`Quant::decode_int8`].
 type Int8 =
     fn(head: &[u8], block: &[u8], cols: usize, r: usize, record: usize, out: &mut [i8; INPUTS]) -> f32;
+
+/// Writes the blocks of a type. Not in [`QUANTS`]: what only reads carries no encoder.
+fn encoder(ty: Type) -> Encode {
+    match ty {
+        Type::F32 => float::encode_f32,
+        Type::F16 => float::encode_f16,
+        Type::Bf16 => float::encode_bf16,
+        Type::Q8 => q8::encode_block,
+        Type::Q6 => packed::encode_block::<q6::Six>,
+        Type::Q5 => packed::encode_block::<q5::Five>,
+        Type::Q4 => packed::encode_block::<q4::Four>,
+        Type::Q3 => packed::encode_block::<q3::Three>,
+        Type::Q2 => packed::encode_block::<q2::Two>,
+    }
+}
 
 /// Every type, a line each.
 pub static QUANTS: &[Quant] =
@@ -220,7 +233,7 @@ pub fn encode_block_for(
     assert!(importance.is_none_or(|i| i.len() == cols), "importance of {cols} columns");
     assert_eq!(block_bytes(ty, cols as u64), Some(out.len() as u64), "bytes of a block");
     out.fill(0);
-    (ty.quant().encode_block)(head, values, importance, cols, out);
+    encoder(ty)(head, values, importance, cols, out);
 }
 
 /// Encodes a whole matrix, `values` row-major `[rows, cols]`. Who has threads splits by blocks instead: [`head`]

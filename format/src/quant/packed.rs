@@ -39,12 +39,20 @@ pub(super) const fn entry<P: Packing>(ty: Type, name: &'static str, id: u32) -> 
         bits: P::LAYOUT.bits as f32 + 8.0 / P::LAYOUT.group as f32 + 16.0 / INPUTS as f32,
         head: HEAD,
         block_bytes: |cols| record_block_bytes(cols, P::LAYOUT.bytes(2) as u64, P::LAYOUT.bytes(1) as u64),
-        encode_block: |head, values, importance, cols, out| {
-            P::LAYOUT.encode_block(P::search(), head, values, importance, cols, out);
-        },
         decode_row: |head, block, cols, r, out| integer_row(int8::<P>, head, block, cols, r, out),
         decode_int8: Some(int8::<P>),
     }
+}
+
+/// See [`super::Encode`].
+pub(super) fn encode_block<P: Packing>(
+    head: &[u8],
+    values: &[f32],
+    importance: Option<&[f32]>,
+    cols: usize,
+    out: &mut [u8],
+) {
+    P::LAYOUT.encode_block(P::search(), head, values, importance, cols, out);
 }
 
 /// [`super::Quant::decode_int8`] of packing `P`.
@@ -163,7 +171,7 @@ impl Packed {
         scale(head, record, r)
     }
 
-    /// See [`super::Quant::encode_block`].
+    /// See [`super::Encode`].
     pub fn encode_block(
         &self,
         search: &Search,

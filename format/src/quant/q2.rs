@@ -19,7 +19,7 @@ use std::sync::LazyLock;
 pub const Q2: Quant = packed::entry::<Two>(Type::Q2, "q2", 20);
 
 /// The packing.
-struct Two;
+pub(super) struct Two;
 
 impl Packing for Two {
     const LAYOUT: Packed = Packed { bits: 2, group: 16, weight: table_weight };

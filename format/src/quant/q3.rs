@@ -19,7 +19,7 @@ use std::sync::LazyLock;
 pub const Q3: Quant = packed::entry::<Three>(Type::Q3, "q3", 24);
 
 /// The packing.
-struct Three;
+pub(super) struct Three;
 
 impl Packing for Three {
     const LAYOUT: Packed = Packed { bits: 3, group: 16, weight: table_weight };

@@ -19,7 +19,7 @@ use std::sync::LazyLock;
 pub const Q4: Quant = packed::entry::<Four>(Type::Q4, "q4", 32);
 
 /// The packing.
-struct Four;
+pub(super) struct Four;
 
 impl Packing for Four {
     const LAYOUT: Packed = Packed { bits: 4, group: 32, weight: table_weight };

@@ -18,7 +18,7 @@ use std::sync::LazyLock;
 pub const Q5: Quant = packed::entry::<Five>(Type::Q5, "q5", 40);
 
 /// The packing.
-struct Five;
+pub(super) struct Five;
 
 impl Packing for Five {
     const LAYOUT: Packed = Packed { bits: 5, group: 16, weight: |_, code, m| weight(code, m) as i8 };

@@ -18,7 +18,7 @@ use std::sync::LazyLock;
 pub const Q6: Quant = packed::entry::<Six>(Type::Q6, "q6", 48);
 
 /// The packing.
-struct Six;
+pub(super) struct Six;
 
 impl Packing for Six {
     const LAYOUT: Packed = Packed { bits: 6, group: 16, weight: |_, code, m| weight(code, m) as i8 };

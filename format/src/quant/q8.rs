@@ -19,7 +19,6 @@ pub const Q8: Quant = Quant {
     bits: 8.0625,
     head: super::HEAD,
     block_bytes: |cols| record_block_bytes(cols, FULL as u64, SHORT as u64),
-    encode_block: |head, values, _, cols, out| encode_block(head, values, cols, out),
     decode_row: |head, block, cols, r, out| integer_row(decode_int8, head, block, cols, r, out),
     decode_int8: Some(decode_int8),
 };
@@ -32,7 +31,8 @@ fn place(hv: usize, r: usize, s: usize, i: usize) -> usize {
     64 + (((r / 16) * 2 * hv + s) * 16 + r % 16) * 64 + i
 }
 
-fn encode_block(head: &[u8], values: &[f32], cols: usize, out: &mut [u8]) {
+/// See [`super::Encode`]. No input matters more than another: the scale is that of the largest.
+pub(super) fn encode_block(head: &[u8], values: &[f32], _: Option<&[f32]>, cols: usize, out: &mut [u8]) {
     for (r, row) in values.chunks_exact(cols).enumerate() {
         for (index, inputs) in row.chunks(INPUTS).enumerate() {
             let hv = halves(cols, index);
