@@ -130,6 +130,7 @@ pub fn takes(slot: Slot) -> bool {
                 | L::SharedGate
                 | L::SharedUp
                 | L::SharedDown
+                | L::SharedSwitch
         )
     )
 }

@@ -352,6 +352,7 @@ impl Forward<'_> {
             adapt.add(L::SharedUp, &mut s.input, &mut s.low, &mut s.up);
             if let Some(switch) = &shared.switch {
                 self.linear(switch, None, &mut s.input, &mut s.router);
+                adapt.add(L::SharedSwitch, &mut s.input, &mut s.low, &mut s.router);
             }
             let (kind, next) = (shape.dense.activation, shared.down.ty);
             device.gated_input(kind, [m, inner], &s.gate, &s.up, &mut s.input, next);

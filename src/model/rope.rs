@@ -82,7 +82,7 @@ impl Frequencies {
     }
 
     /// Whether the frequencies depend on the sequence's length.
-    pub(crate) fn vary(rope: &Rope) -> bool {
+    pub fn vary(rope: &Rope) -> bool {
         matches!(rope.scaling, Scaling::Dynamic { .. } | Scaling::Longrope { .. })
     }
 

@@ -5,8 +5,8 @@ mod latent;
 mod moe;
 
 use llm::model::rope::Frequencies;
-use llm::model::spec::Spec;
-use llm_kernels::dense::{Dense, Heads, zeros};
+use llm::model::spec::{Rope, Spec};
+use llm_kernels::dense::{Bend, Dense, Heads, zeros};
 
 use crate::lora::Lora;
 use crate::params::Params;
@@ -59,10 +59,12 @@ pub(crate) struct Engine {
     vocab: u32,
     losses: RouterLosses,
     arena: Vec<f32>,
-    frequencies: Vec<Frequencies>,
-    /// Cosines and sines of each rotary table, `[reach, dim/2]`.
+    /// What the head's outputs go through; `None`: they are the logits.
+    bend: Option<Bend>,
+    ropes: Vec<Rope>,
+    /// Cosines and sines of each rotary table, `[reach, dim/2]`; `[rows, dim/2]` where angles depend on the length.
     tables: Vec<(Vec<f32>, Vec<f32>)>,
-    /// Positions that the tables hold: those of the longest pass so far.
+    /// Positions that the first hold: those of the longest pass so far.
     reach: usize,
     /// Of each table, values of one position.
     half: Vec<usize>,
@@ -78,6 +80,7 @@ pub(crate) struct Engine {
 
 impl Engine {
     pub fn new(spec: &Spec, params: &Params, threads: usize, losses: RouterLosses) -> Engine {
+        let bend = Bend { scale: spec.logit_scale, softcap: spec.logit_softcap };
         Engine {
             dense: Dense::new(threads),
             adapter: None,
@@ -86,8 +89,9 @@ impl Engine {
             vocab: spec.vocab,
             losses,
             arena: Vec::new(),
-            frequencies: spec.ropes.iter().map(|r| Frequencies::new(r, spec.context)).collect(),
-            tables: Vec::new(),
+            bend: (bend.scale != 1.0 || bend.softcap.is_some()).then_some(bend),
+            ropes: spec.ropes.clone(),
+            tables: vec![Default::default(); spec.ropes.len()],
             reach: 0,
             half: spec.ropes.iter().map(|r| r.dim as usize / 2).collect(),
             choices: (0..spec.layers.len()).map(|_| moe::Choice::default()).collect(),
@@ -116,11 +120,7 @@ impl Engine {
             self.arena = Vec::new(); // before the new one, not beside it
             self.arena = zeros(tape.arena);
         }
-        if self.reach < tape.length {
-            // a context may be far longer than what is ever run
-            self.tables = self.frequencies.iter().map(|f| f.tables(tape.length as u32)).collect();
-            self.reach = tape.length;
-        }
+        self.turn(tape, input.starts);
         self.dropping = matches!(want, Want::Gradient { .. });
         let mut loss = 0.0;
         for op in &tape.ops {
@@ -147,6 +147,20 @@ impl Engine {
             }
         }
         loss
+    }
+
+    /// Makes the rotary tables of a pass.
+    fn turn(&mut self, tape: &Tape, starts: &[u32]) {
+        for (table, rope) in self.tables.iter_mut().zip(&self.ropes) {
+            if Frequencies::vary(rope) {
+                *table = of_documents(rope, tape, starts);
+            } else if self.reach < tape.length {
+                // a context may be far longer than what is ever run
+                let length = tape.length as u32;
+                *table = Frequencies::new(rope, length).tables(length);
+            }
+        }
+        self.reach = self.reach.max(tape.length);
     }
 
     fn forward(&mut self, tape: &Tape, op: &Op, weights: &[f32], input: &Input) {
@@ -202,8 +216,8 @@ impl Engine {
                 }
             }
             Op::Rope { x, .. } => self.rope(tape, op, at(*x), false),
-            Op::Attention { shape, qkv, y, lse, index, .. } => {
-                let heads = heads(shape, tape, input, *index);
+            Op::Attention { shape, sinks, qkv, y, lse, index, .. } => {
+                let heads = heads(shape, sinks.map_or(&[], w), tape, input, *index);
                 let [qkv, y, lse] = parts(&mut self.arena, [at(*qkv), at(*y), at(*lse)]);
                 dense.attention(&heads, qkv, y, lse);
             }
@@ -217,6 +231,10 @@ impl Engine {
                 dense.gated(*curve, x, *n, y);
             }
             Op::Moe(m) => self.experts(tape, m, weights),
+            Op::Switch { x, z, y, .. } => {
+                let [x, z, y] = parts(&mut self.arena, [at(*x), at(*z), at(*y)]);
+                moe::switch(x, z, y);
+            }
             Op::Dropout { x, index, .. } => {
                 dense.dropout(&mut self.arena[at(*x)], tape.dropout, dropout_key(input.key, *index));
             }
@@ -230,30 +248,37 @@ impl Engine {
     }
 
     fn head(&mut self, tape: &Tape, op: &Op, weights: &[f32], targets: &[u32], want: &mut Want) -> f64 {
-        let Op::Head { x, w, logits, dx } = *op else { unreachable!("called for the head") };
-        let p = &self.params.list[w];
+        let Op::Head { x, w, b, logits, dx } = *op else { unreachable!("called for the head") };
+        let (p, b) = (&self.params.list[w], b.map(|b| &self.params.list[b]));
         let (vocab, width, weight) = (p.rows, p.cols, &weights[p.range()]);
+        let bias = b.map(|b| &weights[b.range()]);
         let mut loss = 0.0;
         let [x, logits, dx] = parts(&mut self.arena, [tape.place(x), tape.place(logits), tape.place(dx)]);
         for r0 in (0..tape.rows()).step_by(tape.head_rows) {
             let n = tape.head_rows.min(tape.rows() - r0);
             let (x, logits) = (&x[r0 * width..(r0 + n) * width], &mut logits[..n * vocab]);
             let (targets, shape) = (&targets[r0..r0 + n], (n, vocab, width));
-            self.dense.linear(x, weight, None, None, logits, shape);
+            self.dense.linear(x, weight, bias, None, logits, shape);
+            if let Some(bend) = self.bend {
+                self.dense.bend(logits, bend);
+            }
             match want {
                 Want::Loss(go_on) => {
-                    loss += self.dense.cross_entropy(logits, vocab, targets, None);
+                    loss += self.dense.cross_entropy(logits, vocab, targets, None, None);
                     if !go_on() {
                         return f64::NAN;
                     }
                 }
                 Want::Logits(out) => out.extend_from_slice(logits),
                 Want::Gradient { scale, grads } => {
-                    loss += self.dense.cross_entropy(logits, vocab, targets, Some(*scale));
+                    loss += self.dense.cross_entropy(logits, vocab, targets, Some(*scale), self.bend);
                     let dx = &mut dx[r0 * width..(r0 + n) * width];
                     self.dense.linear_dx(logits, weight, dx, shape, false);
                     if p.trained {
                         self.dense.linear_dw(logits, x, &mut grads[p.range()], shape);
+                    }
+                    if let Some(b) = b.filter(|b| b.trained) {
+                        self.dense.bias_back(logits, &mut grads[b.range()]);
                     }
                 }
             }
@@ -348,11 +373,14 @@ impl Engine {
                 }
             }
             Op::Rope { dx, .. } => self.rope(tape, op, at(*dx), true),
-            Op::Attention { shape, qkv, y, lse, dqkv, dy, index } => {
-                let heads = heads(shape, tape, input, *index);
+            Op::Attention { shape, sinks, qkv, y, lse, dqkv, dy, index } => {
+                let heads = heads(shape, sinks.map_or(&[], w), tape, input, *index);
                 let places = [at(*qkv), at(*y), at(*lse), at(*dqkv), at(*dy)];
                 let [qkv, y, lse, dqkv, dy] = parts(&mut self.arena, places);
                 dense.attention_back(&heads, qkv, y, lse, dy, dqkv);
+                if let Some(p) = sinks.map(|id| &list[id]).filter(|p| p.trained) {
+                    dense.sinks_back(&heads, y, lse, dy, &mut grads[p.range()]);
+                }
             }
             Op::Expand { .. } => self.expand_back(tape, op, weights, grads),
             Op::Activate { curve, x, dy, .. } => {
@@ -364,6 +392,11 @@ impl Engine {
                 dense.gated_back(*curve, dy, x, *n, dx);
             }
             Op::Moe(m) => self.experts_back(tape, m, weights, grads, routers),
+            Op::Switch { x, z, dx, dz, dy, .. } => {
+                let places = [at(*x), at(*z), at(*dx), at(*dz), at(*dy)];
+                let [x, z, dx, dz, dy] = parts(&mut self.arena, places);
+                moe::switch_back(x, z, dy, dx, dz);
+            }
             Op::Dropout { dx, index, .. } => {
                 dense.dropout(&mut self.arena[at(*dx)], tape.dropout, dropout_key(input.key, *index));
             }
@@ -377,11 +410,12 @@ impl Engine {
 
     fn rope(&mut self, tape: &Tape, op: &Op, x: std::ops::Range<usize>, back: bool) {
         let Op::Rope { stride, parts, table, .. } = op else { unreachable!("called for a rotation") };
-        let n = tape.length * self.half[*table];
+        let period = if Frequencies::vary(&self.ropes[*table]) { tape.rows() } else { tape.length };
+        let n = period * self.half[*table];
         let (cos, sin) = &self.tables[*table];
         for what in parts {
             let x = &mut self.arena[x.clone()];
-            self.dense.rope(x, *stride, *what, tape.length, &cos[..n], &sin[..n], back);
+            self.dense.rope(x, *stride, *what, period, &cos[..n], &sin[..n], back);
         }
     }
 }
@@ -391,7 +425,29 @@ fn inside(length: usize, starts: &[u32]) -> impl Iterator<Item = usize> {
     starts.iter().enumerate().map(move |(row, start)| (row % length).saturating_sub(*start as usize))
 }
 
-fn heads<'a>(shape: &'a crate::tape::Heads, tape: &Tape, input: &Input<'a>, index: usize) -> Heads<'a> {
+/// Cosines and sines of each row's angles where they depend on the length. It is that of the document, of which a
+/// sequence may hold a part: so it has the same alone.
+fn of_documents(rope: &Rope, tape: &Tape, starts: &[u32]) -> (Vec<f32>, Vec<f32>) {
+    let (mut cos, mut sin, mut row) = (Vec::new(), Vec::new(), 0);
+    while row < tape.rows() {
+        let border = (row / tape.length + 1) * tape.length;
+        let end = (row..border).find(|r| starts.get(*r) != starts.get(row)).unwrap_or(border);
+        let length = (end - row) as u32;
+        let (c, s) = Frequencies::new(rope, length).tables(length);
+        cos.extend(c);
+        sin.extend(s);
+        row = end;
+    }
+    (cos, sin)
+}
+
+fn heads<'a>(
+    shape: &'a crate::tape::Heads,
+    sinks: &'a [f32],
+    tape: &Tape,
+    input: &Input<'a>,
+    index: usize,
+) -> Heads<'a> {
     Heads {
         heads: shape.heads,
         kv_heads: shape.kv_heads,
@@ -400,7 +456,9 @@ fn heads<'a>(shape: &'a crate::tape::Heads, tape: &Tape, input: &Input<'a>, inde
         length: tape.length,
         scale: shape.scale,
         window: shape.window,
+        softcap: shape.softcap,
         slopes: &shape.slopes,
+        sinks,
         starts: input.starts,
         dropout: tape.dropout,
         key: dropout_key(input.key, index),

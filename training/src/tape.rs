@@ -42,6 +42,8 @@ pub(crate) struct Heads {
     pub scale: f32,
     /// 0: none.
     pub window: usize,
+    /// 0: none.
+    pub softcap: f32,
     /// ALiBi, or empty.
     pub slopes: Vec<f32>,
 }
@@ -95,7 +97,16 @@ pub(crate) enum Op {
     /// Rotates parts of each row in place, by the tables `table`.
     Rope { x: Buffer, stride: usize, parts: Vec<Rotated>, table: usize, dx: Buffer },
     /// `index` names the layer for dropout.
-    Attention { shape: Heads, qkv: Buffer, y: Buffer, lse: Buffer, dqkv: Buffer, dy: Buffer, index: usize },
+    Attention {
+        shape: Heads,
+        sinks: Option<Id>,
+        qkv: Buffer,
+        y: Buffer,
+        lse: Buffer,
+        dqkv: Buffer,
+        dy: Buffer,
+        index: usize,
+    },
     /// Latent attention: queries `q`, and of `c` (compressed vector, shared rotated key) the keys and values of every
     /// head, to `qkv`.
     Expand {
@@ -117,12 +128,14 @@ pub(crate) enum Op {
     Gated { curve: Curve, n: usize, x: Buffer, y: Buffer, dx: Buffer, dy: Buffer },
     /// A mixture of experts.
     Moe(Box<Moe>),
+    /// `y` = `x` times the sigmoid of the row's one value of `z`.
+    Switch { x: Buffer, z: Buffer, y: Buffer, dx: Buffer, dz: Buffer, dy: Buffer },
     /// Drops elements of `x` in place, and of its gradient.
     Dropout { x: Buffer, dx: Buffer, index: usize },
     /// `y = x + branch`; `dbranch` takes a copy of the gradient.
     Add { x: Buffer, branch: Buffer, y: Buffer, dy: Buffer, dbranch: Buffer },
-    /// Logits of a chunk of rows at a time, their loss, the gradient of `x` and of `w`.
-    Head { x: Buffer, w: Id, logits: Buffer, dx: Buffer },
+    /// Logits of a chunk of rows at a time, their loss, the gradients of `x`, `w` and `b`.
+    Head { x: Buffer, w: Id, b: Option<Id>, logits: Buffer, dx: Buffer },
 }
 
 impl Op {
@@ -149,6 +162,7 @@ impl Op {
             Op::Expand { .. } => "the expansion of keys and values",
             Op::Activate { .. } | Op::Gated { .. } => "the activation",
             Op::Moe(_) => "the mixture of experts",
+            Op::Switch { .. } => "the switch of the shared expert",
             Op::Dropout { .. } => "dropout",
             Op::Add { .. } => "the residual sum",
             Op::Head { .. } => "the head",

@@ -440,14 +440,14 @@ impl Trainer {
         }
     }
 
-    /// The logits `[ids.len(), vocab]` of one sequence of at most the model's context.
+    /// The logits `[ids.len(), vocab]` of one sequence of at most the model's context (dynamic NTK: of any length).
     ///
     /// # Errors
     /// `INVALID_ARG` for an empty or too long sequence or an id beyond the vocabulary.
     pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         let spec = &self.blueprint.spec;
-        let (context, vocab) = (spec.context, spec.vocab);
-        if ids.is_empty() || ids.len() > context as usize || ids.iter().any(|id| *id >= vocab) {
+        let (context, vocab) = (fit::context(spec), spec.vocab);
+        if ids.is_empty() || ids.len() > context || ids.iter().any(|id| *id >= vocab) {
             let message = format!("{} ids: expected 1 to {context}, each below {vocab}", ids.len());
             return Err(Error::new(Status::INVALID_ARG, message));
         }

@@ -62,6 +62,24 @@ fn every_design_goes_on_from_its_checkpoint_whole() {
 }
 
 #[test]
+fn angles_that_stretch_with_the_length_reach_past_the_context() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = setup(dir.path());
+    let from = dir.path().join("base");
+    base(&config, &from);
+    let longer = Config { from: from.clone(), length: 32, ..config };
+    let e = Trainer::new(&longer).err().unwrap();
+    assert!(e.message().contains("length = 32: the model has a context of 16"), "{e}");
+    let path = from.join("config.json");
+    let mut model: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    model["rope_scaling"] = serde_json::json!({"rope_type": "dynamic", "factor": 2.0});
+    fs::write(&path, model.to_string()).unwrap();
+    let mut trainer = Trainer::new(&longer).unwrap();
+    assert_eq!(trainer.tokens_per_step(), 3 * 32);
+    trainer.step().unwrap();
+}
+
+#[test]
 fn an_adapter_learns_resumes_bit_by_bit_and_merges() {
     let dir = tempfile::tempdir().unwrap();
     let config = setup(dir.path());

@@ -3,6 +3,7 @@
 //! ```text
 //!   plain   y = f(x)              dx = dy·f'(x)
 //!   gated   y = f(g)·u            dg = dy·u·f'(g)     du = dy·f(g)      a row holds g and u side by side: [2f] → [f]
+//!           clamped (gpt-oss): f(g) = c·σ(αc), c = min(g, limit); for u stands 1 + u between ±limit; slope 0 beyond
 //!   gelu(x) = x·Φ(x)              its tanh form: x·σ(2v), v = √(2/π)(x + 0.044715 x³)       (½(1 + tanh v) = σ(2v))
 //! ```
 
@@ -19,7 +20,7 @@ const CUBIC: f32 = 0.044_715;
 const INVERSE_ROOT_TAU: f32 = 0.398_942_3; // 1/√(2π)
 
 /// Which function.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Curve {
     /// x·σ(x)
     Silu,
@@ -31,6 +32,13 @@ pub enum Curve {
     Relu,
     /// max(x, 0)²
     Relu2,
+    /// Gated only: gate = min(gate, limit), up = clamp(up, ±limit), (up + 1)·gate·σ(alpha·gate).
+    ClampedSwiglu {
+        /// alpha
+        alpha: f32,
+        /// limit
+        limit: f32,
+    },
 }
 
 /// The value at `x` and the slope there.
@@ -64,6 +72,28 @@ fn relu2(x: f32) -> (f32, f32) {
     if x > 0.0 { (x * x, 2.0 * x) } else { (0.0, 0.0) }
 }
 
+/// The gate's side of the clamped SwiGLU.
+#[inline(always)]
+fn clamped_gate(g: f32, alpha: f32, limit: f32) -> (f32, f32) {
+    let above = g > limit;
+    let g = if above { limit } else { g };
+    let s = sigmoid(alpha * g);
+    let slope = s * (alpha * g).mul_add(1.0 - s, 1.0);
+    (g * s, if above { 0.0 } else { slope })
+}
+
+/// Its other side.
+#[inline(always)]
+fn clamped_up(u: f32, limit: f32) -> (f32, f32) {
+    if u > limit {
+        (limit + 1.0, 0.0)
+    } else if u < -limit {
+        (1.0 - limit, 0.0)
+    } else {
+        (u + 1.0, 1.0)
+    }
+}
+
 /// One loop per curve, so that the choice is made once.
 macro_rules! each_curve {
     ($curve:expr, |$f:ident| $body:expr) => {
@@ -88,6 +118,20 @@ macro_rules! each_curve {
                 let $f = relu2;
                 $body
             }
+            Curve::ClampedSwiglu { .. } => unreachable!("gated only"),
+        }
+    };
+}
+
+/// The same of gated activations, whose other side has a value and a slope, too.
+macro_rules! each_gate {
+    ($curve:expr, |$f:ident, $w:ident| $body:expr) => {
+        if let Curve::ClampedSwiglu { alpha, limit } = $curve {
+            let ($f, $w) = (|g: f32| clamped_gate(g, alpha, limit), |u: f32| clamped_up(u, limit));
+            $body
+        } else {
+            let $w = |u: f32| (u, 1.0f32);
+            each_curve!($curve, |$f| $body)
         }
     };
 }
@@ -110,10 +154,10 @@ versions! {
 
 versions! {
     fn gated_forward(curve: Curve, gu: &[f32], n: usize, y: &mut [f32]) {
-        each_curve!(curve, |f| for (gu, y) in gu.chunks_exact(2 * n).zip(y.chunks_exact_mut(n)) {
+        each_gate!(curve, |f, w| for (gu, y) in gu.chunks_exact(2 * n).zip(y.chunks_exact_mut(n)) {
             let (g, u) = gu.split_at(n);
             for ((y, g), u) in y.iter_mut().zip(g).zip(u) {
-                *y = f(*g).0 * u;
+                *y = f(*g).0 * w(*u).0;
             }
         });
     }
@@ -122,13 +166,13 @@ versions! {
 versions! {
     fn gated_backward(curve: Curve, dy: &[f32], gu: &[f32], n: usize, dgu: &mut [f32]) {
         let rows = gu.chunks_exact(2 * n).zip(dgu.chunks_exact_mut(2 * n)).zip(dy.chunks_exact(n));
-        each_curve!(curve, |f| for ((gu, dgu), dy) in rows {
+        each_gate!(curve, |f, w| for ((gu, dgu), dy) in rows {
             let (g, u) = gu.split_at(n);
             let (dg, du) = dgu.split_at_mut(n);
             for ((((dg, du), g), u), dy) in dg.iter_mut().zip(du).zip(g).zip(u).zip(dy) {
-                let (value, slope) = f(*g);
-                *du = dy * value;
-                *dg = dy * u * slope;
+                let ((value, slope), (up, pass)) = (f(*g), w(*u));
+                *du = dy * value * pass;
+                *dg = dy * up * slope;
             }
         });
     }

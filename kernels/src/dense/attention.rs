@@ -11,9 +11,13 @@
 //! query does not see (a window, another document) is masked in the block's scores, which are the only quadratic thing
 //! in memory. Dropout of probabilities is a hash of (key, sequence·head·query, key
 //! position), made again in the backward pass.
+//!
+//! Capped scores are c·tanh(scale·S/c) (Gemma 2, arXiv:2408.00118); dS takes the slope 1 − tanh², too. A sink is a logit
+//! z of its head with a share of the softmax and no value (arXiv:2309.17453; learned in gpt-oss): max and lse count it,
+//! and dz = −Σ exp(z − lse)·δ over the rows.
 
 use super::gemm::{View, panels, serial};
-use super::math::{exp, fold2, hash, tree};
+use super::math::{exp, fold2, hash, tanh, tree};
 use super::rows::threshold;
 use super::{Dense, Shared, versions};
 use crate::math::log64;
@@ -39,8 +43,12 @@ pub struct Heads<'a> {
     pub scale: f32,
     /// A token sees this many, itself included; 0: all before it.
     pub window: usize,
+    /// Scores become `softcap · tanh(score / softcap)`; 0: they stay.
+    pub softcap: f32,
     /// ALiBi: `slopes[head] · (key − query)` is added to the scores; empty: nothing.
     pub slopes: &'a [f32],
+    /// A logit of each head that has a share of the softmax and no value; empty: none.
+    pub sinks: &'a [f32],
     /// For every row the first position of its sequence that it sees: where its document begins. Empty: 0.
     pub starts: &'a [u32],
     /// Share of the probabilities to drop.
@@ -61,25 +69,43 @@ impl Heads<'_> {
         window.max(document).min(position)
     }
 
-    fn slope(&self, head: usize) -> f32 {
-        self.slopes.get(head).copied().unwrap_or(0.0)
+    /// What the query of `head` at `position` of the sequence that begins at row `first` sees.
+    fn seen(&self, first: usize, position: usize, head: usize) -> Seen {
+        Seen {
+            low: self.low(first, position),
+            high: position + 1,
+            scale: self.scale,
+            softcap: self.softcap,
+            slope: self.slopes.get(head).copied().unwrap_or(0.0),
+            sink: self.sinks.get(head).copied().unwrap_or(f32::NEG_INFINITY),
+        }
     }
 }
 
-/// Which keys a query sees, and what is added to its scores.
+/// Which keys a query sees, and what becomes of its scores.
 #[derive(Clone, Copy)]
 struct Seen {
     low: usize,
     /// Behind the last, which is the query's own position.
     high: usize,
     scale: f32,
+    /// 0: none.
+    softcap: f32,
     slope: f32,
+    /// −∞: none.
+    sink: f32,
 }
 
 impl Seen {
-    /// Scores with the slope's share; returns the factor that is left to be applied.
+    /// Scores with their cap and the slope's share; returns the factor that is left to be applied.
     #[inline(always)]
     fn lean(&self, row: &mut [f32]) -> f32 {
+        if self.softcap > 0.0 {
+            for (k, x) in row.iter_mut().enumerate() {
+                *x = self.capped(*x, k).0;
+            }
+            return 1.0;
+        }
         if self.slope == 0.0 {
             return self.scale;
         }
@@ -88,6 +114,14 @@ impl Seen {
             *x = x.mul_add(self.scale, self.slope * (k as f32 - far));
         }
         1.0
+    }
+
+    /// The capped score of the `k`th key seen, with the slope's share, and its derivative by the plain one.
+    #[inline(always)]
+    fn capped(&self, x: f32, k: usize) -> (f32, f32) {
+        let far = (self.high - 1 - self.low) as f32;
+        let t = tanh(x * self.scale / self.softcap);
+        ((k as f32 - far).mul_add(self.slope, self.softcap * t), self.scale * (1.0 - t * t))
     }
 }
 
@@ -125,7 +159,7 @@ impl Drop {
 }
 
 versions! {
-    /// Scores of the seen keys in `row` become exponentials, the rest zeros; returns (maximum, sum).
+    /// Scores of the seen keys in `row` become exponentials, the rest zeros; returns (maximum, sum), of the sink, too.
     fn soften(row: &mut [f32], range: Seen, drop: Option<Drop>, index: u32) -> (f32, f32) {
         let (seen, hidden) = row.split_at_mut(range.high);
         let (before, seen) = seen.split_at_mut(range.low);
@@ -138,6 +172,7 @@ versions! {
             }
         }
         let top = scale * tops.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+        let top = if range.sink > top { range.sink } else { top };
         let mut lanes = [0.0f32; 16];
         for chunk in seen.chunks_mut(16) {
             for (lane, x) in lanes.iter_mut().zip(chunk) {
@@ -151,7 +186,7 @@ versions! {
             }
         }
         hidden.fill(0.0);
-        (top, tree(lanes))
+        (top, tree(lanes) + exp(range.sink - top))
     }
 }
 
@@ -164,9 +199,19 @@ versions! {
         let (dbefore, dseen) = dseen.split_at_mut(range.low);
         before.fill(0.0);
         dbefore.fill(0.0);
-        let factor = range.lean(seen);
-        let scale = range.scale;
-        if let Some(d) = drop {
+        if range.softcap > 0.0 {
+            for (k, (p, g)) in seen.iter_mut().zip(dseen).enumerate() {
+                let kept = drop.map_or(1.0, |d| {
+                    let kept = hash(d.key, index, (range.low + k) as u32) >= d.threshold;
+                    if kept { d.factor } else { 0.0 }
+                });
+                let (score, slope) = range.capped(*p, k);
+                let whole = exp(score - lse);
+                *g = slope * whole * g.mul_add(kept, -delta);
+                *p = whole * kept;
+            }
+        } else if let Some(d) = drop {
+            let (factor, scale) = (range.lean(seen), range.scale);
             for (k, (p, g)) in seen.iter_mut().zip(dseen).enumerate() {
                 let kept = hash(d.key, index, (range.low + k) as u32) >= d.threshold;
                 let kept = if kept { d.factor } else { 0.0 };
@@ -175,6 +220,7 @@ versions! {
                 *p = whole * kept;
             }
         } else {
+            let (factor, scale) = (range.lean(seen), range.scale);
             for (p, g) in seen.iter_mut().zip(dseen) {
                 *p = exp(p.mul_add(factor, -lse));
                 *g = scale * *p * (*g - delta);
@@ -214,8 +260,7 @@ impl Dense {
                         let mut sums = [1.0f32; BLOCK];
                         for (i, row) in s.scores[..n * end].chunks_exact_mut(end).enumerate() {
                             let row_index = row_index(h, first + q0 + i, head);
-                            let (low, high) = (h.low(first, q0 + i), q0 + i + 1);
-                            let seen = Seen { low, high, scale: h.scale, slope: h.slope(head) };
+                            let seen = h.seen(first, q0 + i, head);
                             let (top, sum) = soften(isa, row, seen, Drop::of(h), row_index);
                             sums[i] = sum;
                             let at = (first + q0 + i) * h.heads + head;
@@ -281,8 +326,7 @@ impl Dense {
                             let span = i * end..(i + 1) * end;
                             let (p, ds) = (&mut s.scores[span.clone()], &mut s.grads[span]);
                             let (lse, index) = (lse[row * h.heads + head], row_index(h, row, head));
-                            let (low, high) = (h.low(first, q0 + i), q0 + i + 1);
-                            let seen = Seen { low, high, scale: h.scale, slope: h.slope(head) };
+                            let seen = h.seen(first, q0 + i, head);
                             harden(isa, p, ds, seen, lse, delta, Drop::of(h), index);
                         }
                         let (p, ds) = (View::new(&s.scores, n, end, end), View::new(&s.grads, n, end, end));
@@ -310,6 +354,28 @@ impl Dense {
             });
         });
     }
+
+    /// Adds the gradient of [`Dense::attention`]'s sinks to `dsinks[heads]`, the rows in their order.
+    pub fn sinks_back(&mut self, h: &Heads, out: &[f32], lse: &[f32], dout: &[f32], dsinks: &mut [f32]) {
+        let (heads, dv) = (h.heads, h.value_dim);
+        assert!(
+            h.sinks.len() == heads && dsinks.len() == heads && dout.len() == out.len(),
+            "sinks of {heads} heads"
+        );
+        assert!(out.len() == lse.len() * dv && lse.len().is_multiple_of(heads), "outputs of {heads} heads");
+        let dsinks = Shared::of(dsinks);
+        let isa = self.isa;
+        self.pieces(heads, 1, |head, range| {
+            let mut sum = 0.0f64;
+            for at in (head..lse.len()).step_by(heads) {
+                let delta = dot(isa, &dout[at * dv..(at + 1) * dv], &out[at * dv..(at + 1) * dv]);
+                sum -= f64::from(exp(h.sinks[head] - lse[at]) * delta);
+            }
+            // SAFETY: each piece takes its own head.
+            let slot = unsafe { dsinks.part(range) };
+            slot[0] += sum as f32;
+        });
+    }
 }
 
 /// Names the row (token, head) for dropout.
@@ -330,6 +396,7 @@ fn check(h: &Heads, qkv: &[f32], out: &[f32], lse: &[f32]) -> usize {
     assert!(h.kv_heads > 0 && h.heads.is_multiple_of(h.kv_heads), "{} heads over {}", h.heads, h.kv_heads);
     assert!(h.dim > 0 && h.value_dim > 0 && h.length > 0, "heads of {} and {}", h.dim, h.value_dim);
     assert!(h.slopes.is_empty() || h.slopes.len() == h.heads, "slopes of {} heads", h.heads);
+    assert!(h.sinks.is_empty() || h.sinks.len() == h.heads, "sinks of {} heads", h.heads);
     let rows = qkv.len() / h.stride();
     assert!(
         qkv.len() == rows * h.stride() && rows.is_multiple_of(h.length),

@@ -2,6 +2,8 @@
 //! over lanes becomes vector code and every instruction set rounds alike. (The crate's own `math` rounds its halves
 //! apart for subnormal results, which training does not need.)
 
+use crate::math::TANH;
+
 /// `eˣ` to within 2 units in the last place; 0 below about −87.3 (no denormals), capped above 88.37.
 ///
 /// Range reduction by a rounded multiple of ln 2 in two parts (Cody and Waite), then the polynomial of Moshier's
@@ -26,6 +28,15 @@ pub fn exp(x: f32) -> f32 {
     let p = (p * r).mul_add(r, r) + 1.0;
     let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     if low { 0.0 } else { p * scale }
+}
+
+/// `tanh x`: a polynomial below 0.625, else `1 − 2/(e^2|x| + 1)`, both made and one taken.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    let (a, s) = (x.abs(), x * x);
+    let small = (x * s).mul_add(TANH.iter().rev().fold(0.0, |p: f32, c| p.mul_add(s, *c)), x);
+    let large = (1.0 - 2.0 / (exp(a + a) + 1.0)).copysign(x);
+    if a < 0.625 { small } else { large }
 }
 
 /// `1 / (1 + e⁻ˣ)`.

@@ -31,6 +31,7 @@ mod tests;
 
 pub use activate::Curve;
 pub use attention::Heads;
+pub use loss::Bend;
 pub use memory::zeros;
 pub use norm::Slice;
 pub use optim::{AdamW, Lion, Moments8};

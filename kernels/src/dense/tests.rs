@@ -112,6 +112,10 @@ fn everything(isa: Isa, threads: usize) -> Vec<f32> {
         dense.gated_back(curve, &dy[..rows * d / 2], &x, d / 2, &mut dx);
         all.extend([&half[..], &dx].concat());
     }
+    let clamped = Curve::ClampedSwiglu { alpha: 1.7, limit: 0.8 };
+    dense.gated(clamped, &x, d / 2, &mut half);
+    dense.gated_back(clamped, &dy[..rows * d / 2], &x, d / 2, &mut dx);
+    all.extend([&half[..], &dx].concat());
     let (slice, each) = (Slice { start: 4, heads: 3 }, values(10, 8));
     let (mut stats, mut dw) = (vec![0.0; rows * 6], vec![0.0; 10]);
     dense.slice_norm(&x, d, slice, &each, 1e-5, &mut y, &mut stats);
@@ -130,11 +134,17 @@ fn everything(isa: Isa, threads: usize) -> Vec<f32> {
     let targets: Vec<u32> =
         (0..rows as u32).map(|i| if i % 9 == 0 { u32::MAX } else { i % d as u32 }).collect();
     let mut logits = x.clone();
-    all.push(dense.cross_entropy(&mut logits, d, &targets, None) as f32);
-    all.push(dense.cross_entropy(&mut logits, d, &targets, Some(0.5)) as f32);
+    all.push(dense.cross_entropy(&mut logits, d, &targets, None, None) as f32);
+    all.push(dense.cross_entropy(&mut logits, d, &targets, Some(0.5), None) as f32);
     all.extend(logits);
-    for dropout in [0.0, 0.25] {
+    let (mut logits, bend) = (x.clone(), Bend { scale: 1.5, softcap: Some(2.0) });
+    dense.bend(&mut logits, bend);
+    all.extend(&logits);
+    all.push(dense.cross_entropy(&mut logits, d, &targets, Some(0.5), Some(bend)) as f32);
+    all.extend(logits);
+    for (dropout, softcap) in [(0.0, 0.0), (0.25, 0.0), (0.0, 0.6), (0.25, 0.6)] {
         let slopes = [0.5, 0.25, 0.125, 0.0625];
+        let sinks = if softcap > 0.0 { &[0.5, -1.0, 3.0, 0.25][..] } else { &[] };
         let h = Heads {
             heads: 4,
             kv_heads: 2,
@@ -143,7 +153,9 @@ fn everything(isa: Isa, threads: usize) -> Vec<f32> {
             length: 100,
             scale: 0.3,
             window: 33,
+            softcap,
             slopes: &slopes,
+            sinks,
             starts: &[],
             dropout,
             key: 5,
@@ -153,6 +165,11 @@ fn everything(isa: Isa, threads: usize) -> Vec<f32> {
             (vec![0.0; rows * 4 * 10], vec![0.0; rows * 4], vec![0.0; qkv.len()]);
         dense.attention(&h, &qkv, &mut out, &mut lse);
         dense.attention_back(&h, &qkv, &out, &lse, &dout, &mut dqkv);
+        if !sinks.is_empty() {
+            let mut dsinks = [0.0; 4];
+            dense.sinks_back(&h, &out, &lse, &dout, &mut dsinks);
+            all.extend(dsinks);
+        }
         all.extend([out, lse, dqkv].concat());
     }
     let o = AdamW {
@@ -207,6 +224,17 @@ fn exp_is_within_two_units_in_the_last_place() {
     }
     assert_eq!(math::exp(f32::NEG_INFINITY), 0.0);
     assert_eq!(math::exp(0.0), 1.0);
+}
+
+#[test]
+fn tanh_is_within_three_units_in_the_last_place() {
+    for i in -100_000..100_000 {
+        let x = i as f32 * 1e-4;
+        let (got, exact) = (math::tanh(x), f64::from(x).tanh());
+        let unit = f64::from(f32::from_bits((exact as f32).to_bits() + 1) - exact as f32).abs();
+        assert!((f64::from(got) - exact).abs() <= 3.0 * unit, "tanh({x}) = {got}, exactly {exact}");
+    }
+    assert!(math::tanh(f32::INFINITY) == 1.0 && math::tanh(f32::NAN).is_nan());
 }
 
 #[test]

@@ -14,6 +14,7 @@ impl Engine {
                 return Some(format!("the weights of {} hold a value that is no number", p.describe()));
             }
         }
+        self.turn(tape, input.starts);
         let mut place = "the embedding".to_string();
         for op in &tape.ops {
             if let Some(id) = op.weight() {

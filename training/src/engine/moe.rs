@@ -3,7 +3,7 @@
 //! ```text
 //! s = softmax(x·Rᵀ) or sigmoid        chosen: the best `active` by s + c, the lowest index first where they are equal,
 //!                                     of all experts or of those in the best groups
-//! w = s of the chosen (over their sum), times a factor            y = Σ w·expert(x)
+//! w = s of the chosen (over their sum), times a factor            y = Σ w·expert(x), and a shared expert's σ(v·x)·shared(x)
 //! balance loss   b·E·Σ_e f_e·P_e      f_e: share of the choices that fell on e, P_e: mean score (Fedus et al. 2021);
 //!                                     of sigmoids the mean of s over its row's sum (arXiv:2412.19437, 17 to 20)
 //! z loss         z·mean(lse²)         lse: log-sum-exp of a row's logits (Zoph et al. 2022)
@@ -13,13 +13,15 @@
 //! correction is no part of the weights w, so it has no gradient.
 
 use std::cmp::Ordering;
+use std::ops::Range;
 
 use llm::model::arch::{LayerSlot, Slot};
 use llm::model::spec::Scoring;
 use llm_kernels::keep_groups;
-use llm_kernels::math::log64;
+use llm_kernels::math::{log64, sigmoid};
 
 use super::{Engine, parts};
+use crate::params::Param;
 use crate::tape::{Moe, Tape};
 
 /// Which experts the rows of a pass chose, and the same by expert.
@@ -42,7 +44,9 @@ impl Engine {
         let (rows, width, list) = (tape.rows(), self.width, &self.params.list);
         let choice = &mut self.choices[m.layer];
         let [x, scores] = parts(&mut self.arena, [tape.place(m.x), tape.place(m.scores)]);
-        self.dense.linear(x, &weights[list[m.router].range()], None, None, scores, (rows, m.count, width));
+        let router_bias = m.router_bias.map(|b| &weights[list[b].range()]);
+        let router = &weights[list[m.router].range()];
+        self.dense.linear(x, router, router_bias, None, scores, (rows, m.count, width));
         let bias = m.choice_bias.map(|b| &weights[list[b].range()]);
         choice.choose(m, scores, bias);
 
@@ -62,17 +66,23 @@ impl Engine {
             let x = &gathered[from * width..to * width];
             // gate and up of an expert lie apart in the parameters: the halves are made one after the other
             let up_out = &mut up_out[from * 2 * inner..to * 2 * inner];
+            let biases = m.biases.map(|[gate, up, down]| {
+                let all = [(gate, inner), (up, inner), (down, width)];
+                all.map(|(bias, n)| &weights[of_expert(&list[bias], e, n)])
+            });
             halves(
                 &mut self.dense,
                 x,
                 [&weights[list[m.gate].matrix(e)], &weights[list[m.up].matrix(e)]],
+                biases.map(|[gate, up, _]| [gate, up]),
                 up_out,
                 (n, inner, width),
             );
             let act = &mut act[from * inner..to * inner];
             self.dense.gated(m.curve, up_out, inner, act);
             let out = &mut out[from * width..to * width];
-            self.dense.linear(act, &weights[list[m.down].matrix(e)], None, None, out, (n, width, inner));
+            let (down, bias) = (&weights[list[m.down].matrix(e)], biases.map(|b| b[2]));
+            self.dense.linear(act, down, bias, None, out, (n, width, inner));
         }
         y.fill(0.0);
         // experts ascending, as inference adds them
@@ -125,12 +135,23 @@ impl Engine {
             let down = list[m.down].matrix(e);
             if list[m.down].trained {
                 self.dense.linear_dw(dout, act, &mut grads[down.clone()], (n, width, inner));
+                if let Some([_, _, b]) = m.biases {
+                    self.dense.bias_back(dout, &mut grads[of_expert(&list[b], e, width)]);
+                }
             }
             self.dense.linear_dx(dout, &weights[down], dact, (n, width, inner), false);
             let dup = &mut dup[rows_of(2 * inner)];
             self.dense.gated_back(m.curve, dact, &up_out[rows_of(2 * inner)], inner, dup);
             let x = &mut gathered[rows_of(width)];
             let ids = [list[m.gate].matrix(e), list[m.up].matrix(e)];
+            if let (Some([gate, up, _]), true) = (m.biases, list[m.gate].trained) {
+                let mut sums = vec![0.0f32; 2 * inner];
+                self.dense.bias_back(dup, &mut sums);
+                for (bias, sums) in [gate, up].into_iter().zip(sums.chunks_exact(inner)) {
+                    let bias = &mut grads[of_expert(&list[bias], e, inner)];
+                    bias.iter_mut().zip(sums).for_each(|(g, s)| *g += s);
+                }
+            }
             let grads = if list[m.gate].trained { Some(&mut *grads) } else { None };
             halves_back(&mut self.dense, dup, x, &ids, weights, grads, (n, inner, width));
         }
@@ -143,6 +164,9 @@ impl Engine {
         let router = list[m.router].range();
         if list[m.router].trained {
             self.dense.linear_dw(scores, x, &mut grads[router.clone()], (rows, m.count, width));
+            if let Some(b) = m.router_bias {
+                self.dense.bias_back(scores, &mut grads[list[b].range()]);
+            }
         }
         self.dense.linear_dx(scores, &weights[router], dx, (rows, m.count, width), true);
     }
@@ -168,18 +192,52 @@ impl Engine {
     }
 }
 
+/// Where the `n` values of expert `e` lie in a vector for all experts.
+fn of_expert(bias: &Param, e: usize, n: usize) -> Range<usize> {
+    let start = bias.range().start + e * n;
+    start..start + n
+}
+
+/// `y` = `x` times the sigmoid of each row's one value in `z`.
+pub(super) fn switch(x: &[f32], z: &[f32], y: &mut [f32]) {
+    let width = x.len() / z.len();
+    for ((x, z), y) in x.chunks_exact(width).zip(z).zip(y.chunks_exact_mut(width)) {
+        let s = sigmoid(*z);
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = x * s);
+    }
+}
+
+/// The gradients of [`switch`]'s inputs.
+pub(super) fn switch_back(x: &[f32], z: &[f32], dy: &[f32], dx: &mut [f32], dz: &mut [f32]) {
+    let width = x.len() / z.len();
+    let rows = x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width));
+    for (((x, dy), dx), (z, dz)) in rows.zip(z.iter().zip(dz)) {
+        let s = sigmoid(*z);
+        *dz = x.iter().zip(dy).fold(0.0, |sum, (x, d)| x.mul_add(*d, sum)) * s * (1.0 - s);
+        dx.iter_mut().zip(dy).for_each(|(dx, d)| *dx = d * s);
+    }
+}
+
 /// Gate and up side by side in `y`, `[n, 2·inner]`.
 fn halves(
     dense: &mut llm_kernels::dense::Dense,
     x: &[f32],
     [gate, up]: [&[f32]; 2],
+    biases: Option<[&[f32]; 2]>,
     y: &mut [f32],
     (n, inner, width): (usize, usize, usize),
 ) {
     use llm_kernels::dense::gemm::View;
     let x = View::new(x, n, width, width);
-    dense.product(x, View::new(gate, inner, width, width).t(), y, 2 * inner, false);
-    dense.product(x, View::new(up, inner, width, width).t(), &mut y[inner..], 2 * inner, false);
+    if let Some([gate, up]) = biases {
+        for y in y.chunks_exact_mut(2 * inner) {
+            y[..inner].copy_from_slice(gate);
+            y[inner..].copy_from_slice(up);
+        }
+    }
+    let add = biases.is_some();
+    dense.product(x, View::new(gate, inner, width, width).t(), y, 2 * inner, add);
+    dense.product(x, View::new(up, inner, width, width).t(), &mut y[inner..], 2 * inner, add);
 }
 
 /// The gradients of [`halves`]: those of the matrices are added where they are wanted, `x` is replaced by its own.
@@ -187,7 +245,7 @@ fn halves_back(
     dense: &mut llm_kernels::dense::Dense,
     dy: &[f32],
     x: &mut [f32],
-    ids: &[std::ops::Range<usize>; 2],
+    ids: &[Range<usize>; 2],
     weights: &[f32],
     grads: Option<&mut [f32]>,
     (n, inner, width): (usize, usize, usize),

@@ -105,7 +105,7 @@ pub(crate) struct Lora {
 }
 
 /// The places a linear layer reads its matrix from.
-const LINEAR: [L; 13] = [
+const LINEAR: [L; 14] = [
     L::Q,
     L::K,
     L::V,
@@ -119,6 +119,7 @@ const LINEAR: [L; 13] = [
     L::SharedGate,
     L::SharedUp,
     L::SharedDown,
+    L::SharedSwitch,
 ];
 
 impl Lora {

@@ -7,7 +7,7 @@ use crate::config::Recompute;
 use crate::design::{ModelConfig, Position};
 use crate::engine::{Adapter, Engine, Input, RouterLosses, Want};
 use crate::tape::Tape;
-use crate::twin::designs;
+use crate::twin::{designs, foreign};
 
 /// A model, its adapter with both matrices far from zero, and what passes over it give.
 struct Case {
@@ -19,7 +19,22 @@ struct Case {
 }
 
 fn case(model: &ModelConfig) -> Case {
-    let blueprint = Blueprint::of_design(model).unwrap();
+    of(Blueprint::of_design(model).unwrap())
+}
+
+/// Of every design, and of parts that only checkpoints have.
+fn cases() -> impl Iterator<Item = (&'static str, Case)> {
+    let foreign = foreign().into_iter().map(|(name, _, mut spec)| {
+        let dir = tempfile::tempdir().unwrap();
+        spec.architecture = "libllm".into();
+        let config = serde_json::json!({"model_type": "libllm", "spec": spec}).to_string();
+        std::fs::write(dir.path().join("config.json"), config).unwrap();
+        (name, of(Blueprint::of_checkpoint(dir.path()).unwrap_or_else(|e| panic!("{name}: {e}"))))
+    });
+    designs().into_iter().map(|(name, model)| (name, case(&model))).chain(foreign)
+}
+
+fn of(blueprint: Blueprint) -> Case {
     let mut params = blueprint.params();
     params.freeze();
     let weights = params.init(3, 2).iter().map(|w| w * 4.0).collect();
@@ -58,8 +73,7 @@ fn filled(lora: &Lora) -> Vec<f32> {
 
 #[test]
 fn merged_equals_unmerged_for_every_design_and_zero_adapters_change_nothing() {
-    for (name, model) in designs() {
-        let case = case(&model);
+    for (name, case) in cases() {
         let lora = Lora::new(&config(3), &case.model).unwrap_or_else(|e| panic!("{name}: {e}"));
         let plain = case.logits(None, &case.weights);
         assert_eq!(case.logits(Some((&lora, &lora.init(1))), &case.weights), plain, "{name}");
@@ -78,8 +92,7 @@ fn merged_equals_unmerged_for_every_design_and_zero_adapters_change_nothing() {
 #[test]
 fn gradients_of_adapters_are_those_of_the_matrices_they_stand_for() {
     // d/dA and d/dB of W + s·B·A follow from the gradient of W, which has tests of its own
-    for (name, model) in designs() {
-        let mut case = case(&model);
+    for (name, mut case) in cases() {
         let lora = Lora::new(&config(2), &case.model).unwrap();
         let values = filled(&lora);
         let mut grads = vec![0.0; lora.params.total];
@@ -121,8 +134,7 @@ fn gradients_of_adapters_are_those_of_the_matrices_they_stand_for() {
 
 #[test]
 fn gradients_of_adapters_have_the_same_bits_whatever_is_computed_again() {
-    for (name, model) in designs() {
-        let case = case(&model);
+    for (name, case) in cases() {
         let lora = Lora::new(&LoraConfig { dropout: 0.3, ..config(2) }, &case.model).unwrap();
         let (spec, values) = (&case.blueprint.spec, filled(&lora));
         let grads = |recompute| {
@@ -154,6 +166,18 @@ fn experts_that_every_token_uses_are_adapted_by_the_names_that_peft_matches() {
             expected.push(format!("model.layers.{block}.{matrix}"));
         }
     }
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn the_switch_of_a_shared_expert_has_an_adapter_and_neither_router_nor_experts_do() {
+    let (_, case) = cases().find(|(n, _)| *n == "all that experts have").unwrap();
+    let all = Lora::new(&config(2), &case.model).unwrap();
+    let last = |m: &Module| m.name.strip_prefix("model.layers.1.").map(str::to_string);
+    let names: Vec<String> = all.modules.iter().filter_map(last).collect();
+    let attention = ["q_proj", "k_proj", "v_proj", "o_proj"].map(|n| format!("self_attn.{n}"));
+    let shared = ["gate_proj", "up_proj", "down_proj"].map(|n| format!("mlp.shared_expert.{n}"));
+    let expected = [&attention[..], &shared, &["mlp.shared_expert_gate".into()]].concat();
     assert_eq!(names, expected);
 }
 

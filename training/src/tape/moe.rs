@@ -18,11 +18,14 @@ pub(crate) struct Moe {
     /// `dx` holds the gradient of later uses.
     pub add: bool,
     pub router: Id,
+    pub router_bias: Option<Id>,
     /// Added to scores for the choice alone.
     pub choice_bias: Option<Id>,
     pub gate: Id,
     pub up: Id,
     pub down: Id,
+    /// Of gate, up and down: one vector each for all experts.
+    pub biases: Option<[Id; 3]>,
     pub curve: Curve,
     pub count: usize,
     pub active: usize,

@@ -52,7 +52,7 @@ pub(super) fn curve(activation: Activation) -> Curve {
         Activation::GeluTanh => Curve::GeluTanh,
         Activation::Relu => Curve::Relu,
         Activation::Relu2 => Curve::Relu2,
-        Activation::ClampedSwiglu { .. } => unreachable!("`check::trainable` refuses it"),
+        Activation::ClampedSwiglu { alpha, limit } => Curve::ClampedSwiglu { alpha, limit },
     }
 }
 
@@ -109,7 +109,8 @@ impl Recorder<'_> {
         self.sizes.push(head_rows * vocab);
         let logits = self.sizes.len() - 1;
         let w = self.id(if spec.tied { Slot::Embedding } else { Slot::Head });
-        self.ops.push(Op::Head { x: h.0, w, logits, dx: h.1 });
+        let b = self.params.find(Slot::HeadBias);
+        self.ops.push(Op::Head { x: h.0, w, b, logits, dx: h.1 });
         head_rows
     }
 
@@ -218,6 +219,7 @@ impl Recorder<'_> {
             value_dim: dim,
             scale: a.scale,
             window: a.window.map_or(0, |w| w as usize),
+            softcap: a.softcap.unwrap_or(0.0),
             slopes: a.alibi.clone(),
         };
         let stride = shape.stride();
@@ -244,7 +246,8 @@ impl Recorder<'_> {
     fn attend(&mut self, i: usize, shape: Heads, qkv: Buffer, dqkv: Buffer) -> Pair {
         let (y, dy) = self.pair(shape.heads * shape.value_dim);
         let lse = self.buffer(shape.heads);
-        self.ops.push(Op::Attention { shape, qkv, y, lse, dqkv, dy, index: 3 * i + 1 });
+        let sinks = self.params.find(Slot::Layer(i as u32, L::Sinks));
+        self.ops.push(Op::Attention { shape, sinks, qkv, y, lse, dqkv, dy, index: 3 * i + 1 });
         (y, dy)
     }
 
@@ -260,6 +263,7 @@ impl Recorder<'_> {
             value_dim: a.value_dim as usize,
             scale: a.scale,
             window: 0,
+            softcap: 0.0,
             slopes: Vec::new(),
         };
         let parts = |r: &mut Self, w: L| vec![(Slice { start: 0, heads: 1 }, r.id(slot(w)), r.buffer(2))];
@@ -309,12 +313,13 @@ impl Recorder<'_> {
         let width = self.spec.width as usize;
         let slot = |part| Slot::Layer(i as u32, part);
         let (count, active, inner) = (x.count as usize, x.active as usize, x.expert.inner as usize);
-        let shared = x.shared.map(|s| (s.dense.inner as usize, curve(s.dense.activation)));
+        let shared = x.shared.map(|s| (s.dense.inner as usize, curve(s.dense.activation), s.gate));
         // the shared block is recorded first: on the way back the experts write the gradient of h, and it adds
-        let beside = shared.map(|(n, curve)| {
+        let beside = shared.map(|(n, curve, switched)| {
             let h = Input { add: true, ..h };
             let y = self.gated(h, n, curve, slot(L::SharedGate), slot(L::GateBias));
-            self.linear(Input { h: y, add: false }, slot(L::SharedDown), slot(L::DownBias), width)
+            let y = self.linear(Input { h: y, add: false }, slot(L::SharedDown), slot(L::DownBias), width);
+            if switched { self.switched(h, y, slot(L::SharedSwitch), slot(L::GateBias)) } else { y }
         });
         let (y, dy) = self.pair(width);
         let moe = Moe {
@@ -322,10 +327,14 @@ impl Recorder<'_> {
             dx: h.h.1,
             add: h.add,
             router: self.id(slot(L::Router)),
+            router_bias: self.params.find(slot(L::RouterBias)),
             choice_bias: self.params.find(slot(L::ChoiceBias)),
             gate: self.id(slot(L::ExpertGate)),
             up: self.id(slot(L::ExpertUp)),
             down: self.id(slot(L::ExpertDown)),
+            biases: x.expert.bias.then(|| {
+                [L::ExpertGateBias, L::ExpertUpBias, L::ExpertDownBias].map(|bias| self.id(slot(bias)))
+            }),
             curve: curve(x.expert.activation),
             count,
             active,
@@ -357,6 +366,14 @@ impl Recorder<'_> {
                 (sum, dy)
             }
         }
+    }
+
+    /// `x` times what a switch makes of the block's input `h`.
+    fn switched(&mut self, h: Input, (x, dx): Pair, w: Slot, b: Slot) -> Pair {
+        let (z, dz) = self.linear(h, w, b, 1);
+        let (y, dy) = self.pair(self.spec.width as usize);
+        self.ops.push(Op::Switch { x, z, y, dx, dz, dy });
+        (y, dy)
     }
 
     /// `x` plus a block's branch.

@@ -188,7 +188,8 @@ impl Trainer {
             file.read(at + 1, &mut targets[i * length..i * length + n])?;
             if self.config.documents {
                 borders(file, at, n, &mut starts);
-                starts.resize((i + 1) * length, 0);
+                // behind the text, of what has no loss
+                starts.resize((i + 1) * length, n as u32);
             }
         }
         if self.config.documents {

@@ -1,7 +1,7 @@
 //! Whether a configuration, a model and data fit each other, asked before a run begins.
 
 use llm::error::{Error, Result, Status};
-use llm::model::spec::{Ffn, Scoring, Spec};
+use llm::model::spec::{Ffn, Scaling, Scoring, Spec};
 
 use crate::config::Config;
 use crate::corpus::Data;
@@ -10,6 +10,12 @@ use crate::corpus::Data;
 const ROWS: usize = 1 << 24;
 /// Tokens per sequence of a checkpoint's model, where the configuration does not say.
 const LENGTH: usize = 1024;
+
+/// The most tokens of a sequence: the model's context, but with angles that stretch with the length (dynamic NTK).
+pub(super) fn context(spec: &Spec) -> usize {
+    let stretches = spec.ropes.iter().any(|rope| matches!(rope.scaling, Scaling::Dynamic { .. }));
+    if stretches && spec.learned_positions.is_none() { ROWS } else { spec.context as usize }
+}
 
 /// Tokens per sequence of a run of `config` on `data`, with the model that `spec` describes.
 ///
@@ -20,10 +26,10 @@ pub(super) fn length(config: &Config, spec: &Spec, data: &[Data]) -> Result<usiz
     let new = config.from.as_os_str().is_empty();
     let files = data.iter().flat_map(|d| [Some(&d.train), d.held_out.as_ref()]).flatten();
     let vocab = files.map(|f| f.vocab()).max().unwrap_or(0);
-    let context = spec.context as usize;
+    let context = context(spec);
     let length = match config.length {
-        0 if new => context,
-        0 => context.min(LENGTH),
+        0 if new => spec.context as usize,
+        0 => LENGTH.min(spec.context as usize),
         length if length <= context => length,
         length => {
             let message = format!("length = {length}: the model has a context of {context}");

@@ -5,11 +5,13 @@
 mod designs;
 mod ops;
 mod reference;
+mod shapes;
 mod whole;
 
 pub(crate) use designs::designs;
 use llm::model::arch::{LayerSlot, Slot};
-use llm_kernels::dense::{Curve, Heads, Rotated};
+use llm_kernels::dense::{Bend, Curve, Heads, Rotated};
+pub(crate) use shapes::{foreign, shapes};
 
 use crate::design;
 use crate::params::Params;
@@ -25,6 +27,22 @@ fn loud(params: &Params, layers: usize) -> Vec<f32> {
     for p in params.list.iter().filter(|p| matches!(p.slot(), Slot::Layer(_, LayerSlot::ChoiceBias))) {
         for (v, i) in values[p.range()].iter_mut().zip(1u8..) {
             *v = f32::from(i * 7 % 5) * 0.01 - 1.0;
+        }
+    }
+    let bias = |part| {
+        matches!(
+            part,
+            LayerSlot::RouterBias
+                | LayerSlot::ExpertGateBias
+                | LayerSlot::ExpertUpBias
+                | LayerSlot::ExpertDownBias
+                | LayerSlot::Sinks
+        )
+    };
+    let bias = |slot| matches!(slot, Slot::Layer(_, part) if bias(part)) || slot == Slot::HeadBias;
+    for p in params.list.iter().filter(|p| bias(p.slot())) {
+        for (v, i) in values[p.range()].iter_mut().zip(1u16..) {
+            *v = f32::from(i * 7 % 11) * 0.02 - 0.1;
         }
     }
     values
@@ -70,7 +88,8 @@ fn rope(
     }
 }
 
-fn attention(h: &Heads, qkv: &[f64]) -> Vec<f64> {
+/// `sinks` in place of those of `h`, for differences.
+fn attention(h: &Heads, qkv: &[f64], sinks: &[f64]) -> Vec<f64> {
     let stride = h.heads * h.dim + h.kv_heads * (h.dim + h.value_dim);
     let rows = qkv.len() / stride;
     let mut out = vec![0.0; rows * h.heads * h.value_dim];
@@ -85,10 +104,12 @@ fn attention(h: &Heads, qkv: &[f64]) -> Vec<f64> {
             let score = |k: usize| -> f64 {
                 let key = &qkv[k * stride + (h.heads + kv) * h.dim..][..h.dim];
                 let dot: f64 = query.iter().zip(key).map(|(a, b)| a * b).sum();
-                f64::from(h.scale) * dot + slope * (k as f64 - r as f64)
+                let (score, cap) = (f64::from(h.scale) * dot, f64::from(h.softcap));
+                let score = if cap > 0.0 { cap * (score / cap).tanh() } else { score };
+                score + slope * (k as f64 - r as f64)
             };
             let p: Vec<f64> = (low..=r).map(|k| score(k).exp()).collect();
-            let sum: f64 = p.iter().sum();
+            let sum = p.iter().sum::<f64>() + sinks.get(head).map_or(0.0, |s| s.exp());
             for (k, p) in (low..=r).zip(p) {
                 let at = k * stride + (h.heads + h.kv_heads) * h.dim + kv * h.value_dim;
                 for (d, v) in qkv[at..at + h.value_dim].iter().enumerate() {
@@ -119,12 +140,28 @@ fn activate(curve: Curve, x: f64) -> f64 {
         }
         Curve::Relu => x.max(0.0),
         Curve::Relu2 => x.max(0.0).powi(2),
+        Curve::ClampedSwiglu { .. } => panic!("gated only"),
     }
 }
 
+/// A gated activation of one value of gate and up.
+fn gate(curve: Curve, g: f64, u: f64) -> f64 {
+    let Curve::ClampedSwiglu { alpha, limit } = curve else { return activate(curve, g) * u };
+    let (alpha, limit) = (f64::from(alpha), f64::from(limit));
+    let g = g.min(limit);
+    (u.clamp(-limit, limit) + 1.0) * g / (1.0 + (-alpha * g).exp())
+}
+
 fn gated(curve: Curve, gu: &[f64], f: usize) -> Vec<f64> {
-    let row = |r: &[f64]| (0..f).map(|i| activate(curve, r[i]) * r[f + i]).collect::<Vec<_>>();
+    let row = |r: &[f64]| (0..f).map(|i| gate(curve, r[i], r[f + i])).collect::<Vec<_>>();
     gu.chunks(2 * f).flat_map(row).collect()
+}
+
+fn bend(x: &mut [f64], b: Bend) {
+    for x in x {
+        *x *= f64::from(b.scale);
+        *x = b.softcap.map_or(*x, |cap| f64::from(cap) * (*x / f64::from(cap)).tanh());
+    }
 }
 
 fn cross_entropy(logits: &[f64], vocab: usize, targets: &[u32]) -> f64 {

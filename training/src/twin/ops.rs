@@ -1,6 +1,6 @@
 //! Every kernel's gradient against central differences of its twin.
 
-use llm_kernels::dense::{Curve, Dense, Heads, Rotated, Slice};
+use llm_kernels::dense::{Bend, Curve, Dense, Heads, Rotated, Slice};
 
 use super::*;
 
@@ -124,7 +124,9 @@ fn bare(heads: usize, kv_heads: usize, dim: usize, length: usize) -> Heads<'stat
         length,
         scale: 0.4,
         window: 0,
+        softcap: 0.0,
         slopes: &[],
+        sinks: &[],
         starts: &[],
         dropout: 0.0,
         key: 0,
@@ -153,6 +155,16 @@ fn gradients_of_attention_agree_with_finite_differences() {
         Heads { window: 7, ..bare(2, 1, 6, 50) },
         Heads { slopes: &slopes, ..bare(4, 2, 6, 50) },
         Heads { starts: &starts, window: 15, slopes: &slopes, value_dim: 4, ..bare(4, 4, 2, 50) },
+        Heads { softcap: 0.7, window: 20, ..bare(2, 1, 6, 50) },
+        Heads { sinks: &[0.5, -2.0, 1.5, 4.0], ..bare(4, 2, 6, 50) },
+        Heads {
+            softcap: 1.5,
+            slopes: &slopes,
+            sinks: &slopes,
+            starts: &starts,
+            value_dim: 3,
+            ..bare(4, 2, 6, 50)
+        },
     ];
     for h in cases {
         let (rows, length) = (2 * h.length, h.length);
@@ -162,33 +174,43 @@ fn gradients_of_attention_agree_with_finite_differences() {
         let (mut y, mut lse, mut dqkv) =
             (vec![0.0; dy.len()], vec![0.0; rows * h.heads], vec![9.0; qkv.len()]);
         dense.attention(&h, &qkv, &mut y, &mut lse);
-        close("y", &y, &attention(&h, &wide(&qkv)));
+        let sinks = wide(h.sinks);
+        close("y", &y, &attention(&h, &wide(&qkv), &sinks));
         dense.attention_back(&h, &qkv, &y, &lse, &dy, &mut dqkv);
         // One sequence is enough for the differences; the other must not leak into it.
         let (one, outs) = (length * stride, length * h.heads * h.value_dim);
-        compare("dqkv", &qkv[..one], &dqkv[..one], |x| dot(&attention(&h, x), &dy[..outs]));
+        compare("dqkv", &qkv[..one], &dqkv[..one], |x| dot(&attention(&h, x, &sinks), &dy[..outs]));
+        if !h.sinks.is_empty() {
+            let mut dsinks = vec![1.0; h.heads];
+            dense.sinks_back(&h, &y, &lse, &dy, &mut dsinks);
+            dsinks.iter_mut().for_each(|g| *g -= 1.0);
+            compare("dsinks", h.sinks, &dsinks, |s| dot(&attention(&h, &wide(&qkv), s), &dy));
+        }
     }
 }
 
 #[test]
 fn gradients_of_attention_with_dropout_agree_with_differences_of_its_own_forward_pass() {
-    let h = Heads { dropout: 0.3, key: 77, window: 5, ..bare(2, 1, 4, 7) };
-    let (qkv, dy) = (values(7 * 16, 1), values(7 * 8, 2));
-    let (mut y, mut lse, mut dqkv) = (vec![0.0; 56], vec![0.0; 14], vec![0.0; qkv.len()]);
-    let mut dense = Dense::new(1);
-    dense.attention(&h, &qkv, &mut y, &mut lse);
-    dense.attention_back(&h, &qkv, &y, &lse, &dy, &mut dqkv);
-    let mut loss = |x: &[f32]| {
-        let (mut y, mut lse) = (vec![0.0; 56], vec![0.0; 14]);
-        dense.attention(&h, x, &mut y, &mut lse);
-        dot(&wide(&y), &dy)
-    };
-    for i in 0..qkv.len() {
-        let (mut above, mut below) = (qkv.clone(), qkv.clone());
-        above[i] += 1e-2;
-        below[i] -= 1e-2;
-        let expected = (loss(&above) - loss(&below)) / f64::from(above[i] - below[i]);
-        assert!((f64::from(dqkv[i]) - expected).abs() < 2e-3, "[{i}]: {} {expected}", dqkv[i]);
+    let plain = Heads { dropout: 0.3, key: 77, window: 5, ..bare(2, 1, 4, 7) };
+    let capped = Heads { softcap: 1.2, slopes: &[0.3, 0.1], sinks: &[0.5, -0.5], ..plain };
+    for h in [plain, capped] {
+        let (qkv, dy) = (values(7 * 16, 1), values(7 * 8, 2));
+        let (mut y, mut lse, mut dqkv) = (vec![0.0; 56], vec![0.0; 14], vec![0.0; qkv.len()]);
+        let mut dense = Dense::new(1);
+        dense.attention(&h, &qkv, &mut y, &mut lse);
+        dense.attention_back(&h, &qkv, &y, &lse, &dy, &mut dqkv);
+        let mut loss = |x: &[f32]| {
+            let (mut y, mut lse) = (vec![0.0; 56], vec![0.0; 14]);
+            dense.attention(&h, x, &mut y, &mut lse);
+            dot(&wide(&y), &dy)
+        };
+        for i in 0..qkv.len() {
+            let (mut above, mut below) = (qkv.clone(), qkv.clone());
+            above[i] += 1e-2;
+            below[i] -= 1e-2;
+            let expected = (loss(&above) - loss(&below)) / f64::from(above[i] - below[i]);
+            assert!((f64::from(dqkv[i]) - expected).abs() < 2e-3, "[{i}]: {} {expected}", dqkv[i]);
+        }
     }
 }
 
@@ -212,13 +234,50 @@ fn gradients_of_activations_agree_with_finite_differences() {
 }
 
 #[test]
+fn gradients_of_a_clamped_gate_agree_with_finite_differences_and_are_zero_beyond_the_clamp() {
+    let (curve, limit) = (Curve::ClampedSwiglu { alpha: 1.7, limit: 0.8 }, 0.8);
+    let (x, dy) = (values(60, 1), values(30, 2));
+    let (mut y, mut dx) = (vec![0.0; 30], vec![0.0; 60]);
+    let mut dense = Dense::new(1);
+    dense.gated(curve, &x, 5, &mut y);
+    dense.gated_back(curve, &dy, &x, 5, &mut dx);
+    close("clamped", &y, &gated(curve, &wide(&x), 5));
+    compare("clamped", &x, &dx, |x| dot(&gated(curve, x, 5), &dy));
+    let (mut above, mut below) = (0, 0);
+    for (x, dx) in x.chunks(10).zip(dx.chunks(10)) {
+        for i in 0..10 {
+            let beyond = x[i] > limit || i >= 5 && x[i] < -limit;
+            assert_eq!(dx[i] == 0.0, beyond, "{}: {}", x[i], dx[i]);
+            above += usize::from(beyond && x[i] > 0.0);
+            below += usize::from(beyond && x[i] < 0.0);
+        }
+    }
+    assert!(above > 4 && below > 2, "{above} above, {below} below");
+    // at the clamp itself the slope is that of inside, as PyTorch has it
+    dense.gated_back(curve, &[1.0], &[limit, limit], 1, &mut dx[..2]);
+    assert!(dx[0] != 0.0 && dx[1] != 0.0);
+}
+
+#[test]
 fn gradients_of_cross_entropy_agree_with_finite_differences() {
     let (vocab, targets) = (37, [3u32, u32::MAX, 36, 0]);
     let logits = values(4 * vocab, 1);
     let mut dense = Dense::new(1);
     let mut got = logits.clone();
-    let loss = dense.cross_entropy(&mut got, vocab, &targets, Some(0.25));
+    let loss = dense.cross_entropy(&mut got, vocab, &targets, Some(0.25), None);
     assert!((loss - cross_entropy(&wide(&logits), vocab, &targets)).abs() < 1e-5);
-    assert_eq!(dense.cross_entropy(&mut logits.clone(), vocab, &targets, None), loss);
+    assert_eq!(dense.cross_entropy(&mut logits.clone(), vocab, &targets, None, None), loss);
     compare("logits", &logits, &got, |x| 0.25 * cross_entropy(x, vocab, &targets));
+    for bent in [Bend { scale: 1.3, softcap: Some(1.1) }, Bend { scale: 0.4, softcap: None }] {
+        let twin = |x: &[f64]| {
+            let mut x = x.to_vec();
+            bend(&mut x, bent);
+            x
+        };
+        let mut got = logits.clone();
+        dense.bend(&mut got, bent);
+        close("bent", &got, &twin(&wide(&logits)));
+        dense.cross_entropy(&mut got, vocab, &targets, Some(0.25), Some(bent));
+        compare("bent", &logits, &got, |x| 0.25 * cross_entropy(&twin(x), vocab, &targets));
+    }
 }
