@@ -1,5 +1,6 @@
 //! Models of every design that has a published layout against `transformers`: the same weights, opened there from the
-//! layout that checkpoints have, gave the logits, losses and gradients of `tests/reference/designs.json`.
+//! layout that checkpoints have, gave the logits, losses and gradients of `tests/reference/designs.json`. And the shared
+//! reference checkpoints, whose losses and gradients are in `checkpoints.json`.
 //!
 //! To make that file anew: these tests with `LLM_TRAIN_REFERENCE=DIR` writes the models to DIR, then
 //! `python training/tests/reference/designs.py DIR` reads them there and writes it; `adapters.py DIR` does the same for
@@ -8,6 +9,7 @@
 use std::fs;
 use std::path::Path;
 
+use llm::model::spec::Spec;
 use safetensors::tensor::View;
 use serde_json::Value;
 
@@ -16,7 +18,7 @@ use crate::blueprint::Blueprint;
 use crate::config::Recompute;
 use crate::design::{ModelConfig, Position};
 use crate::engine::{Adapter, Engine, Input, RouterLosses, Want};
-use crate::layout;
+use crate::layout::{self, Files};
 use crate::lora::{self, Lora, LoraConfig};
 use crate::params::Params;
 use crate::tape::Tape;
@@ -34,13 +36,17 @@ fn case(model: &ModelConfig) -> Case {
     let (arch, spec) = model.spec().unwrap();
     let params = Params::new(arch, &spec, model.position == Position::Sinusoidal);
     let weights = loud(&params, spec.layers.len());
-    let (vocab, length) = (spec.vocab, spec.context as usize);
-    let rows = 2 * length as u32;
+    compute(&spec, params, weights, spec.context as usize)
+}
+
+/// What comes out of two sequences of `length`.
+fn compute(spec: &Spec, params: Params, weights: Vec<f32>, length: usize) -> Case {
+    let (vocab, rows) = (spec.vocab, 2 * length as u32);
     let (ids, targets): (Vec<u32>, Vec<u32>) = (0..rows).map(|i| (i * 7 % vocab, i * 5 % vocab)).unzip();
-    let mut engine = Engine::new(&spec, &params, 2, RouterLosses::default());
+    let mut engine = Engine::new(spec, &params, 2, RouterLosses::default());
     let input = Input { ids: &ids, targets: &targets, starts: &[], key: (0, 0) };
     let (mut logits, mut grads) = (Vec::new(), vec![0.0; params.total]);
-    let tape = |train: bool| Tape::record(&spec, &params, (2, length), train.then_some(Recompute::None), 0.0);
+    let tape = |train: bool| Tape::record(spec, &params, (2, length), train.then_some(Recompute::None), 0.0);
     engine.run(&tape(false), &weights, &input, Want::Logits(&mut logits));
     let want = Want::Gradient { scale: 1.0, grads: &mut grads };
     let loss = engine.run(&tape(true), &weights, &input, want);
@@ -74,42 +80,72 @@ fn logits_loss_and_gradients_of_every_published_layout_are_those_of_transformers
     let mut seen = 0;
     for (name, model) in designs().into_iter().filter(|(_, m)| m.layout() != "libllm") {
         let (case, expected) = (case(&model), &expected[name]);
-        let numbers = |v: &Value| -> Vec<f64> {
-            v.as_array().unwrap_or_else(|| panic!("{name}")).iter().map(|x| x.as_f64().unwrap()).collect()
-        };
-        let near = |what: &str, got: f64, expected: f64, size: f64| {
-            let fine = (got - expected).abs() <= 1e-4 * size.max(1e-2);
-            assert!(fine, "{name}: {what}: {got}, transformers has {expected}");
-        };
         let logits = numbers(&expected["logits"]);
         assert_eq!(case.logits.len(), logits.len(), "{name}");
         for (a, b) in case.logits.iter().zip(&logits) {
-            near("a logit", f64::from(*a), *b, b.abs().max(0.1));
+            near(name, "a logit", f64::from(*a), *b, b.abs().max(0.1));
         }
-        let loss = expected["loss"].as_f64().unwrap();
-        near("the loss", case.loss, loss, loss);
-        let gradients = expected["gradients"].as_object().unwrap();
-        let mut found = 0;
-        for (tensor, stored) in layout::stored(&case.params, &case.grads) {
-            let got = summary(bytemuck::cast_slice(&stored.data()));
-            let Some(expected) = gradients.get(&tensor) else {
-                // a table that is not trained there either, or is kept twice here
-                assert!(got == [0.0; 2], "{name}: {tensor}: transformers has no gradient of it");
-                continue;
-            };
-            found += 1;
-            if model.position == Position::Sinusoidal && tensor.ends_with("wpe.weight") {
-                assert!(got == [0.0; 2], "{name}: a table that is not trained");
-                continue;
-            }
-            let expected = numbers(expected);
-            near(&tensor, got[0], expected[0], expected[1]);
-            near(&tensor, got[1], expected[1], expected[1]);
-        }
-        assert_eq!(found, gradients.len(), "{name}: tensors that only one side has");
+        agree(name, &case, expected, model.position == Position::Sinusoidal);
         seen += 1;
     }
     assert!(seen >= 15, "{seen} designs");
+}
+
+#[test]
+fn loss_and_gradients_of_every_reference_checkpoint_are_those_of_transformers() {
+    let Some(references) = llm_testdata::shared("reference") else { return };
+    let expected: Value =
+        serde_json::from_str(include_str!("../../tests/reference/checkpoints.json")).unwrap();
+    let expected = expected.as_object().unwrap();
+    for (name, expected) in expected {
+        let dir = references.join(name);
+        let blueprint = Blueprint::of_checkpoint(&dir).unwrap();
+        let params = blueprint.params();
+        let weights = Files::open(&dir).unwrap().load(&params).unwrap();
+        agree(name, &compute(&blueprint.spec, params, weights, 16), expected, false);
+    }
+    assert!(expected.len() >= 23, "{} checkpoints", expected.len());
+}
+
+fn numbers(v: &Value) -> Vec<f64> {
+    v.as_array().expect("numbers").iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+fn near(name: &str, what: &str, got: f64, expected: f64, size: f64) {
+    let fine = (got - expected).abs() <= 1e-4 * size.max(1e-2);
+    assert!(fine, "{name}: {what}: {got}, transformers has {expected}");
+}
+
+/// Whether loss and gradients are the `expected` ones; the table of `fixed` positions has none.
+fn agree(name: &str, case: &Case, expected: &Value, fixed: bool) {
+    let loss = expected["loss"].as_f64().unwrap();
+    near(name, "the loss", case.loss, loss, loss);
+    let gradients = expected["gradients"].as_object().unwrap();
+    let zeros = vec![0.0; case.params.total];
+    let nothing = layout::stored(&case.params, &zeros);
+    let mut found = 0;
+    for ((tensor, stored), (_, nothing)) in layout::stored(&case.params, &case.grads).into_iter().zip(nothing)
+    {
+        // some layouts store a norm's weight less one, of which a gradient knows nothing
+        let (stored, nothing) = (stored.data(), nothing.data());
+        let values =
+            bytemuck::cast_slice::<u8, f32>(&stored).iter().zip(bytemuck::cast_slice::<u8, f32>(&nothing));
+        let got = summary(&values.map(|(a, b)| a - b).collect::<Vec<f32>>());
+        let Some(expected) = gradients.get(&tensor) else {
+            // a table that is not trained there either, or is kept twice here
+            assert!(got == [0.0; 2], "{name}: {tensor}: transformers has no gradient of it");
+            continue;
+        };
+        found += 1;
+        if fixed && tensor.ends_with("wpe.weight") {
+            assert!(got == [0.0; 2], "{name}: a table that is not trained");
+            continue;
+        }
+        let expected = numbers(expected);
+        near(name, &tensor, got[0], expected[0], expected[1]);
+        near(name, &tensor, got[1], expected[1], expected[1]);
+    }
+    assert_eq!(found, gradients.len(), "{name}: tensors that only one side has");
 }
 
 /// Logits of a design with an adapter.
