@@ -1645,7 +1645,7 @@ llm_status llm_session_snapshot_buffer(struct llm_session *session,
                                        struct llm_error **out_err);
 
 /* As llm_session_snapshot_buffer, to a file: written beside it under another name and renamed into place. IO, BAD_UTF8,
- * INVALID_ARG, and as there. X on both. */
+ * NOT_FOUND where its directory is not there, INVALID_ARG, and as there. X on both. */
 llm_status llm_session_snapshot_path(struct llm_session *session,
                                      struct llm_sampler *sampler,
                                      const char *path,

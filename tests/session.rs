@@ -7,9 +7,12 @@ use std::sync::Arc;
 use llm::kv::KvType;
 use llm::model::{Load, Model, OpenOptions, Verify};
 use llm::runtime::{LogLevel, Memory, Runtime, RuntimeOptions};
+use llm::sampler::{Sampler, SamplingParams};
+use llm::session::generate::{Generation, GenerationOptions, Kind};
 use llm::session::{Control, Progress, Session, SessionOptions};
 use llm::{Cancel, Error, Status};
 use llm_format::quant::Type;
+use serde_json::{Value, json};
 use support::{Reference, converted, logits, model, open, runtime};
 
 fn tiny() -> Option<Reference> {
@@ -276,4 +279,44 @@ fn a_log_sink_hears_whole_records_of_its_level() {
     let records = records.lock().unwrap();
     assert!(records.iter().all(|(_, record)| record != "unheard"));
     assert_eq!(records.last(), Some(&(LogLevel::Error, "heard".to_owned())));
+}
+
+#[test]
+fn ids_behind_the_tokenizers_last_have_no_text() {
+    let Some(reference) = tiny() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(reference.dir.join(name), dir.path().join(name)).unwrap();
+    }
+    let vocab: serde_json::Map<String, Value> =
+        ('a'..='z').zip(0..).map(|(c, id)| (c.to_string(), json!(id))).collect();
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let tokenizer = json!({"version": "1.0", "added_tokens": [], "pre_tokenizer": bytes, "decoder": bytes,
+        "model": {"type": "BPE", "vocab": vocab, "merges": []}});
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let model = model(&runtime(1, None), dir.path(), Type::F32);
+    let (tokenizer, ids) = (model.tokenizer().unwrap(), model.spec().vocab as i32);
+    assert!(tokenizer.size() == 26 && ids > 26);
+    assert_eq!(tokenizer.decode_text(&[0, 26, 1, ids - 1], false).unwrap(), "ab");
+    for wrong in [-1, ids] {
+        let e = tokenizer.decode(&[0, wrong], false).unwrap_err();
+        assert!(e.status() == Status::INVALID_ARG && e.detail("token_index") == Some(1), "{e}");
+    }
+    let mut session = session(&model, SessionOptions::default());
+    session.prefill(&[0], None, None).unwrap();
+    let mut sampler = Sampler::new(&SamplingParams { temperature: 5.0, ..Default::default() }).unwrap();
+    let options = GenerationOptions { max_tokens: 40, ..Default::default() };
+    let mut generation = Generation::new(Some(Arc::clone(tokenizer)), options).unwrap();
+    let mut text = String::new();
+    loop {
+        let event = generation.next(&mut session, &mut sampler, None).unwrap();
+        text.push_str(&event.text);
+        if event.kind == Kind::Done {
+            break;
+        }
+    }
+    let chosen = &session.tokens()[1..];
+    assert!(chosen.iter().any(|id| *id >= 26), "{chosen:?}");
+    assert_eq!(text, tokenizer.decode_text(chosen, false).unwrap());
 }

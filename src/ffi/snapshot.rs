@@ -156,7 +156,7 @@ pub unsafe extern "C" fn llm_session_snapshot_buffer(
 }
 
 /// As llm_session_snapshot_buffer, to a file: written beside it under another name and renamed into place. IO, BAD_UTF8,
-/// INVALID_ARG, and as there. X on both.
+/// NOT_FOUND where its directory is not there, INVALID_ARG, and as there. X on both.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llm_session_snapshot_path(
     session: *mut llm_session,

@@ -329,7 +329,8 @@ impl Model {
                     "the file has no tokenizer: give token ids, or convert with the tokenizer's files";
                 Error::new(Status::NOT_FOUND, message)
             })?;
-            Ok(Arc::new(Tokenizer::from_tables(self.0.file.slice(section))?))
+            let tokenizer = Tokenizer::from_tables(self.0.file.slice(section))?;
+            Ok(Arc::new(tokenizer.with_ids(self.0.spec.vocab as usize)))
         };
         self.0.tokenizer.get_or_init(open).as_ref().map_err(Clone::clone)
     }

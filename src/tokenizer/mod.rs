@@ -44,6 +44,8 @@ const KEPT: usize = 8;
 pub struct Tokenizer {
     bytes: Bytes,
     layout: Layout,
+    /// Ids may be below this: a model's logits may have more than there are tokens.
+    ids: usize,
     normalizers: Normalizers,
     pre_tokenizers: PreTokenizers,
     decoders: Decoders,
@@ -130,9 +132,25 @@ impl Tokenizer {
             decoders: Decoders::new(&layout.decoder)?,
             scratch: Mutex::new(Vec::new()),
             derived: OnceLock::new(),
+            ids: layout.size as usize,
             bytes,
             layout,
         })
+    }
+
+    /// The tokenizer of a model with `ids` logits: those behind the tokens are ids that are not in use.
+    pub(crate) fn with_ids(mut self, ids: usize) -> Tokenizer {
+        self.ids = self.ids.max(ids);
+        self
+    }
+
+    /// The token `id`, `None` where it is not in use for being behind the last.
+    fn known(&self, id: i32) -> Result<Option<u32>> {
+        match u32::try_from(id) {
+            Ok(known) if known < self.layout.size => Ok(Some(known)),
+            Ok(behind) if (behind as usize) < self.ids => Ok(None),
+            _ => Err(Error::new(Status::INVALID_ARG, format!("token {id} of a vocabulary of {}", self.ids))),
+        }
     }
 
     /// The same tokenizer over the same tables, with nothing derived from it.
@@ -140,7 +158,7 @@ impl Tokenizer {
     /// # Errors
     /// None that opening it the first time did not have.
     pub(crate) fn without_derived(&self) -> Result<Tokenizer> {
-        Self::from_tables(self.bytes.clone())
+        Ok(Self::from_tables(self.bytes.clone())?.with_ids(self.ids))
     }
 
     /// What [`Tokenizer::keep_derived`] keeps.
@@ -180,7 +198,7 @@ impl Tokenizer {
         self.bytes[..] == other.bytes[..]
     }
 
-    /// Ids are below this.
+    /// Its tokens' ids are below this; its model's may go beyond.
     pub fn size(&self) -> usize {
         self.layout.size as usize
     }
@@ -201,14 +219,9 @@ impl Tokenizer {
         let mut state = self.decoders.state();
         let mut out = Vec::with_capacity(ids.len() * 4);
         for (at, &id) in ids.iter().enumerate() {
-            match u32::try_from(id) {
-                Ok(known) if known < self.layout.size => {
-                    self.decoders.push(&view, known, skip_special, &mut state, &mut out);
-                }
-                _ => {
-                    let what = format!("token {id} at {at} of a vocabulary of {}", self.layout.size);
-                    return Err(Error::new(Status::INVALID_ARG, what).with("token_index", at as i64));
-                }
+            let known = self.known(id).map_err(|e| e.with("token_index", at as i64))?;
+            if let Some(known) = known {
+                self.decoders.push(&view, known, skip_special, &mut state, &mut out);
             }
         }
         self.decoders.finish(&mut state, &mut out);

@@ -2,7 +2,7 @@
 
 use super::Tokenizer;
 use super::decode::State;
-use crate::error::{Error, Result, Status};
+use crate::error::Result;
 use std::sync::Arc;
 
 /// Decodes ids one by one. What it gives, joined, is what [`Tokenizer::decode_text`] gives for all of them.
@@ -33,13 +33,10 @@ impl TextStream {
     /// # Errors
     /// An id below zero or beyond the vocabulary; the stream is as before.
     pub fn push(&mut self, id: i32) -> Result<&str> {
-        let known = u32::try_from(id).ok().filter(|id| (*id as usize) < self.tokenizer.size());
-        let Some(known) = known else {
-            let what = format!("token {id} of a vocabulary of {}", self.tokenizer.size());
-            return Err(Error::new(Status::INVALID_ARG, what));
-        };
-        let view = self.tokenizer.view();
-        self.tokenizer.decoders.push(&view, known, self.skip_special, &mut self.state, &mut self.pending);
+        if let Some(known) = self.tokenizer.known(id)? {
+            let view = self.tokenizer.view();
+            self.tokenizer.decoders.push(&view, known, self.skip_special, &mut self.state, &mut self.pending);
+        }
         self.text.clear();
         self.take_characters();
         Ok(&self.text)
