@@ -17,7 +17,7 @@ use llm::{Cancel, Status};
 use llm_convert::adapter::{AdapterOptions, convert_adapter};
 use llm_format::quant::Type;
 use lora::{Peft, all_but};
-use support::{Reference, converted, logits, model, open, runtime};
+use support::{Reference, adapted, converted, furthest, logits, model, open, runtime};
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
@@ -39,23 +39,6 @@ fn adapter_file(peft: &Peft, base: &Path) -> (tempfile::TempDir, std::path::Path
 fn adapter(peft: &Peft, base: &Path, model: &Model) -> Adapter {
     let (_place, path) = adapter_file(peft, base);
     Adapter::open_path(model, &path).unwrap()
-}
-
-/// Logits behind every token of a session with `adapters`.
-fn adapted(model: &Model, options: &SessionOptions, ids: &[i32], adapters: &[(Adapter, f32)]) -> Vec<f32> {
-    let mut session = Session::new(model, options.clone()).unwrap();
-    session.set_adapters(adapters).unwrap();
-    let mut all = Vec::new();
-    let mut each = |_, row: &[f32]| {
-        all.extend_from_slice(row);
-        Ok(())
-    };
-    session.prefill_each(ids, None, &mut each).unwrap();
-    all
-}
-
-fn furthest(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 /// One matrix, matrices split by rows and by heads, matrices stored turned round, latent attention, shared experts.

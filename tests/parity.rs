@@ -1,6 +1,8 @@
 //! The reference checkpoints, converted in f32, give the logits that their makers' software gives in f64, and the
 //! same bits however the work is cut up.
 
+mod support;
+
 use std::path::{Path, PathBuf};
 
 use llm::kv::KvType;
@@ -12,6 +14,7 @@ use llm_format::quant::Type;
 use llm_testdata::shared;
 use safetensors::SafeTensors;
 use serde_json::Value;
+use support::argmax;
 
 const MODELS: &[&str] = &[
     "bloom",
@@ -101,20 +104,7 @@ fn open(path: &Path, threads: usize, isa: Option<&str>) -> Model {
 
 /// Logits of every position, prefilled with `options`.
 fn logits(model: &Model, ids: &[i32], options: SessionOptions) -> Vec<f32> {
-    let options = SessionOptions { max_tokens: ids.len(), ..options };
-    let mut session = Session::new(model, options).unwrap();
-    let mut all = Vec::new();
-    let mut each = |_, row: &[f32]| {
-        all.extend_from_slice(row);
-        Ok(())
-    };
-    session.prefill_each(ids, None, &mut each).unwrap();
-    all
-}
-
-fn argmax(row: &[f32]) -> i32 {
-    let best = row.iter().enumerate().fold(0, |best, (i, v)| if *v > row[best] { i } else { best });
-    best as i32
+    support::logits(model, &SessionOptions { max_tokens: ids.len(), ..options }, ids)
 }
 
 /// −log softmax(row)[id] in f64.

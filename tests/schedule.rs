@@ -183,6 +183,13 @@ impl Server {
         assert!(ended.error.is_none(), "{ended:?}");
         &self.told[&id]
     }
+
+    /// Each request was told what it is told alone.
+    fn told_as_alone(&self, ids: impl IntoIterator<Item = RequestId>, asked: &[Asked], model: &Model) {
+        for (id, asked) in ids.into_iter().zip(asked) {
+            assert_eq!(self.told(id), &asked.alone(model));
+        }
+    }
 }
 
 fn pool(model: &Model, pages: u64, options: KvOptions) -> KvPool {
@@ -460,9 +467,7 @@ fn a_cancelled_step_loses_nothing() {
         assert_eq!(server.scheduler.step(Some(&cancel)).unwrap_err().status(), Status::CANCELLED);
         server.step();
     }
-    for (id, asked) in ids.into_iter().zip(&asked) {
-        assert_eq!(server.told(id), &asked.alone(&model));
-    }
+    server.told_as_alone(ids, &asked, &model);
 }
 
 #[test]

@@ -34,9 +34,7 @@ fn pages_that_are_pinned_and_in_use_are_not_missed_twice() {
     // The second one's page is one of the others' that nobody holds.
     assert_eq!(server.scheduler.stats().running, 2);
     server.run();
-    for (id, asked) in ids.into_iter().zip(&asked) {
-        assert_eq!(server.told(id), &asked.alone(&model));
-    }
+    server.told_as_alone(ids, &asked, &model);
 }
 
 #[test]
@@ -119,9 +117,7 @@ fn who_is_of_equal_priority_is_not_sent_away_with_a_lower_one() {
     let stats = server.scheduler.stats();
     assert_eq!((stats.running, stats.swapped + stats.dropped), (1, 1), "{stats:?}");
     server.run();
-    for (id, asked) in ids.into_iter().zip(&asked) {
-        assert_eq!(server.told(id), &asked.alone(&model));
-    }
+    server.told_as_alone(ids, &asked, &model);
 }
 
 #[test]

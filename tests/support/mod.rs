@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use llm::adapter::Adapter;
 use llm::model::{Model, OpenOptions};
 use llm::runtime::{Runtime, RuntimeOptions};
 use llm::session::{Session, SessionOptions};
@@ -39,7 +40,20 @@ pub fn model(runtime: &Runtime, dir: &Path, ty: Type) -> Model {
 
 /// Logits behind every token, `[tokens, vocab]`.
 pub fn logits(model: &Model, options: &SessionOptions, ids: &[i32]) -> Vec<f32> {
+    adapted(model, options, ids, &[])
+}
+
+/// The same of a session with `adapters`.
+pub fn adapted(
+    model: &Model,
+    options: &SessionOptions,
+    ids: &[i32],
+    adapters: &[(Adapter, f32)],
+) -> Vec<f32> {
     let mut session = Session::new(model, options.clone()).unwrap();
+    if !adapters.is_empty() {
+        session.set_adapters(adapters).unwrap();
+    }
     let mut all = Vec::new();
     session
         .prefill_each(ids, None, &mut |_, row| {
@@ -48,6 +62,12 @@ pub fn logits(model: &Model, options: &SessionOptions, ids: &[i32]) -> Vec<f32> 
         })
         .unwrap();
     all
+}
+
+/// The greatest difference of two values.
+pub fn furthest(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).fold(0.0, |most, (a, b)| most.max((a - b).abs()))
 }
 
 /// Index of the largest value, the lowest of equal ones.

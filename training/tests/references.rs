@@ -2,7 +2,6 @@
 //! what libllm runs.
 
 use llm::adapter::Adapter;
-use llm::session::{Session, SessionOptions};
 use llm_convert::adapter::{AdapterOptions, convert_adapter};
 use llm_format::quant::Type;
 use llm_train::{Config, Recompute, Trainer};
@@ -12,7 +11,7 @@ mod common;
 use common::{bits, setup};
 #[path = "../../tests/support/mod.rs"]
 mod support;
-use support::{Reference, logits, model, runtime};
+use support::{Reference, adapted, furthest, logits, model, runtime};
 
 /// A run of one step from `reference`.
 fn from(setup: &Config, reference: &Reference) -> Config {
@@ -24,11 +23,6 @@ fn from(setup: &Config, reference: &Reference) -> Config {
 fn ids(reference: &Reference, run: &str) -> (Vec<i32>, Vec<u32>) {
     let ids = reference.ids(&format!("{run}.input_ids"));
     (ids.clone(), ids.iter().map(|id| *id as u32).collect())
-}
-
-fn furthest(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(b).fold(0.0, |most, (a, b)| most.max((a - b).abs()))
 }
 
 #[test]
@@ -98,19 +92,7 @@ fn an_adapter_of_every_reference_lowers_the_loss_and_libllm_runs_it() {
         convert_adapter(&peft, &reference.dir, &out, &AdapterOptions::default()).unwrap();
         let base = model(&runtime, &reference.dir, Type::F32);
         let adapter = Adapter::open_path(&base, &out).unwrap();
-        let run = adapted(&base, &reference.options(ids.len(), ids.len()), &ids, adapter);
+        let run = adapted(&base, &reference.options(ids.len(), ids.len()), &ids, &[(adapter, 1.0)]);
         assert!(furthest(&run, &expected) < 2e-4, "{name}: {} apart", furthest(&run, &expected));
     }
-}
-
-fn adapted(base: &llm::model::Model, options: &SessionOptions, ids: &[i32], adapter: Adapter) -> Vec<f32> {
-    let mut session = Session::new(base, options.clone()).unwrap();
-    session.set_adapters(&[(adapter, 1.0)]).unwrap();
-    let mut all = Vec::new();
-    let mut each = |_, row: &[f32]| {
-        all.extend_from_slice(row);
-        Ok(())
-    };
-    session.prefill_each(ids, None, &mut each).unwrap();
-    all
 }
