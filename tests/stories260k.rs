@@ -109,7 +109,7 @@ fn what_quantization_costs_on_a_trained_model_is_known() {
 }
 
 #[test]
-fn importance_lowers_what_few_bits_cost_on_a_text_it_was_not_gathered_on() {
+fn importance_lowers_what_quantization_costs_on_a_text_it_was_not_gathered_on() {
     let Some((place, _)) = place() else { return };
     let vocabulary = Vocabulary::read(&place.join("tok512.bin"));
     let read = |name| std::fs::read_to_string(llm_testdata::shared(name).unwrap()).unwrap();
@@ -137,7 +137,7 @@ fn importance_lowers_what_few_bits_cost_on_a_text_it_was_not_gathered_on() {
     std::fs::write(&file, llm_convert::importance::serialize(&columns).unwrap()).unwrap();
 
     let runtime = runtime(0, None);
-    for ty in [Type::Q4, Type::Q3, Type::Q2] {
+    for ty in [Type::Q8, Type::Q4, Type::Q3, Type::Q2] {
         let cost = |importance: Option<PathBuf>| {
             let out = temp.path().join("model.llm");
             let options = llm_convert::Options { ty, importance, ..Default::default() };

@@ -45,7 +45,7 @@ pub struct Options {
     pub pattern: Option<String>,
     /// The model's name; without it, what the configuration or the directory is called.
     pub name: Option<String>,
-    /// A file of `libllm importance`: types below q8 then make those errors small that matter.
+    /// A file of `libllm importance`: types from q8 down then make those errors small that matter.
     pub importance: Option<PathBuf>,
     /// A checkpoint of a small model with the same tokenizer, which goes into the file to guess tokens; in place of the
     /// head that the checkpoint itself may have.
@@ -128,9 +128,9 @@ pub fn convert(source: &Path, out: &Path, options: &Options, progress: &dyn Prog
     items.extend(encode::items(of_draft, options.ty, None)?);
 
     let mut warnings = Vec::new();
-    if options.importance.is_some() && matches!(options.ty, Type::Q8 | Type::Bf16 | Type::F16 | Type::F32) {
+    if options.importance.is_some() && !options.ty.is_integer() {
         let ty = options.ty.name();
-        warnings.push(format!("the importance changes nothing in a file of {ty}, only in those below q8"));
+        warnings.push(format!("the importance changes nothing in a file of {ty}, only from q8 down"));
     }
     let built = tokenizer::load_dir(&dir, options.pattern.as_deref())?;
     let tokenizer_config = checkpoint::read_json_if_there(&dir.join("tokenizer_config.json"))?;

@@ -17,6 +17,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// and more it makes page-table entries of their own kind, 500 times fewer.
 const PIECE: u64 = 4 << 20;
 
+/// What temporary names end with.
+const END: &str = ".tmp";
+
 /// Temporary names that are tried where files of these names are there.
 const TRIES: u32 = 10_000;
 
@@ -46,9 +49,8 @@ impl TempFile {
         let name = names_a_file(target)?;
         let mut tries = 0;
         loop {
-            let mut temp_name = OsString::from(".");
-            temp_name.push(name);
-            temp_name.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+            let mut temp_name = begin(name);
+            temp_name.push(format!("{}{END}", NEXT.fetch_add(1, Ordering::Relaxed)));
             let temp = target.with_file_name(temp_name);
             match File::create_new(&temp) {
                 Ok(file) => {
@@ -72,6 +74,19 @@ impl TempFile {
         &self.temp
     }
 
+    /// What is there under temporary names that this process gives for `target`: the same for a program that does not
+    /// have the `TempFile` at hand.
+    pub fn unfinished(target: &Path) -> Vec<PathBuf> {
+        let Some(name) = target.file_name() else { return Vec::new() };
+        let begin = begin(name);
+        let ours = |name: &OsStr| {
+            let rest = name.as_encoded_bytes().strip_prefix(begin.as_encoded_bytes());
+            rest.is_some_and(|rest| rest.ends_with(END.as_bytes()))
+        };
+        let beside = std::fs::read_dir(directory_of(target)).into_iter().flatten().flatten();
+        beside.filter(|entry| ours(&entry.file_name())).map(|entry| entry.path()).collect()
+    }
+
     /// Makes the bytes durable, then gives the file its name, in place of an older one.
     ///
     /// # Errors
@@ -88,11 +103,10 @@ impl TempFile {
         self.done = true;
         // The name itself is durable once its directory is. Not every file system can sync one; the file is whole
         // either way.
-        if cfg!(unix) {
-            let parent = self.target.parent().filter(|p| !p.as_os_str().is_empty());
-            if let Ok(directory) = File::open(parent.unwrap_or(Path::new("."))) {
-                let _ = directory.sync_all();
-            }
+        if cfg!(unix)
+            && let Ok(directory) = File::open(directory_of(&self.target))
+        {
+            let _ = directory.sync_all();
         }
         Ok(())
     }
@@ -107,6 +121,19 @@ impl TempFile {
         self.at += bytes.len() as u64;
         Ok(())
     }
+}
+
+/// What the temporary names begin with that this process gives for `name`.
+fn begin(name: &OsStr) -> OsString {
+    let mut begin = OsString::from(".");
+    begin.push(name);
+    begin.push(format!(".{}-", std::process::id()));
+    begin
+}
+
+/// The parent of a bare file name is empty, which no call takes for the current directory.
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// The name of the file that `path` names, for work whose result will be written there: refuses at once what a

@@ -74,6 +74,24 @@ fn two_writers_of_one_name_do_not_disturb_each_other() {
 }
 
 #[test]
+fn what_a_process_has_not_finished_is_found_and_nothing_of_others() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: String| folder.path().join(name);
+    let path = at("model.llm".to_owned());
+    let (own, other) = (std::process::id(), std::process::id() + 1);
+    for name in [format!(".model.llm.{other}-0.tmp"), format!(".other.{own}-0.tmp"), format!("{own}-0.tmp")] {
+        std::fs::write(at(name), b"half").expect("a file");
+    }
+    let files = [TempFile::create(&path), TempFile::create(&path)].map(|file| file.expect("a file"));
+    let (mut expected, mut found) = (files.each_ref().map(TempFile::path), TempFile::unfinished(&path));
+    expected.sort();
+    found.sort();
+    assert_eq!(found, expected);
+    drop(files);
+    assert!(TempFile::unfinished(&path).is_empty() && TempFile::unfinished("..".as_ref()).is_empty());
+}
+
+#[test]
 fn what_a_killed_process_of_the_same_number_left_is_not_in_the_way() {
     let folder = tempfile::tempdir().expect("a folder");
     for nth in 0..300 {

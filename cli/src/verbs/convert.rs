@@ -28,7 +28,7 @@ pub struct Args {
     /// expression
     #[arg(long, value_name = "PATTERN")]
     pattern: Option<String>,
-    /// What `libllm importance` wrote for this model: types of few bits then keep those inputs best that matter most
+    /// What `libllm importance` wrote for this model: the integer types then keep those inputs best that matter most
     #[arg(long, value_name = "FILE")]
     importance: Option<PathBuf>,
     /// What an adapter is for: the converted model, or its checkpoint's directory

@@ -314,7 +314,7 @@ impl Search {
 }
 
 /// The weights of the squared errors: of all one, or in proportion to the importance, the greatest one.
-fn weights(importance: Option<&[f32]>) -> [f32; INPUTS] {
+pub(super) fn weights(importance: Option<&[f32]>) -> [f32; INPUTS] {
     let mut weights = [1.0; INPUTS];
     let Some(importance) = importance else { return weights };
     let most = absmax(importance);
