@@ -48,4 +48,4 @@ pub use llm_format::quant::Type;
 pub use matrix::{Experts, Matrix};
 pub use read::read_streams;
 pub use threads::{FloatControl, Placement, Pool};
-pub use wide::wide;
+pub use wide::{Loop, wide};

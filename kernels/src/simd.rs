@@ -320,12 +320,15 @@ pub unsafe trait Simd: Copy + 'static {
         // SAFETY: passed on
         unsafe { Self::transpose(from, to) }
     }
+    /// Into the nearest cache.
     unsafe fn prefetch(p: *const u8);
+    /// Into the second one.
+    unsafe fn prefetch_far(p: *const u8);
 
-    /// [`crate::generic::panel::walks`] of the tile sizes below.
+    /// [`crate::generic::panel::portions`] of the tile sizes below.
     #[inline(always)]
-    unsafe fn walks(vectors: usize) -> usize {
-        crate::generic::panel::walks::<1, 4, 4>(vectors)
+    unsafe fn portions(vectors: usize) -> usize {
+        crate::generic::panel::portions::<1, 4, 4>(vectors)
     }
     /// Runs [`crate::generic::panel::tiles`] with this machine's tile sizes.
     #[inline(always)]

@@ -4,20 +4,28 @@
 //! through [`wide`] is compiled a second time for newer ones. Its operations and their order stay the same, and none are
 //! fused, so its results are the same bits.
 
-/// `f(a)`, compiled for 32-byte vectors and used so where the machine has them. `f` is a function that is always
-/// inlined (`#[inline(always)]`), or else it is only slow.
+/// A loop, with what it reads.
+pub trait Loop {
+    /// What it finds.
+    type Result;
+
+    /// Runs it. `#[inline(always)]` belongs on it, or else it is only slow: what is not inlined keeps the old vectors.
+    fn run(self) -> Self::Result;
+}
+
+/// `l.run()`, compiled for 32-byte vectors and used so where the machine has them.
 #[inline]
-pub fn wide<A, R>(f: impl Fn(A) -> R, a: A) -> R {
+pub fn wide<L: Loop>(l: L) -> L::Result {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2")]
-        fn with_avx2<A, R>(f: impl Fn(A) -> R, a: A) -> R {
-            f(a)
+        fn with_avx2<L: Loop>(l: L) -> L::Result {
+            l.run()
         }
         if is_x86_feature_detected!("avx2") {
             // SAFETY: the machine has the instructions
-            return unsafe { with_avx2(f, a) };
+            return unsafe { with_avx2(l) };
         }
     }
-    f(a)
+    l.run()
 }

@@ -4,7 +4,7 @@
 //! operations: where the baseline instruction set lacks them they would be slow calls. Whole rows go through
 //! [`llm_kernels::wide`]: a vocabulary is a long way for a token.
 
-use llm_kernels::wide;
+use llm_kernels::{Loop, wide};
 
 /// e^x for x ≤ 0 (0 below −87), relative error at most 2·10⁻⁷. Branch-free, so that loops over rows become SIMD.
 ///
@@ -63,55 +63,80 @@ pub fn log_sum_exp(row: &[f32]) -> f64 {
     if max == f32::NEG_INFINITY {
         return f64::NEG_INFINITY;
     }
-    f64::from(max) + ln(wide(sum_exp, (row, max)))
+    f64::from(max) + ln(wide(SumExp(row, max)))
 }
 
 /// The largest of a row; −∞ without any number.
 pub fn max(row: &[f32]) -> f32 {
-    wide(largest, row)
+    wide(Largest(row))
 }
 
 /// Whether no entry of a row is NaN or +∞.
 pub fn bounded(row: &[f32]) -> bool {
-    wide(all_below_infinity, row)
+    wide(AllBelowInfinity(row))
 }
 
-#[inline(always)]
-fn largest(row: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let (chunks, rest) = row.as_chunks::<32>();
-    let mut lanes = [f32::NEG_INFINITY; 32];
-    for chunk in chunks {
-        for (i, &x) in chunk.iter().enumerate() {
-            lanes[i] = larger(lanes[i], x);
+struct Largest<'a>(&'a [f32]);
+
+impl Loop for Largest<'_> {
+    type Result = f32;
+
+    #[inline(always)]
+    fn run(self) -> f32 {
+        let larger = |a: f32, b: f32| if b > a { b } else { a };
+        let (chunks, rest) = self.0.as_chunks::<32>();
+        let mut lanes = [f32::NEG_INFINITY; 32];
+        for chunk in chunks {
+            for (i, &x) in chunk.iter().enumerate() {
+                lanes[i] = larger(lanes[i], x);
+            }
         }
+        lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| larger(max, x))
     }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| larger(max, x))
 }
 
-#[inline(always)]
-fn all_below_infinity(row: &[f32]) -> bool {
-    row.iter().fold(true, |all, &x| all & (x < f32::INFINITY))
+struct AllBelowInfinity<'a>(&'a [f32]);
+
+impl Loop for AllBelowInfinity<'_> {
+    type Result = bool;
+
+    #[inline(always)]
+    fn run(self) -> bool {
+        self.0.iter().fold(true, |all, &x| all & (x < f32::INFINITY))
+    }
 }
 
-#[inline(always)]
-fn sum_exp((row, max): (&[f32], f32)) -> f64 {
-    let (chunks, rest) = row.as_chunks::<16>();
-    let mut lanes = [0f64; 16];
-    for chunk in chunks {
-        for (i, &x) in chunk.iter().enumerate() {
-            lanes[i] += f64::from(exp(x - max));
+/// Σ exp(x − max) of a row and its largest.
+struct SumExp<'a>(&'a [f32], f32);
+
+impl Loop for SumExp<'_> {
+    type Result = f64;
+
+    #[inline(always)]
+    fn run(self) -> f64 {
+        let SumExp(row, max) = self;
+        let (chunks, rest) = row.as_chunks::<16>();
+        let mut lanes = [0f64; 16];
+        for chunk in chunks {
+            // two loops, so that the first one is all of one kind of number
+            let mut terms = [0f32; 16];
+            for (i, &x) in chunk.iter().enumerate() {
+                terms[i] = exp(x - max);
+            }
+            for (lane, term) in lanes.iter_mut().zip(terms) {
+                *lane += f64::from(term);
+            }
         }
-    }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane += f64::from(exp(x - max));
-    }
-    for width in [8, 4, 2, 1] {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
+        for (lane, &x) in lanes.iter_mut().zip(rest) {
+            *lane += f64::from(exp(x - max));
         }
+        for width in [8, 4, 2, 1] {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+        }
+        lanes[0]
     }
-    lanes[0]
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 //! argmax(logit + g) is a draw from softmax(logit). Philox is the counter-based generator of Salmon et al.,
 //! "Parallel random numbers: as easy as 1, 2, 3" (2011); its published test vectors are a test here.
 
-use llm_kernels::wide;
+use llm_kernels::{Loop, wide};
 
 use super::{Candidate, math};
 
@@ -88,36 +88,46 @@ pub fn child_stream(parent: u64, n: u64) -> u64 {
 /// Most tokens cannot win and cost no logarithm: with j leading ones in r, u < 1 − 2⁻ʲ⁻¹ and g < (j + 1)·ln 2, so a
 /// token whose logit plus that bound does not reach the best so far is skipped. This never changes the result.
 pub(super) fn choose(candidates: &[Candidate], key: Key) -> Option<Candidate> {
-    wide(likeliest, (candidates, key))
+    wide(Likeliest { candidates, key })
 }
 
-#[inline(always)]
-fn likeliest((candidates, key): (&[Candidate], Key)) -> Option<Candidate> {
-    let mut best: Option<(Candidate, f64)> = None;
-    let mut block = (u32::MAX, [[0u32; QUADS]; 4]);
-    for &c in candidates {
-        if c.logit == f32::NEG_INFINITY {
-            continue;
+struct Likeliest<'a> {
+    candidates: &'a [Candidate],
+    key: Key,
+}
+
+impl Loop for Likeliest<'_> {
+    type Result = Option<Candidate>;
+
+    #[inline(always)]
+    fn run(self) -> Option<Candidate> {
+        let Likeliest { candidates, key } = self;
+        let mut best: Option<(Candidate, f64)> = None;
+        let mut block = (u32::MAX, [[0u32; QUADS]; 4]);
+        for &c in candidates {
+            if c.logit == f32::NEG_INFINITY {
+                continue;
+            }
+            let logit = f64::from(c.logit);
+            let floor = best.map_or(f64::NEG_INFINITY, |(_, score)| score);
+            if logit + 16.7 < floor {
+                continue;
+            }
+            if block.0 != c.id / BLOCK {
+                block = (c.id / BLOCK, blocks(key, c.id / BLOCK));
+            }
+            let r = block.1[(c.id % 4) as usize][(c.id % BLOCK / 4) as usize] >> 9;
+            let leading_ones = (!(r << 9)).leading_zeros();
+            if logit + 0.694 * f64::from(leading_ones + 1) < floor {
+                continue;
+            }
+            let score = logit + gumbel(r);
+            if score > floor {
+                best = Some((c, score));
+            }
         }
-        let logit = f64::from(c.logit);
-        let floor = best.map_or(f64::NEG_INFINITY, |(_, score)| score);
-        if logit + 16.7 < floor {
-            continue;
-        }
-        if block.0 != c.id / BLOCK {
-            block = (c.id / BLOCK, blocks(key, c.id / BLOCK));
-        }
-        let r = block.1[(c.id % 4) as usize][(c.id % BLOCK / 4) as usize] >> 9;
-        let leading_ones = (!(r << 9)).leading_zeros();
-        if logit + 0.694 * f64::from(leading_ones + 1) < floor {
-            continue;
-        }
-        let score = logit + gumbel(r);
-        if score > floor {
-            best = Some((c, score));
-        }
+        best.map(|(c, _)| c)
     }
-    best.map(|(c, _)| c)
 }
 
 /// Quads whose words are made side by side, and their ids.

@@ -2,7 +2,7 @@
 
 use super::Cpu;
 use crate::generic::codes;
-use crate::generic::float::{FloatBlock, FloatKind, Widen};
+use crate::generic::float::{self, FloatBlock, FloatKind, Widen};
 use crate::generic::panel::LANES;
 use crate::generic::rows::{IntBlock, STREAMS, TILE_STREAMS};
 use crate::input::{Input, Line};
@@ -102,10 +102,11 @@ impl Part<'_> {
 /// ends with fetching what another thread reads.
 const CHUNK: usize = 1 << 20;
 
-/// Blocks of such a chunk: a thread's share of the matrix, if it is not more than those bytes. The pool cuts the last
-/// ones smaller, so that the threads end together.
+/// Blocks of such a chunk: a thread's share of the matrix, if it is not more than those bytes, rounded up to streams of
+/// one length. The pool cuts the last ones smaller, so that the threads end together.
 fn streamed(blocks: usize, block_bytes: usize, threads: usize) -> usize {
-    blocks.div_ceil(threads).min((CHUNK / block_bytes).max(STREAMS)).max(1)
+    let most = (CHUNK / block_bytes).max(1).next_multiple_of(STREAMS);
+    blocks.div_ceil(threads).min(most).max(1)
 }
 
 impl Cpu {
@@ -304,7 +305,7 @@ impl Cpu {
             kind,
             block: data.as_ptr(),
             count,
-            run: count.div_ceil(STREAMS),
+            run: count.div_ceil(float::STREAMS),
             block_bytes,
             cols: x.width,
             steps: x.k().div_ceil(if w.ty() == Type::F32 { 16 } else { 32 }),

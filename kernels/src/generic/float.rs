@@ -6,8 +6,10 @@
 //! takes the time, a block is read once, from front to end, and groups of rows take turns in the registers
 //! ([`turns`]); of one or two tokens, two blocks side by side, so that memory sees two streams.
 
-use super::rows::STREAMS;
 use crate::simd::Simd;
+
+/// Blocks that are walked together with one or two tokens.
+pub const STREAMS: usize = 2;
 
 /// Storage of a full-precision matrix.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -22,14 +22,18 @@ use core::mem::MaybeUninit;
 
 /// Vectors of a pack.
 pub const LANES: usize = 16;
-/// Parts of one walk along a record's inputs, between which hints are given.
-const PARTS: usize = 8;
 /// Sums of a pack of 8 lanes.
 const AFTER_EIGHT: usize = 256;
 /// Packs whose sums lie on the stack, for all blocks together.
 const SLAB: usize = 32;
 /// The same where there is one block: their sums stay in L1.
 const ALONE: usize = 12;
+
+/// Parts of one walk of `packs` packs along a record's inputs, `width` bytes of a row at a time, between which hints are
+/// given: more where reading takes the time, as far as there are steps.
+const fn parts(packs: usize, width: usize) -> usize {
+    if packs > 1 || width == 16 { 8 } else { 16 }
+}
 
 #[repr(C, align(64))]
 struct Aligned<T>(T);
@@ -188,13 +192,12 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock, first: usize, tiles
             for r in 0..a.cols.div_ceil(DEPTH) {
                 let halves = if a.cols - r * DEPTH > 128 { 2 } else { 1 };
                 let at = a.blocks.add(first * a.block_bytes + r * record_bytes(BITS, 2));
-                let next = at.wrapping_add(record_bytes(BITS, halves));
                 for s in 0..streams {
                     let record = at.add(s * a.run * a.block_bytes);
                     // some of the hints while the record is decoded, which takes its share of the time
-                    let hints = Hints::new::<BITS>(a, next, s, streams, 16 * halves);
+                    let hints = Hints::new::<BITS>(a, at, halves, s, streams, 16 * halves);
                     decode::<S, BITS>(table, record, halves, panel, &hints);
-                    hints.spread::<BITS>(S::walks(vectors) * PARTS);
+                    hints.spread::<BITS>(S::portions(vectors));
                     let mut rows = Aligned([0f32; 32]);
                     for tile in 0..2 {
                         let scales = S::load_f16(record.cast::<u16>().add(tile * 16));
@@ -251,18 +254,19 @@ unsafe fn decode<S: Simd, const BITS: u8>(
     }
 }
 
-/// How often [`tiles`] walks along a record's inputs.
-pub const fn walks<const N: usize, const R: usize, const ONE: usize>(vectors: usize) -> usize {
+/// Portions of hints that [`tiles`] gives.
+pub const fn portions<const N: usize, const R: usize, const ONE: usize>(vectors: usize) -> usize {
     let (whole, rest) = (vectors / LANES, vectors % LANES);
     let (whole, narrow) = match lanes(rest) {
         _ if rest == 0 => (whole, 0),
-        4 | 8 => (whole, 32 / ONE),
-        12 => (whole, 2 * (32 / ONE)),
+        4 => (whole, parts(1, 16)),
+        8 => (whole, parts(1, 8)),
+        12 => (whole, parts(1, 8) + parts(1, 16)),
         _ => (whole + 1, 0),
     };
     let (many, left) = (whole / N, whole % N);
     let (twos, ones) = if N > 2 { (left / 2, left % 2) } else { (0, left) };
-    (many + twos) * (32 / R) + ones * (32 / ONE) + narrow
+    many * (32 / R) * parts(N, 4) + twos * (32 / R) * parts(2, 4) + (ones * parts(1, 4) + narrow) * (32 / ONE)
 }
 
 /// All vectors: whole packs `N` at a time with `R` rows, single ones and the narrow last one with `ONE` sums.
@@ -328,7 +332,7 @@ unsafe fn wide<S: Simd, const N: usize, const R: usize>(a: &Tiles, pack: usize, 
         }
         let panel = a.panel.add(row * DEPTH);
         let x = a.x.add(pack * LANES * DEPTH).cast::<u8>();
-        let part = a.depth / 4 / PARTS;
+        let part = a.depth / 4 / parts(N, 4);
         for first in (0..a.depth / 4).step_by(part) {
             a.hints.give::<S>();
             for g in first..first + part {
@@ -359,27 +363,27 @@ unsafe fn wide<S: Simd, const N: usize, const R: usize>(a: &Tiles, pack: usize, 
 unsafe fn narrow<S: Simd, const W: usize, const ONE: usize>(a: &Tiles, at: &Narrow) {
     // SAFETY: the pack exists, and has 64 / W lanes
     unsafe {
-        let parts = W / 4;
+        let folds = W / 4;
         // rows of a part, results of a register, registers at a time
-        let (apart, together) = (32 / parts, ONE / parts);
+        let (apart, together) = (32 / folds, ONE / folds);
         let start = S::i_load(a.start.add(at.sums));
         // the scales of a register's rows, in the order that folding leaves
         let mut rows = [[0f32; 4]; 16];
         for j in 0..apart {
             for i in 0..4 {
-                rows[j][i] = *a.rows.add(j + i * parts / 4 * apart);
+                rows[j][i] = *a.rows.add(j + i * folds / 4 * apart);
             }
         }
         for row in (0..apart).step_by(together) {
             let mut sums = [start; ONE];
             let panel = a.panel.add(row * DEPTH);
-            let part = a.depth / W / PARTS;
+            let part = a.depth / W / parts(1, W);
             for first in (0..a.depth / W).step_by(part) {
                 a.hints.give::<S>();
                 for g in first..first + part {
                     let line = S::b_load(at.x.add(g * 64));
                     for i in 0..ONE {
-                        let at = (i / parts + i % parts * apart) * DEPTH + g * W;
+                        let at = (i / folds + i % folds * apart) * DEPTH + g * W;
                         sums[i] = S::dot_lanes::<W>(sums[i], panel.add(at), line);
                     }
                 }

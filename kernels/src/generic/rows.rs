@@ -4,8 +4,9 @@
 //! record of 32 rows x 256 inputs:  scales | multipliers (q4) | lines, [tile of 16 rows][half][row]
 //! ```
 //! Up to [`STREAMS`] blocks are walked side by side, record by record; while one block's record is multiplied the
-//! next records of all of them are prefetched, a line of each in turn and evenly over the work ([`Hints`]), so that
-//! memory sees several streams and is never idle.
+//! next records of all of them are prefetched into the second cache, a line of each in turn and evenly over the work,
+//! and from there the record that comes next into the nearest ([`Hints`]). So memory sees several streams and is never
+//! idle, and the nearest cache holds two records, however many streams there are.
 //!
 //! Activations come as int8 vectors, [`terms`] of them a token (see `input.rs`). Each has its own sum, as though it
 //! were a token: isum exact over 256 inputs, then fma(f32(isum), scale of the weights · scale of the vector, sum),
@@ -16,8 +17,9 @@ use super::{panel, turned};
 use crate::simd::Simd;
 use core::cell::Cell;
 
-/// Blocks walked together. Four leave too little of the nearest cache: their next records are in it as well.
-pub const STREAMS: usize = 2;
+/// Blocks walked together. What fetches lines from memory in numbers is the processor's own look ahead, which sees some
+/// twenty lines of a stream; it takes four streams to have as many under way as a core may.
+pub const STREAMS: usize = 4;
 /// Blocks of few vectors walked together on matrix tiles.
 pub const TILE_STREAMS: usize = 4;
 /// The most vectors that are multiplied in rows; for more, `packs` is read where the instruction set has packs.
@@ -113,13 +115,18 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock, tiles: unsafe fn(&p
     }
 }
 
-/// What to prefetch during one record's work: its share of the records that come next in all streams, a line of
-/// each stream at a time, evenly over the work. Bursts take the buffers that the work's own loads wait for: with
-/// them, eight tokens of q4 took 18 % longer.
+/// What to prefetch during one record's work: its share of the records that come next in all streams, into the second
+/// cache, and all of the record that is multiplied next, into the nearest; a line of each stream and as many of that
+/// record at a time, evenly over the work. Bursts take the buffers that the work's own loads wait for: with them, eight
+/// tokens of q4 took 18 % longer.
 pub struct Hints {
     /// Where the share of each stream begins.
-    at: [*const u8; STREAMS],
-    /// Bytes of each that were fetched.
+    far: [*const u8; STREAMS],
+    /// Whether there are several streams. The next record of one is the record that is multiplied next.
+    several: bool,
+    /// The record that is multiplied next.
+    near: *const u8,
+    /// Bytes of each share that were fetched.
     done: Cell<usize>,
     /// Lines of each that are fetched in `times` portions.
     lines: Cell<usize>,
@@ -129,26 +136,29 @@ pub struct Hints {
 }
 
 impl Hints {
-    /// For stream `stream` of `streams`, to be given in `times` portions; `next` is where the first one's next record
-    /// begins.
+    /// While the record of `halves` halves at `at` in the first stream, and likewise in stream `stream` of `streams`, is
+    /// multiplied: to be given in `times` portions.
     #[inline(always)]
     pub fn new<const BITS: u8>(
         a: &IntBlock,
-        next: *const u8,
+        at: *const u8,
+        halves: usize,
         stream: usize,
         streams: usize,
         times: usize,
     ) -> Hints {
-        // With two streams a record fetches half of each next one. Behind a stream's last block another one or the
-        // end of the matrix follows: only a hint is read there.
-        let lines = lines::<BITS>();
-        let mut at = [next; STREAMS];
+        // With four streams a record fetches a quarter of each next one. Behind a stream's last block another one or
+        // the end of the matrix follows: only a hint is read there.
+        let (lines, apart) = (lines::<BITS>(), a.run * a.block_bytes);
+        let next = at.wrapping_add(record_bytes(BITS, halves));
+        let mut far = [next; STREAMS];
         for s in 0..STREAMS {
             let share = stream * (STREAMS / streams) + s / streams;
-            at[s] = next.wrapping_add(s % streams * a.run * a.block_bytes + share * lines * 64);
+            far[s] = next.wrapping_add(s % streams * apart + share * lines * 64);
         }
+        let near = if stream + 1 < streams { at.wrapping_add((stream + 1) * apart) } else { next };
         let (lines, times) = (Cell::new(lines), Cell::new(times));
-        Hints { at, done: Cell::new(0), lines, times, due: Cell::new(0) }
+        Hints { far, several: streams > 1, near, done: Cell::new(0), lines, times, due: Cell::new(0) }
     }
 
     /// What is left comes in `times` portions.
@@ -165,9 +175,14 @@ impl Hints {
         let (mut due, mut done) = (self.due.get() + self.lines.get(), self.done.get());
         while due >= self.times.get() {
             due -= self.times.get();
-            for at in self.at {
+            for (s, far) in self.far.into_iter().enumerate() {
                 // SAFETY: a hint may point anywhere
-                unsafe { S::prefetch(at.wrapping_add(done)) };
+                unsafe {
+                    if self.several {
+                        S::prefetch_far(far.wrapping_add(done));
+                    }
+                    S::prefetch(self.near.wrapping_add(done * STREAMS + s * 64));
+                }
             }
             done += 64;
         }
@@ -200,10 +215,9 @@ unsafe fn few<S: Simd, const BITS: u8, const T: usize>(a: &IntBlock, first: usiz
         let mut at = a.blocks.add(first * a.block_bytes);
         for r in 0..a.cols.div_ceil(DEPTH) {
             let halves = if a.cols - r * DEPTH > 128 { 2 } else { 1 };
-            let next = at.wrapping_add(record_bytes(BITS, halves));
             for (s, acc) in acc.iter_mut().enumerate().take(streams) {
                 let record = at.add(s * a.run * a.block_bytes);
-                let hints = Hints::new::<BITS>(a, next, s, streams, 32);
+                let hints = Hints::new::<BITS>(a, at, halves, s, streams, 32);
                 // of known length the record is walked without branches; plain Rust would not gain by the code
                 if S::ACCUMULATORS == 1 {
                     few_record::<S, BITS, T>(a, record, halves, r, vector, &hints, acc);

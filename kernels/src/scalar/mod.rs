@@ -144,6 +144,7 @@ unsafe impl Simd for Scalar {
         }
         call fn i_load(p: *const i32) -> Self::I { p.cast::<[i32; 16]>().read_unaligned() }
         inline fn prefetch(_p: *const u8) {}
+        inline fn prefetch_far(_p: *const u8) {}
         inline fn tiles(a: &panel::Tiles) { panel::tiles::<Self, 1, 4, 4>(a) }
         inline fn float_tiles(a: &float::FloatBlock) { float::tiles::<Self, 2, 2, 2>(a) }
     }

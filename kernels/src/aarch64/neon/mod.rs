@@ -339,6 +339,9 @@ unsafe impl<L: Bytes> Simd for Neon<L> {
         fn prefetch(p: *const u8) {
             core::arch::asm!("prfm pldl1keep, [{}]", in(reg) p, options(nostack, preserves_flags, readonly))
         }
+        fn prefetch_far(p: *const u8) {
+            core::arch::asm!("prfm pldl2keep, [{}]", in(reg) p, options(nostack, preserves_flags, readonly))
+        }
         fn turned_tiles(a: &turned::Tiles) { L::turned_tiles(a) }
         fn float_tiles(a: &float::FloatBlock) {
             match a.kind {

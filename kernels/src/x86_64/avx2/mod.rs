@@ -358,6 +358,7 @@ unsafe impl<M: Multiply> Simd for Wide<M> {
             }
         }
         fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        fn prefetch_far(p: *const u8) { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
         fn tiles(a: &panel::Tiles) { panel::tiles::<Self, 1, 4, 4>(a) }
         fn float_tiles(a: &float::FloatBlock) {
             match a.kind {
