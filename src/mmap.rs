@@ -34,14 +34,10 @@ const PAGE: usize = 64 << 10;
 /// `NOT_FOUND`, `IO`, and `INVALID_ARG` for what is no file; none of them names it.
 pub(crate) fn open(path: &Path) -> Result<File> {
     if !std::fs::metadata(path)?.is_file() {
-        return Err(no_file());
+        let message = "expected a file, got a directory, a pipe or a device";
+        return Err(Error::new(Status::INVALID_ARG, message));
     }
     Ok(File::open(path)?)
-}
-
-/// What a path is answered with that leads to something else.
-pub(crate) fn no_file() -> Error {
-    Error::new(Status::INVALID_ARG, "expected a file, got a directory, a pipe or a device")
 }
 
 /// A shared, immutable stretch of bytes. Cloning and slicing copy nothing.

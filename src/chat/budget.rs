@@ -150,6 +150,19 @@ pub(super) fn count(state: &mut State, value: &Value) -> Result<usize, Error> {
     Ok(length)
 }
 
+/// Counts the base of a subscript: of texts, and of what is made item by item, the engine goes through all that is before
+/// the item.
+pub(super) fn index(state: &mut State, base: &Value) -> Result<(), Error> {
+    match base.as_str() {
+        Some(text) => look(state, text.len() / 64),
+        None if base.kind() == ValueKind::Iterable => {
+            let items = count(state, base)?;
+            look(state, items)
+        }
+        None => Ok(()),
+    }
+}
+
 /// Counts a value just made: the bytes of a text.
 pub(super) fn made(state: &mut State, value: Value) -> Result<Value, Error> {
     build(state, value.as_str().map_or(0, str::len))?;
@@ -209,6 +222,10 @@ pub(super) fn add(environment: &mut minijinja::Environment<'static>) {
             build(state, size.saturating_mul(times))?;
         }
         Ok::<_, Error>(by)
+    });
+    environment.add_function("llm_of", |state: &mut State, base: Value| {
+        index(state, &base)?;
+        Ok::<_, Error>(base)
     });
     environment.add_function("llm_raw", |state: &mut State, bytes: usize| -> Result<&'static str, Error> {
         print(state, bytes)?;

@@ -10,6 +10,7 @@ use minijinja::{filters as engine, functions as engine_functions, tests as engin
 
 use super::clock::{Clock, strftime};
 use super::filters::{self, wrong};
+use super::source::OWN;
 use super::{budget, methods, python};
 
 /// The text a template gave to `raise_exception`.
@@ -96,6 +97,10 @@ pub(super) fn add(environment: &mut Environment<'static>, clock: Clock) {
             if name == "items" && args.first().is_some_and(Value::is_undefined) {
                 return Ok(Value::from_object(Generator(Vec::new())));
             }
+            let by_name = args.get(1).and_then(Value::as_str).filter(|_| name == "map");
+            if by_name.is_some_and(|by| OWN.contains(&by)) {
+                return Err(Error::from(ErrorKind::UnknownFilter));
+            }
             counted(state, name, &args)?;
             let found = filter.call(state, &args)?;
             if LAZY.contains(&name) {
@@ -121,6 +126,11 @@ pub(super) fn add(environment: &mut Environment<'static>, clock: Clock) {
     }
     environment.add_filter("length", filters::length);
     environment.add_filter("count", filters::length);
+    environment.add_filter("attr", |state: &mut State, value: Value, key: Value| {
+        budget::index(state, &value)?;
+        budget::walk(state, &key)?;
+        value.get_item(&key)
+    });
     environment.add_filter("default", filters::default);
     environment.add_filter("d", filters::default);
     environment.add_filter("join", filters::join);

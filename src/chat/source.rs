@@ -10,7 +10,9 @@
 //! | `if`, `in`, … where an operand is due | another name | Jinja2 takes them as variables |
 //! | `a + b`, `a ~ b`, `a == b`, `a in b` | `a|llm_part + b|llm_part`, … | what they cost is counted ([`super::budget`]) |
 //! | `a * b` | `(a)|llm_times*(b)|llm_by` | the same; the product must be known before it is made |
-//! | `[a]`, `a[1:]`, `set n.x = a` | `([a]|llm_list)`, `(a[1:]|llm_slice)`, `set n.x =(a)|llm_kept` | the same; and nesting is bounded |
+//! | `[a]`, `a[1:]`, `set n.x = a` | `([a]|llm_list)`, `(llm_of(a)[1:]|llm_slice)`, `set n.x =(a)|llm_kept` | the same; and nesting is bounded |
+//! | `a[b]`, `a.100` | `llm_of(a)[(b)|llm_look]`, `llm_of(a).100` | the same: the engine goes through a text up to its `b`th character |
+//! | `llm_of` and the like | another name | these are ours |
 //! | long text outside of tags | `te{{llm_raw(1000)}}xt` | the same |
 //!
 //! Filters bind closer than operators, so that counting changes no precedence; a whole product is put into brackets.
@@ -21,6 +23,20 @@ use std::ops::Range;
 
 /// Words that are operators, unless an operand is due.
 const WORDS: [&str; 6] = ["if", "else", "in", "is", "and", "or"];
+
+/// What counts: a template that gave the functions another value, or called the filters itself, would not be counted.
+pub(super) const OWN: [&str; 10] = [
+    "llm_by",
+    "llm_kept",
+    "llm_list",
+    "llm_look",
+    "llm_of",
+    "llm_part",
+    "llm_raw",
+    "llm_slice",
+    "llm_text",
+    "llm_times",
+];
 
 /// The most words, texts and signs in a tag between two commas, with those before the brackets that they stand in.
 /// Published templates have up to 62 in a whole tag.
@@ -141,6 +157,9 @@ struct Product {
     start: Option<usize>,
     /// Where its last operand starts.
     operand: Option<usize>,
+    /// Where what a subscript would apply to starts, behind the signs of that operand; behind a filter or a test there is
+    /// nothing to apply to.
+    primary: Option<usize>,
     /// Whether the last operand is the right one of `*`, and where that starts.
     by: bool,
     factor: Option<usize>,
@@ -172,6 +191,7 @@ impl Product {
         }
         self.by = false;
         self.operand = None;
+        self.primary = None;
         self.constant = None;
     }
 
@@ -199,6 +219,22 @@ impl Product {
     }
 }
 
+/// Counts what begins at `start` as the base of a subscript.
+fn counted_base(out: &mut String, start: usize) {
+    out.insert_str(start, "llm_of(");
+    append(out, ")");
+}
+
+/// Whether a subscript holds nothing but a name or a small number: no text is gone through for these.
+fn is_small_key(rest: &str) -> bool {
+    let rest = rest.trim_start();
+    let length = match rest.chars().next() {
+        Some(quote @ ('"' | '\'')) => string_length(rest, quote),
+        _ => rest.bytes().take_while(u8::is_ascii_digit).count().min(3),
+    };
+    length > 0 && rest[length..].trim_start().starts_with(']')
+}
+
 /// Appends before the white space at the end, which may be what keeps words apart.
 fn append(out: &mut String, text: &str) {
     out.insert_str(out.trim_end().len(), text);
@@ -216,6 +252,8 @@ struct Level {
     colon: bool,
     /// Holds more than constants.
     names: bool,
+    /// A subscript with a key that is to be counted, or a slice.
+    subscript: bool,
     /// The product it is a part of.
     product: Product,
 }
@@ -267,6 +305,7 @@ fn tag(out: &mut String, text: &str, end: &str) -> Option<usize> {
                 length = string_length(rest, c);
                 product.constant = product.operand.is_none().then_some(length);
                 product.begin(out.len());
+                product.primary = Some(out.len());
                 copy_string(out, &rest[..length]);
             }
             c if c.is_alphanumeric() || c == '_' => {
@@ -280,6 +319,9 @@ fn tag(out: &mut String, text: &str, end: &str) -> Option<usize> {
                     length = digits.map_or(rest.len(), |digits| length + 1 + digits);
                 }
                 let word = &rest[..length];
+                if OWN.contains(&word) && !out.trim_end().ends_with('.') {
+                    out.push_str("variable_");
+                }
                 if std::mem::take(&mut statement) {
                     out.push_str(match word {
                         "generation" => "if true",
@@ -304,7 +346,7 @@ fn tag(out: &mut String, text: &str, end: &str) -> Option<usize> {
                         _ => Last::Operand,
                     };
                     match word {
-                        "is" => product.tested = true,
+                        "is" => (product.tested, product.primary) = (true, None),
                         "in" if target == "for" && open.is_empty() => {
                             product.end(out, Count::Not);
                             // The engine may copy what it goes through.
@@ -314,7 +356,7 @@ fn tag(out: &mut String, text: &str, end: &str) -> Option<usize> {
                         "in" | "not" => product.end(out, Count::Look),
                         word if WORDS.contains(&word) => product.end(out, Count::Not),
                         // The argument of a test; or a word of a statement.
-                        _ if product.tested => {}
+                        _ if product.tested => product.primary = Some(out.len()),
                         _ => product.end(out, Count::Not),
                     }
                     out.push_str(word);
@@ -329,6 +371,7 @@ fn tag(out: &mut String, text: &str, end: &str) -> Option<usize> {
                     }
                     product.constant = (product.operand.is_none() && c.is_ascii_digit()).then_some(length);
                     product.begin(out.len());
+                    product.primary = Some(out.len());
                     if let Some(level) = open.last_mut() {
                         level.names |= !c.is_ascii_digit();
                     }
@@ -349,14 +392,33 @@ fn tag(out: &mut String, text: &str, end: &str) -> Option<usize> {
                     product.begin(out.len());
                 }
                 product.constant = None;
+                let mut subscript = false;
+                if !operand || product.tested {
+                    // Brackets of their own, also as the argument of a test.
+                    product.primary.get_or_insert(out.len());
+                }
+                if let Some(start) = product.primary.filter(|at| operand && c == '[' && *at < out.len()) {
+                    subscript = !is_small_key(&rest[1..]);
+                    if subscript {
+                        counted_base(out, start);
+                    }
+                }
                 let product = std::mem::take(&mut product);
                 let (start, literal) = (out.len(), !operand && target.is_empty());
-                open.push(Level { parts, start, literal, comma: false, colon: false, names: false, product });
+                let (comma, colon, names) = (false, false, false);
+                open.push(Level { parts, start, literal, comma, colon, names, subscript, product });
                 out.push(c);
                 last = Last::Operator;
             }
             ')' | ']' | '}' => {
                 product.end(out, Count::Not);
+                if let Some(level) = open.last().filter(|level| level.subscript && level.names)
+                    && !level.colon
+                    && !level.comma
+                {
+                    out.insert(level.start + 1, '(');
+                    append(out, ")|llm_look");
+                }
                 out.push(c);
                 last = Last::Operand;
                 if let Some(level) = open.pop() {
@@ -389,6 +451,14 @@ fn tag(out: &mut String, text: &str, end: &str) -> Option<usize> {
             '.' | '|' => {
                 product.constant = None;
                 dotted |= c == '.' && target == "set";
+                if c == '|' {
+                    product.primary = None;
+                } else if let Some(start) = product.primary
+                    && rest[1..].trim_start().starts_with(|c: char| c.is_ascii_digit())
+                    && !out[start..].starts_with(|c: char| c.is_ascii_digit())
+                {
+                    counted_base(out, start);
+                }
                 out.push(c);
                 last = Last::BeforeName;
             }
@@ -567,7 +637,22 @@ mod tests {
             ("a + b|trim if x in y", "a |llm_part+ b|trim |llm_partif x |llm_lookin y|llm_look"),
             ("a * b ** 2 - 1", "(a )|llm_times*( b ** 2 )|llm_by- 1"),
             ("x ~ a / b * c", "x |llm_text~( (a / b )|llm_times*( c)|llm_by)|llm_text"),
-            ("-a[1:].b", "(-a[1:]|llm_slice).b"),
+            ("-a[1:].b", "(-llm_of(a)[1:]|llm_slice).b"),
+            (
+                "a[b].c['d'][e + 1] * -f[-1]",
+                "(llm_of(llm_of(a)[(b)|llm_look].c['d'])[(e|llm_part + 1)|llm_look])|llm_times*( -llm_of(f)[-1])|llm_by",
+            ),
+            ("f(a)[0][1000].99", "llm_of(llm_of(f(a)[0])[1000]).99"),
+            (
+                "1.5 + (a)[b:c] - 'd'[e]",
+                "1.5|llm_part + (llm_of((a))[b:c]|llm_slice)|llm_part - llm_of('d')[(e)|llm_look]",
+            ),
+            (
+                "a is in b[c] or d is in [e][f] or g is h([i])",
+                "a is in llm_of(b)[(c)|llm_look] or d is in llm_of([e])[(f)|llm_look] or g is h(([i]|llm_list))",
+            ),
+            ("a|b[c] ~ d", "a|b[c]|llm_text ~ d|llm_text"),
+            ("llm_of(a.llm_of)|llm_raw", "variable_llm_of(a.llm_of)|variable_llm_raw"),
             ("[a, ['b']][0]", "([a, ['b']]|llm_list)[0]"),
             ("f((a, 1), (b))", "f(((a, 1)|llm_list), (b))"),
         ] {

@@ -236,6 +236,49 @@ fn a_template_cannot_build_more_than_its_budget() {
 }
 
 #[test]
+fn items_of_long_texts_count_as_what_is_before_them() {
+    let limits = Limits { steps: 1_000_000, depth: 50, output: 1_000_000 };
+    let begin = "{% set t = 'x' * 1000000 %}{% set r = range(9999) %}{% set m = {'a': 1} %}";
+    let run = |body: &str| {
+        let source = format!("{begin}{{% for i in range(9999) %}}{body}{{% endfor %}}");
+        Template::compile_with(&source, &[], limits, CLOCK).unwrap().render_context(&Map::new())
+    };
+    for item in [
+        "t[999999 - i]",
+        "t[-1]",
+        "t[999999]",
+        "t.999999",
+        "t[999998:999999]",
+        "t|attr(999999)",
+        "m[t]",
+        "m|attr(t)",
+        "r[9000]",
+        "r[i]",
+        "1 is eq t[i]",
+        "-[i][i * 0] * t[i]|length",
+        "[t[i]]|length",
+    ] {
+        let e = run(&format!("{{% set z = {item} %}}")).unwrap_err();
+        assert_eq!(e.status(), Status::BUDGET, "{item}: {e}");
+    }
+    // what counts is not the template's to call: a product would be counted by another's factors
+    for own in ["9|llm_times", "9|llm_by", "[9]|map('llm_by')|list", "[9]|map('llm_' ~ 'times')|list"] {
+        let e = run(&format!("{{% set z = {own} %}}")).unwrap_err();
+        assert_eq!(e.status(), Status::TEMPLATE, "{own}: {e}");
+    }
+    let e = run("{% set llm_of = dict %}{% macro llm_of(x) %}{% endmacro %}{% set z = t[-1] %}").unwrap_err();
+    assert_eq!(e.status(), Status::BUDGET, "{e}");
+    assert_eq!(
+        eval("'abc'[1] ~ 'abc'[-1] ~ [1, 2][1 - 2] ~ {'a': 3}['a' ~ ''] ~ 'abcd'[1:-1] ~ 'ab'|attr(1)"),
+        "bc23bcb"
+    );
+    assert_eq!(
+        eval("[2 is in [1, 2][0:1], 1 is eq [1][1 - 1], -[5][1 - 1], (1, 2).1]"),
+        "[False, True, -5, 2]"
+    );
+}
+
+#[test]
 fn what_lazy_filters_give_counts_as_all_that_it_holds() {
     let limits = Limits { steps: 3_000_000, depth: 50, output: 1_000_000 };
     let run = |source: &str| {
