@@ -230,11 +230,6 @@ pub fn read_text(path: &Path) -> Result<String> {
     })
 }
 
-/// The directory that a file of this name is in.
-pub fn directory_of(path: &Path) -> &Path {
-    path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."))
-}
-
 /// Writes a file whole or not at all; Ctrl-C lets it be ended.
 pub fn write_whole(path: &Path, write: impl FnOnce(&mut TempFile) -> Result<()>) -> Result<()> {
     let mut file = TempFile::create(path)?;

@@ -9,8 +9,6 @@ use std::time::Duration;
 
 use llm::Cancel;
 
-use crate::common::directory_of;
-
 static STOP: OnceLock<Cancel> = OnceLock::new();
 static WRITING: AtomicUsize = AtomicUsize::new(0);
 /// Of work that does not poll.
@@ -90,16 +88,6 @@ impl Drop for AtOnce {
     }
 }
 
-/// What lies beside `target` under the names that a directory (`.NAME.part`) or a file (`.NAME.PID-N.tmp`) of ours has
-/// until it is whole.
-pub fn unfinished(target: &Path) -> Vec<PathBuf> {
-    let Some(name) = target.file_name().and_then(|name| name.to_str()) else { return Vec::new() };
-    let (part, own) = (format!(".{name}.part"), format!(".{name}.{}-", std::process::id()));
-    let ours = |name: &str| name == part || (name.starts_with(&own) && name.ends_with(".tmp"));
-    let beside = std::fs::read_dir(directory_of(target)).into_iter().flatten().flatten();
-    beside.filter(|entry| entry.file_name().to_str().is_some_and(ours)).map(|entry| entry.path()).collect()
-}
-
 /// While it lives, a file is being written.
 pub struct Writing(());
 
@@ -128,22 +116,15 @@ mod tests {
     fn what_is_unfinished_goes_and_nothing_beside_it() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        let (folder, file) = (at(".out.part"), at(&format!(".out.{}-7.tmp", std::process::id())));
+        let (folder, file, other) = (at("folder"), at("file"), at("other"));
         std::fs::create_dir_all(folder.join("inside")).unwrap();
-        let others = [at("out"), at(".other.part"), at(&format!(".out.{}-7.tmp", std::process::id() + 1))];
-        for path in [&file, &folder.join("inside/x")].into_iter().chain(&others) {
+        for path in [&file, &folder.join("inside/x"), &other] {
             std::fs::write(path, "x").unwrap();
         }
-        let mut found = unfinished(&others[0]);
-        found.sort();
-        let mut expected = [folder, file];
-        expected.sort();
-        assert_eq!(found, expected);
-        for path in found.iter().chain([&at("none")]) {
+        for path in [&folder, &file, &at("none")] {
             take_away(path);
             assert!(!path.exists(), "{}", path.display());
         }
-        assert!(others.iter().all(|path| path.exists()));
-        assert!(unfinished(Path::new("..")).is_empty());
+        assert!(other.exists());
     }
 }

@@ -361,15 +361,19 @@ fn several_continuations_are_those_of_their_seeds() {
             ["generate", "-m", p(&file), "-p", "Once upon a time", "-n", "20", "--temperature", "0.9"];
         json(&[&fixed[..], &["--json", "--page", "16"], more].concat())
     };
-    let together = generate(&["--seed", "41", "--count", "3"]);
-    let all = together["continuations"].as_array().unwrap();
-    assert_eq!(all.len(), 3);
-    for (i, one) in all.iter().enumerate() {
-        let alone = generate(&["--seed", &(41 + i).to_string()]);
-        assert_eq!((&one["ids"], &one["text"]), (&alone["ids"], &alone["text"]), "{one}");
-        assert_eq!(one["reason"], "Length");
+    let short = ["-c", "16", "--keep", "2", "--overflow"];
+    for more in [vec![], [&short[..], &["recompute"]].concat(), [&short[..], &["shift"]].concat()] {
+        let together = generate(&[&more[..], &["--seed", "41", "--count", "3"]].concat());
+        let all = together["continuations"].as_array().unwrap();
+        assert_eq!(all.len(), 3);
+        for (i, one) in all.iter().enumerate() {
+            let alone = generate(&[&more[..], &["--seed", &(41 + i).to_string()]].concat());
+            assert_eq!((&one["ids"], &one["text"]), (&alone["ids"], &alone["text"]), "{more:?}: {one}");
+            assert_eq!(one["reason"], "Length");
+            assert_eq!(alone["dropped_tokens"] == 0, more.is_empty());
+        }
+        assert_ne!(all[0]["text"], all[1]["text"]);
     }
-    assert_ne!(all[0]["text"], all[1]["text"]);
 }
 
 #[test]

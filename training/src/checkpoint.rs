@@ -461,6 +461,12 @@ pub(crate) fn sweep(out: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Where the checkpoint `dir` is written until it is whole, for a program that ends meanwhile (a signal) and wants to
+/// remove it; `None` for a path without a name, where none is written.
+pub fn unfinished(dir: &Path) -> Option<PathBuf> {
+    hidden(dir, "part").ok()
+}
+
 /// A hidden neighbour of `dir`.
 fn hidden(dir: &Path, why: &str) -> Result<PathBuf> {
     let name = dir.file_name().and_then(|n| n.to_str());

@@ -210,20 +210,27 @@ impl Files {
     /// The tensors of every file.
     ///
     /// # Errors
-    /// `BAD_FORMAT` for a damaged file.
+    /// `BAD_FORMAT` for a damaged file, and for a tensor that is in two of them: nothing says which one is meant.
     pub fn parse(&self) -> Result<Vec<(&Path, SafeTensors<'_>)>> {
-        let parsed = self.maps.iter().map(|(path, bytes)| {
-            let file = SafeTensors::deserialize(bytes);
-            let bad = |e| Error::new(Status::BAD_FORMAT, format!("{}: {e}", path.display()));
-            file.map(|file| (path.as_path(), file)).map_err(bad)
-        });
-        parsed.collect()
+        let (mut parsed, mut places) = (Vec::new(), BTreeMap::new());
+        for (path, bytes) in &self.maps {
+            let bad = |what: String| Error::new(Status::BAD_FORMAT, format!("{}: {what}", path.display()));
+            let file = SafeTensors::deserialize(bytes).map_err(|e| bad(e.to_string()))?;
+            for name in file.names() {
+                // as the converter says it
+                if let Some(first) = places.insert(name.to_string(), path) {
+                    return Err(bad(format!("tensor `{name}` is also in {}", first.display())));
+                }
+            }
+            parsed.push((path.as_path(), file));
+        }
+        Ok(parsed)
     }
 
     /// The parameters, out of the checkpoint's tensors.
     ///
     /// # Errors
-    /// `BAD_FORMAT` for a damaged file, a missing tensor, or one of another shape or of a type that is no float.
+    /// Those of [`Files::parse`]; `BAD_FORMAT` for a missing tensor, or one of another shape or of a type that is no float.
     pub fn load(&self, params: &Params) -> Result<Vec<f32>> {
         let parsed = self.parse()?;
         let state = self.state.as_ref().and_then(|bytes| SafeTensors::deserialize(bytes).ok());

@@ -111,10 +111,9 @@ pub fn train(config: &Config, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) 
         let due = |every: u64| last || (every > 0 && step.is_multiple_of(every));
         if !stop && due(config.eval_every) && held_out {
             let sequences = if last { 0 } else { config.eval_sequences };
-            let done = trainer.evaluate_until(sequences, &mut || watch(&Event::Evaluating(step)))?;
-            match done {
-                None => stop = true,
-                Some((evaluation, each)) => {
+            match trainer.evaluate_until(sequences, &mut || watch(&Event::Evaluating(step)))? {
+                ControlFlow::Break(()) => stop = true,
+                ControlFlow::Continue((evaluation, each)) => {
                     metrics.evaluation(step, &evaluation, &each, trainer.held_out())?;
                     summary.evaluation = Some(evaluation);
                     stop |= watch(&Event::Evaluated(step, evaluation)).is_break();

@@ -9,7 +9,7 @@ use llm::error::Status;
 use llm_train::{Config, ModelConfig, Phase, PrepareOptions, Trainer, prepare, train};
 
 mod common;
-use common::{advance, bits, run, setup};
+use common::{advance, bits, data, run, setup};
 
 /// Not a claim of its own: the child of tests below, which trains in `LLM_TRAIN_TEST_RUN` to the step
 /// `LLM_TRAIN_TEST_STEPS` and says how that ended.
@@ -210,16 +210,8 @@ fn a_model_is_not_trained_on_with_data_of_another_tokenizer() {
     let config = setup(dir.path());
     let checkpoint = dir.path().join("checkpoint");
     run(&config, 2).save(&checkpoint).unwrap();
-    let (inputs, tokenizer) = (vec![dir.path().join("text.txt").into()], dir.path().join("tokenizer.json"));
-    let options = llm_train::TokenizerOptions {
-        inputs: inputs.clone(),
-        vocab: 270,
-        output: tokenizer.clone(),
-        ..Default::default()
-    };
-    llm_train::train_tokenizer(&options).unwrap();
     let output = dir.path().join("again");
-    prepare(&PrepareOptions { inputs, tokenizer, output: output.clone(), ..Default::default() }).unwrap();
+    data(&dir.path().join("text.txt"), 270, dir.path().join("tokenizer.json"), output.clone());
     let config = Config { from: checkpoint, ..config };
     Trainer::new(&config).unwrap();
     let e = Trainer::new(&Config { data: output, ..config }).err().unwrap();

@@ -4,11 +4,11 @@ use std::fs;
 use std::path::Path;
 
 use llm::error::Status;
-use llm_train::{Config, Part, Phase, PrepareOptions, TokenizerOptions, Trainer, prepare, train_tokenizer};
+use llm_train::{Config, Part, Phase, PrepareOptions, Trainer, prepare};
 use serde_json::json;
 
 mod common;
-use common::{advance, bits, run, setup};
+use common::{advance, bits, data, run, setup};
 
 /// The directories `data`, `other` and `chats` (conversations) with one tokenizer, drawn 2 to 1 to 1; 4 steps of 8
 /// tokens, 4 steps of other weights, then as the run says.
@@ -114,17 +114,8 @@ fn a_count_of_samples_that_no_run_comes_to_is_refused_at_once() {
 fn directories_made_with_other_tokenizers_are_refused_with_the_first_difference() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = mixed(dir.path());
-    let (text, tokenizer) = (dir.path().join("other.txt"), dir.path().join("second.json"));
-    let inputs = vec![text.into()];
-    let options = TokenizerOptions {
-        inputs: inputs.clone(),
-        vocab: 270,
-        output: tokenizer.clone(),
-        ..TokenizerOptions::default()
-    };
-    train_tokenizer(&options).unwrap();
     let output = dir.path().join("foreign");
-    prepare(&PrepareOptions { inputs, tokenizer, output: output.clone(), ..Default::default() }).unwrap();
+    data(&dir.path().join("other.txt"), 270, dir.path().join("second.json"), output.clone());
     config.mixture[1].data = output;
     let e = Trainer::new(&config).err().unwrap();
     assert_eq!(e.status(), Status::MISMATCH);

@@ -111,21 +111,18 @@ pub fn run(args: &Args) -> Result<()> {
         0 => prompt.len().max(model.spec().context as usize),
         most => prompt.len().saturating_add(most),
     };
+    let mut options = args.model.run.session_options(needed)?;
+    options.overflow = match args.overflow.as_str() {
+        "recompute" => Overflow::Recompute { head: args.keep },
+        "shift" => Overflow::Shift { head: args.keep },
+        _ => Overflow::Error,
+    };
     let mut session = match args.count {
-        1 => {
-            let mut options = args.model.run.session_options(needed)?;
-            options.overflow = match args.overflow.as_str() {
-                "recompute" => Overflow::Recompute { head: args.keep },
-                "shift" => Overflow::Shift { head: args.keep },
-                _ => Overflow::Error,
-            };
-            args.model.adapted(Session::new(&model, options)?)?
-        }
-        _ if args.overflow != "error" => bail!("--overflow goes with one continuation, not with --count"),
+        1 => args.model.adapted(Session::new(&model, options)?)?,
         _ if args.speculation.is_asked() => {
             bail!("--draft, --own-draft and --ngram go with one continuation, not with --count")
         }
-        count => several::session(&args.model, &model, prompt.len(), needed, count)?,
+        count => several::session(&args.model, &model, prompt.len(), options, count)?,
     };
     let params = args.sampling.params();
     let mut sampler = match &args.chain {

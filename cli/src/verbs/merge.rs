@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::stop::{self, AtOnce};
+use crate::stop::AtOnce;
 
 /// Add a LoRA adapter (PEFT's layout) to the matrices of its checkpoint
 #[derive(clap::Args)]
@@ -20,8 +20,8 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
-    let out = args.out.clone();
-    let stop = AtOnce::begin(move || stop::unfinished(&out), "nothing was written");
+    let unfinished = Vec::from_iter(llm_train::checkpoint::unfinished(&args.out));
+    let stop = AtOnce::begin(move || unfinished.clone(), "nothing was written");
     llm_train::merge(&args.base, &args.adapter, &args.out)?;
     drop(stop);
     say!("{}", args.out.display())?;

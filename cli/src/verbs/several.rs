@@ -5,28 +5,33 @@ use llm::Cancel;
 use llm::kv::{KvOptions, KvPool};
 use llm::model::Model;
 use llm::sampler::Sampler;
-use llm::session::Session;
 use llm::session::generate::GenerationOptions;
 use llm::session::several::Several;
+use llm::session::{Overflow, Session, SessionOptions};
 use serde_json::json;
 
 use crate::common::ModelArgs;
 
-/// A session for a prompt of `prompt` tokens, in a pool with room for `count` continuations up to `needed` tokens each.
+/// A session for a prompt of `prompt` tokens, in a pool with room for `count` continuations that are full.
 pub fn session(
     args: &ModelArgs,
     model: &Model,
     prompt: usize,
-    needed: usize,
+    options: SessionOptions,
     count: usize,
 ) -> Result<Session> {
-    let options = args.run.session_options(needed)?;
     let kv = KvOptions { page: options.page, kv: options.kv, prefix_cache: false, ..KvOptions::default() };
     let pool = KvPool::new(model, &kv)?;
-    // Full pages of the prompt are shared; what follows is each one's own.
-    let shared = prompt / options.page;
-    let own = options.max_tokens.div_ceil(options.page).saturating_sub(shared);
-    let pages = count.saturating_mul(own).saturating_add(shared + 1);
+    let full = options.max_tokens.div_ceil(options.page);
+    let pages = if options.overflow == Overflow::Error {
+        // Full pages of the prompt are shared; what follows is each one's own.
+        let shared = prompt / options.page;
+        count.saturating_mul(full.saturating_sub(shared)).saturating_add(shared + 1)
+    } else {
+        // Where tokens go, nothing stays shared, and the pages they leave stay until those behind them have new ones. The
+        // prompt's session has its own.
+        count.saturating_add(1).saturating_mul(full.saturating_mul(2))
+    };
     let stats = pool.stats();
     pool.resize((stats.page_bytes * stats.groups).saturating_mul(pages as u64))?;
     args.adapted(Session::in_pool(&pool, options)?)

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use llm_format::TempFile;
 use llm_train::{Source, TokenizerKind, TokenizerOptions};
 
-use crate::stop::{self, AtOnce};
+use crate::stop::AtOnce;
 
 /// Make tokenizers
 #[derive(clap::Subcommand)]
@@ -72,7 +73,7 @@ pub fn run(verb: &Tokenizer) -> Result<()> {
         ..defaults
     };
     let out = args.out.clone();
-    let stop = AtOnce::begin(move || stop::unfinished(&out), "nothing was written");
+    let stop = AtOnce::begin(move || TempFile::unfinished(&out), "nothing was written");
     let size = llm_train::train_tokenizer(&options)?;
     drop(stop);
     say!("{}: {size} tokens", args.out.display())?;

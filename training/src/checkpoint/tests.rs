@@ -167,6 +167,27 @@ fn a_file_of_all_tensors_goes_before_an_index_and_an_index_names_files_beside_it
 }
 
 #[test]
+fn a_tensor_in_two_files_is_refused_as_by_the_converter() {
+    let dir = tempfile::tempdir().unwrap();
+    let (small, checkpoint) = (Small::llama(), dir.path().join("checkpoint"));
+    save_in(&checkpoint, &small.contents(), MOST).unwrap();
+    let mut index: Value = serde_json::from_slice(&fs::read(checkpoint.join(INDEX)).unwrap()).unwrap();
+    let first = fs::read(checkpoint.join(&shards(&checkpoint)[0])).unwrap();
+    let first = SafeTensors::deserialize(&first).unwrap();
+    let (name, tensor) = first.iter().next().unwrap();
+    let own = ("own".to_string(), tensor.clone());
+    let again = safetensors::serialize([own, (name.to_string(), tensor)], None).unwrap();
+    fs::write(checkpoint.join("more.safetensors"), again).unwrap();
+    index["weight_map"]["own"] = json!("more.safetensors");
+    fs::write(checkpoint.join(INDEX), index.to_string()).unwrap();
+    let e = Files::open(&checkpoint).unwrap().load(&small.params).unwrap_err();
+    let theirs = llm_convert::checkpoint::Checkpoint::open(&checkpoint).unwrap_err();
+    assert_eq!((e.status(), e.message()), (Status::BAD_FORMAT, theirs.message()));
+    assert!(e.message().contains(&format!("tensor `{name}` is also in ")), "{e}");
+    assert!(!whole(&checkpoint));
+}
+
+#[test]
 fn values_that_are_stored_less_one_come_back_bit_for_bit() {
     let dir = tempfile::tempdir().unwrap();
     let config = json!({"model_type": "gemma3_text", "hidden_size": 32, "intermediate_size": 64, "head_dim": 8,

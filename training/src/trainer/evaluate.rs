@@ -1,5 +1,6 @@
 //! The loss on held-out text: windows side by side without overlap, of every directory of the data.
 
+use std::convert::Infallible;
 use std::ops::{AddAssign, ControlFlow, Range};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -32,21 +33,23 @@ impl AddAssign for Sum {
 }
 
 /// Whether an evaluation goes on, as its caller says.
-struct Asking<'a> {
-    poll: &'a mut dyn FnMut() -> ControlFlow<()>,
+struct Asking<'a, B> {
+    poll: &'a mut dyn FnMut() -> ControlFlow<B>,
     last: Instant,
-    stopped: bool,
+    stopped: Option<B>,
 }
 
-impl Asking<'_> {
+impl<B> Asking<'_, B> {
     fn now(&mut self) -> bool {
-        self.stopped = self.stopped || (self.poll)().is_break();
+        if self.stopped.is_none() {
+            self.stopped = (self.poll)().break_value();
+        }
         self.last = Instant::now();
-        !self.stopped
+        self.stopped.is_none()
     }
 
     fn sometimes(&mut self) -> bool {
-        if self.last.elapsed() < PAUSE { !self.stopped } else { self.now() }
+        if self.last.elapsed() < PAUSE { self.stopped.is_none() } else { self.now() }
     }
 }
 
@@ -65,21 +68,22 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::evaluate`].
     pub fn evaluate_each(&mut self, sequences: usize) -> Result<(Evaluation, Vec<(PathBuf, Evaluation)>)> {
-        let done = self.evaluate_until(sequences, &mut || ControlFlow::Continue(()))?;
-        Ok(done.unwrap_or_else(|| unreachable!("nothing breaks it off")))
+        let never = &mut || ControlFlow::<Infallible>::Continue(());
+        let ControlFlow::Continue(done) = self.evaluate_until(sequences, never)?;
+        Ok(done)
     }
 
     /// As [`Trainer::evaluate_each`]. `poll` is asked before every batch, and in long ones every twentieth of a second;
-    /// its `Break` ends the evaluation without a result, `None`.
+    /// its `Break` ends the evaluation and is returned in place of a result.
     ///
     /// # Errors
     /// As [`Trainer::evaluate`].
-    pub fn evaluate_until(
+    pub fn evaluate_until<B>(
         &mut self,
         sequences: usize,
-        poll: &mut dyn FnMut() -> ControlFlow<()>,
-    ) -> Result<Option<Evaluations>> {
-        let mut asking = Asking { poll, last: Instant::now(), stopped: false };
+        poll: &mut dyn FnMut() -> ControlFlow<B>,
+    ) -> Result<ControlFlow<B, Evaluations>> {
+        let mut asking = Asking { poll, last: Instant::now(), stopped: None };
         let (mut each, mut whole, mut first) = (Vec::new(), Sum::default(), Sum::default());
         // of all the held-out text: nats expected from the loss measured, bytes
         let (mut nats, mut bytes) = (0.0, 0);
@@ -88,7 +92,10 @@ impl Trainer {
             let measured = self.measure(&file, sequences, &mut asking);
             let (learned, size) = (file.learned() as f64, file.bytes().max(1));
             self.data[part].held_out = Some(file);
-            let Some((all, start)) = measured? else { return Ok(None) };
+            let (all, start) = match measured? {
+                ControlFlow::Continue(sums) => sums,
+                ControlFlow::Break(reason) => return Ok(ControlFlow::Break(reason)),
+            };
             if all.tokens == 0 {
                 continue;
             }
@@ -108,17 +115,18 @@ impl Trainer {
         let seen = if first.tokens > 0 { first } else { whole };
         self.held_out = Some(seen.nats / seen.tokens as f64);
         let (nats_per_token, tokens) = (whole.nats / whole.tokens as f64, whole.tokens);
-        Ok(Some((Evaluation { nats_per_token, nats_per_byte: nats / bytes as f64, tokens }, each)))
+        let whole = Evaluation { nats_per_token, nats_per_byte: nats / bytes as f64, tokens };
+        Ok(ControlFlow::Continue((whole, each)))
     }
 
     /// The loss of the first `sequences` windows of a file (0: all), and of those among them that every evaluation of
-    /// the run sees; `None` if it was broken off.
-    fn measure(
+    /// the run sees.
+    fn measure<B>(
         &mut self,
         file: &TokenFile,
         sequences: usize,
-        asking: &mut Asking,
-    ) -> Result<Option<(Sum, Sum)>> {
+        asking: &mut Asking<B>,
+    ) -> Result<ControlFlow<B, (Sum, Sum)>> {
         let (batch, length) = (self.config.batch, self.length);
         let conversations = file.masked().then(|| {
             let all: Vec<u32> = (0..u32::try_from(file.documents()).unwrap_or(u32::MAX)).collect();
@@ -141,14 +149,15 @@ impl Trainer {
                     Some((all, borders)) => self.packed(file, all, borders, first..cut)?,
                     None => self.running(file, first..cut)?,
                 };
-                if !asking.now() {
-                    return Ok(None);
+                asking.now();
+                if let Some(reason) = asking.stopped.take() {
+                    return Ok(ControlFlow::Break(reason));
                 }
                 let (tape, input) = (&self.eval_tape, input(&held, (0, 0)));
                 let nats =
                     self.engine.run(tape, &self.weights, &input, Want::Loss(&mut || asking.sometimes()));
-                if asking.stopped {
-                    return Ok(None);
+                if let Some(reason) = asking.stopped.take() {
+                    return Ok(ControlFlow::Break(reason));
                 }
                 if !nats.is_finite() {
                     return Err(self.no_number(&held, nats));
@@ -163,7 +172,7 @@ impl Trainer {
                 }
             }
         }
-        Ok(Some((whole, of_start.unwrap_or(whole))))
+        Ok(ControlFlow::Continue((whole, of_start.unwrap_or(whole))))
     }
 
     /// Windows of conversations; past the last of `span` there is nothing, which has no loss.
@@ -217,7 +226,7 @@ mod tests {
             asked += 1;
             if asked == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let mut asking = Asking { poll: &mut poll, last: Instant::now(), stopped: false };
+        let mut asking = Asking { poll: &mut poll, last: Instant::now(), stopped: None };
         assert!(asking.now() && !asking.now() && !asking.now() && !asking.sometimes());
         asking.last -= 2 * PAUSE;
         assert!(!asking.sometimes());

@@ -1,6 +1,6 @@
 //! A small configuration on data made here.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use llm_train::{Config, ModelConfig, PrepareOptions, TokenizerOptions, Trainer, prepare, train_tokenizer};
 
@@ -10,18 +10,19 @@ pub fn setup(dir: &Path) -> Config {
     let text: String = (0..3000usize)
         .map(|i| words[(i * i + i / 7) % 7].to_string() + if i % 9 == 8 { ".\n" } else { " " })
         .collect();
-    let (input, tokenizer) = (dir.join("text.txt"), dir.join("tokenizer.json"));
+    let input = dir.join("text.txt");
     std::fs::write(&input, text).unwrap();
-    let inputs = vec![input.into()];
-    let options = TokenizerOptions {
-        inputs: inputs.clone(),
-        vocab: 280,
-        output: tokenizer.clone(),
-        ..Default::default()
-    };
-    train_tokenizer(&options).unwrap();
-    prepare(&PrepareOptions { inputs, tokenizer, output: dir.join("data"), ..Default::default() }).unwrap();
+    data(&input, 280, dir.join("tokenizer.json"), dir.join("data"));
     settings(dir)
+}
+
+/// Trains a tokenizer of `vocab` tokens on a text, and prepares the text with it.
+pub fn data(text: &Path, vocab: usize, tokenizer: PathBuf, output: PathBuf) {
+    let inputs = vec![text.to_path_buf().into()];
+    let options =
+        TokenizerOptions { inputs: inputs.clone(), vocab, output: tokenizer.clone(), ..Default::default() };
+    train_tokenizer(&options).unwrap();
+    prepare(&PrepareOptions { inputs, tokenizer, output, ..Default::default() }).unwrap();
 }
 
 /// The configuration of [`setup`] alone.
