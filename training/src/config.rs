@@ -58,6 +58,18 @@ pub enum Recompute {
     Block,
 }
 
+/// What activations and the operands of products are. Weights, gradients, sums and the residual stream are f32.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// f32.
+    #[default]
+    F32,
+    /// Activations are rounded to bf16 and wait for the way back in half the space; products go to a unit for bf16 where
+    /// the machine has one (AMX), which rounds weights and gradients too.
+    Bf16,
+}
+
 /// The optimizer and its learning rate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -161,6 +173,8 @@ pub struct Config {
     pub threads: usize,
     /// What is computed twice to save memory.
     pub recompute: Recompute,
+    /// What activations and the operands of products are.
+    pub precision: Precision,
     /// Steps between checkpoints; 0: only at the end.
     pub save_every: u64,
     /// Checkpoints kept beside the best.
@@ -193,6 +207,7 @@ impl Default for Config {
             seed: 1,
             threads: 0,
             recompute: Recompute::None,
+            precision: Precision::F32,
             save_every: 500,
             keep: 2,
             eval_every: 250,

@@ -8,6 +8,7 @@ use llm::model::rope::Frequencies;
 use llm::model::spec::{Rope, Spec};
 use llm_kernels::dense::{Bend, Dense, Heads, zeros};
 
+use crate::config::Precision;
 use crate::lora::Lora;
 use crate::params::Params;
 use crate::random::{Stream, bits};
@@ -108,7 +109,7 @@ impl Engine {
 
     /// Runs `tape` and returns the summed loss of the tokens in nats, NaN if it was broken off. Gradients are those of the
     /// adapter, if there is one.
-    pub fn run(&mut self, tape: &Tape, weights: &[f32], input: &Input, mut want: Want) -> f64 {
+    pub fn run(&mut self, tape: &Tape, weights: &[f32], input: &Input, want: Want) -> f64 {
         let rows = tape.rows();
         let fits = input.ids.len() == rows && input.targets.len() == rows;
         assert!(
@@ -122,8 +123,16 @@ impl Engine {
         }
         self.turn(tape, input.starts);
         self.dropping = matches!(want, Want::Gradient { .. });
+        self.dense.set_rounding(tape.precision == Precision::Bf16);
+        let loss = self.replay(tape, weights, input, want);
+        // an optimizer's products are f32
+        self.dense.set_rounding(false);
+        loss
+    }
+
+    fn replay(&mut self, tape: &Tape, weights: &[f32], input: &Input, mut want: Want) -> f64 {
         let mut loss = 0.0;
-        for op in &tape.ops {
+        for (i, op) in tape.ops.iter().enumerate() {
             if let Want::Loss(go_on) = &mut want
                 && !go_on()
             {
@@ -133,20 +142,43 @@ impl Engine {
                 loss = self.head(tape, op, weights, input.targets, &mut want);
             } else {
                 self.forward(tape, op, weights, input);
+                self.settle(tape, i, matches!(want, Want::Gradient { .. }));
             }
         }
         if let Want::Gradient { scale, grads } = want {
             // a router's losses are means over rows, beside the mean loss of the rows that have one
             let learned = input.targets.iter().filter(|t| **t < self.vocab).count();
-            let scale = scale * (learned as f32 / rows as f32);
+            let scale = scale * (learned as f32 / tape.rows() as f32);
             for step in &tape.back {
                 match step {
-                    Step::Again(i) => self.forward(tape, &tape.ops[*i], weights, input),
+                    Step::Again(i) => {
+                        self.forward(tape, &tape.ops[*i], weights, input);
+                        self.settle(tape, *i, false);
+                    }
                     Step::Back(i) => self.backward(tape, &tape.ops[*i], weights, grads, scale, input),
+                    Step::Widen { halves, to } => {
+                        let places = [tape.place(*halves), tape.place(*to)];
+                        let [halves, to] = parts(&mut self.arena, places);
+                        self.dense.widen(halves, to);
+                    }
                 }
             }
         }
         loss
+    }
+
+    /// Rounds what record `i` made, where the tape says so; `keep`: for the way back, too.
+    fn settle(&mut self, tape: &Tape, i: usize, keep: bool) {
+        for of in tape.settled.get(i).into_iter().flatten() {
+            let place = tape.place(of.buffer);
+            match of.halves.filter(|_| keep) {
+                Some(halves) => {
+                    let [values, halves] = parts(&mut self.arena, [place, tape.place(halves)]);
+                    self.dense.narrow(values, halves);
+                }
+                None => self.dense.round(&mut self.arena[place]),
+            }
+        }
     }
 
     /// Makes the rotary tables of a pass.
@@ -497,7 +529,7 @@ mod tests {
             let weights: Vec<f32> = params.init(3, spec.layers.len()).iter().map(|w| w * 4.0).collect();
             let (ids, targets) = ([7, 3, 11, 2, 5, 13], [3, 11, 2, 5, 13, 1]);
             let pass = |batch: usize, starts: &[u32]| {
-                let tape = Tape::record(&spec, &params, (batch, 6 / batch), Some(Recompute::None), 0.0);
+                let tape = Tape::record(&spec, &params, (batch, 6 / batch), Some(Recompute::None));
                 let mut engine = Engine::new(&spec, &params, 2, RouterLosses::default());
                 let mut grads = vec![0.0; params.total];
                 let want = Want::Gradient { scale: 1.0, grads: &mut grads };
@@ -521,7 +553,7 @@ mod tests {
         let weights = params.init(1, spec.layers.len());
         let mut engine = Engine::new(&spec, &params, 1, RouterLosses::default());
         let mut logits = |length: usize, ids: &[u32]| {
-            let tape = Tape::record(&spec, &params, (1, length), None, 0.0);
+            let tape = Tape::record(&spec, &params, (1, length), None);
             let mut out = Vec::new();
             let input = Input { ids, targets: ids, starts: &[], key: (0, 0) };
             engine.run(&tape, &weights, &input, Want::Logits(&mut out));

@@ -41,7 +41,7 @@ mod twin;
 mod unigram;
 
 pub use bpe::{TokenizerKind, TokenizerOptions, train_tokenizer};
-pub use config::{Config, OptimConfig, OptimizerKind, Recompute, Schedule};
+pub use config::{Config, OptimConfig, OptimizerKind, Precision, Recompute, Schedule};
 pub use corpus::{Data, Part, Phase};
 pub use data::{PrepareOptions, Prepared, TokenFile, prepare};
 pub use design::ModelConfig;

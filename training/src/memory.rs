@@ -21,7 +21,7 @@ pub(crate) fn check(vectors: &[(&str, usize)]) -> Result<()> {
         vectors.iter().map(|(name, values)| format!("{name} {:.1}", gb(bytes(*values)))).collect();
     let message = format!(
         "this run needs {:.1} GB of memory ({}) and there are {:.1}: a smaller `batch`, `length` or `accumulate`, \
-         recompute=block, optim.kind=adamw8 and lora.rank need less",
+         recompute=block, precision=bf16, optim.kind=adamw8 and lora.rank need less",
         gb(need),
         parts.join(", "),
         gb(all)

@@ -10,27 +10,45 @@
 //! What each record saves for its gradient: linear its input, norm its input and (mean, rstd) per row, attention its
 //! output and log-sum-exp, activations their input. The residual stream has one gradient buffer: a sum passes its
 //! gradient on unchanged, so the buffer is shared and what reads the stream adds to it. Buffers may also be dropped and
-//! computed again on the way back (`again.rs`).
+//! computed again on the way back (`again.rs`), or wait for it in half the space (`settle.rs`).
 
 use std::ops::Range;
 
 use llm_kernels::dense::{Curve, Rotated, Slice};
 
-use crate::config::Recompute;
+use crate::config::{Precision, Recompute};
 use crate::params::Params;
 
 mod again;
 mod arrange;
 mod moe;
 mod record;
+mod settle;
 
 pub(crate) use again::Step;
 pub(crate) use moe::Moe;
+pub(crate) use settle::Settled;
 
 /// A buffer of the arena.
 pub(crate) type Buffer = usize;
 /// A parameter by its place in [`Params::list`].
 pub(crate) type Id = usize;
+
+/// What a tape is for.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct How {
+    /// Training, with so much computed again; `None`: evaluation.
+    pub train: Option<Recompute>,
+    /// Share of the values that training drops.
+    pub dropout: f32,
+    pub precision: Precision,
+}
+
+impl From<Option<Recompute>> for How {
+    fn from(train: Option<Recompute>) -> How {
+        How { train, ..How::default() }
+    }
+}
 
 /// Shape of an attention layer.
 #[derive(Clone, Debug)]
@@ -176,6 +194,9 @@ pub(crate) struct Tape {
     pub ops: Vec<Op>,
     /// The way back; empty on a tape that is not for training.
     pub back: Vec<Step>,
+    /// Of each record, what of its outputs is rounded; empty at f32.
+    pub settled: Vec<Vec<Settled>>,
+    pub precision: Precision,
     /// Sequences and tokens per sequence.
     pub batch: usize,
     pub length: usize,
@@ -199,20 +220,24 @@ impl Tape {
         self.places[b].clone()
     }
 
-    /// Records the model for `batch` sequences of `length` tokens; with `train` buffers live until their gradients
-    /// are made, but for what is computed again, and `dropout` of the values is dropped.
+    /// Records the model for `batch` sequences of `length` tokens. For training buffers live until their gradients are
+    /// made, but for what is computed again or waits in half the space.
     pub fn record(
         spec: &llm::model::spec::Spec,
         params: &Params,
         (batch, length): (usize, usize),
-        train: Option<Recompute>,
-        dropout: f32,
+        how: impl Into<How>,
     ) -> Tape {
+        let How { train, dropout, precision } = how.into();
         let dropout = if train.is_some() { dropout } else { 0.0 };
         let recorded = record::model(spec, params, batch * length, dropout > 0.0);
-        let record::Recorded { ops, layers, sizes, head_rows } = recorded;
-        let back = train.map_or_else(Vec::new, |recompute| again::steps(&ops, &layers, recompute));
-        let (places, arena) = arrange::arrange(&ops, &back, &sizes);
-        Tape { ops, back, batch, length, head_rows, dropout, places, arena }
+        let record::Recorded { ops, layers, mut sizes, head_rows } = recorded;
+        let mut back = train.map_or_else(Vec::new, |recompute| again::steps(&ops, &layers, recompute));
+        let settled = match precision {
+            Precision::F32 => Vec::new(),
+            Precision::Bf16 => settle::settle(&ops, &mut back, &mut sizes),
+        };
+        let (places, arena) = arrange::arrange(&ops, &settled, &back, &sizes);
+        Tape { ops, back, settled, precision, batch, length, head_rows, dropout, places, arena }
     }
 }

@@ -21,7 +21,7 @@ use crate::lora::{self, Lora};
 use crate::memory;
 use crate::optim::{self, Optimizer};
 use crate::params::Params;
-use crate::tape::Tape;
+use crate::tape::{How, Tape};
 
 /// So many batches in a row without a token to learn end a run.
 const BARREN: usize = 1000;
@@ -153,15 +153,13 @@ impl Trainer {
         let values = [("weights", params.total), ("gradients", trained.total)];
         memory::check(&values)?;
         let m = &config.model;
-        let tape =
-            |train: Option<_>, length| Tape::record(spec, &params, (config.batch, length), train, m.dropout);
         let packed = data.iter().any(|d| d.train.masked());
         let losses = RouterLosses { balance: m.experts.balance, z: m.experts.z_loss };
-        let (train_tape, eval_tape) = (tape(Some(config.recompute), length), tape(None, length));
+        let tape = |how, length| Tape::record(spec, &params, (config.batch, length), how);
+        let (train_tape, eval_tape) = (tape(training(&config), length), tape(evaluating(&config), length));
         // the largest pass is that of the longest stretch of the curriculum
         let longest = config.curriculum.iter().map(|p| p.length).fold(length, usize::max);
-        let pass =
-            if longest > length { tape(Some(config.recompute), longest).arena } else { train_tape.arena };
+        let pass = if longest > length { tape(training(&config), longest).arena } else { train_tape.arena };
         let (grads, optimizer) = (zeros(trained.total), Optimizer::new(&config.optim, trained));
         // all of a step's tokens are read before its first pass: id, target, and where a document begins
         let tokens = config.batch.saturating_mul(longest).saturating_mul(config.accumulate).saturating_mul(3);
@@ -343,14 +341,8 @@ impl Trainer {
         let (length, weights) = corpus::stage(&self.config, self.step);
         let length = length.unwrap_or(self.length);
         if length != self.tape.length {
-            let (spec, shape) = (&self.blueprint.spec, (self.config.batch, length));
-            self.tape = Tape::record(
-                spec,
-                &self.params,
-                shape,
-                Some(self.config.recompute),
-                self.config.model.dropout,
-            );
+            let shape = (self.config.batch, length);
+            self.tape = Tape::record(&self.blueprint.spec, &self.params, shape, training(&self.config));
         }
         self.engine.dense.zero(&mut self.grads);
         self.engine.clear_loads();
@@ -451,7 +443,7 @@ impl Trainer {
             let message = format!("{} ids: expected 1 to {context}, each below {vocab}", ids.len());
             return Err(Error::new(Status::INVALID_ARG, message));
         }
-        let tape = Tape::record(spec, &self.params, (1, ids.len()), None, 0.0);
+        let tape = Tape::record(spec, &self.params, (1, ids.len()), evaluating(&self.config));
         let mut out = Vec::new();
         let targets = vec![u32::MAX; ids.len()];
         let input = Input { ids, targets: &targets, starts: &[], key: (0, 0) };
@@ -486,6 +478,16 @@ impl Trainer {
         };
         checkpoint::save(dir, &contents)
     }
+}
+
+/// The tape of a run's steps.
+fn training(config: &Config) -> How {
+    How { train: Some(config.recompute), dropout: config.model.dropout, precision: config.precision }
+}
+
+/// That of its evaluations.
+fn evaluating(config: &Config) -> How {
+    How { precision: config.precision, ..How::default() }
 }
 
 fn input(batch: &Batch, key: (u64, u64)) -> Input<'_> {

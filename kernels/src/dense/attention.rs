@@ -156,6 +156,12 @@ impl Drop {
         let factor = 1.0 / (1.0 - h.dropout);
         (h.dropout > 0.0).then(|| Drop { key: h.key, threshold: threshold(h.dropout), factor })
     }
+
+    /// The factor on the probability of key `k` in the row `index`: 0 where it is dropped.
+    #[inline(always)]
+    fn kept(self, index: u32, k: usize) -> f32 {
+        if hash(self.key, index, k as u32) >= self.threshold { self.factor } else { 0.0 }
+    }
 }
 
 versions! {
@@ -182,7 +188,7 @@ versions! {
         }
         if let Some(d) = drop {
             for (k, x) in seen.iter_mut().enumerate() {
-                *x = if hash(d.key, index, (range.low + k) as u32) >= d.threshold { *x * d.factor } else { 0.0 };
+                *x *= d.kept(index, range.low + k);
             }
         }
         hidden.fill(0.0);
@@ -201,10 +207,7 @@ versions! {
         dbefore.fill(0.0);
         if range.softcap > 0.0 {
             for (k, (p, g)) in seen.iter_mut().zip(dseen).enumerate() {
-                let kept = drop.map_or(1.0, |d| {
-                    let kept = hash(d.key, index, (range.low + k) as u32) >= d.threshold;
-                    if kept { d.factor } else { 0.0 }
-                });
+                let kept = drop.map_or(1.0, |d| d.kept(index, range.low + k));
                 let (score, slope) = range.capped(*p, k);
                 let whole = exp(score - lse);
                 *g = slope * whole * g.mul_add(kept, -delta);
@@ -213,8 +216,7 @@ versions! {
         } else if let Some(d) = drop {
             let (factor, scale) = (range.lean(seen), range.scale);
             for (k, (p, g)) in seen.iter_mut().zip(dseen).enumerate() {
-                let kept = hash(d.key, index, (range.low + k) as u32) >= d.threshold;
-                let kept = if kept { d.factor } else { 0.0 };
+                let kept = d.kept(index, range.low + k);
                 let whole = exp(p.mul_add(factor, -lse));
                 *g = scale * whole * g.mul_add(kept, -delta);
                 *p = whole * kept;
@@ -243,7 +245,7 @@ impl Dense {
         let rows = check(h, qkv, out, lse);
         let (d, dv, width) = (h.dim, h.value_dim, h.heads * h.value_dim);
         let (out, lse) = (Shared::of(out), Shared::of(lse));
-        let isa = self.isa;
+        let isa = self.product_isa();
         self.pool.run(rows / h.length * h.kv_heads, |piece| {
             let (first, kv) = (piece / h.kv_heads * h.length, piece % h.kv_heads);
             SCRATCH.with_borrow_mut(|s| {
@@ -298,7 +300,7 @@ impl Dense {
         assert!(dout.len() == out.len() && dqkv.len() == qkv.len(), "attention gradient of {rows} rows");
         let (d, dv, width, stride) = (h.dim, h.value_dim, h.heads * h.value_dim, h.stride());
         let dqkv = Shared::of(dqkv);
-        let isa = self.isa;
+        let isa = self.product_isa();
         self.pool.run(rows / h.length * h.kv_heads, |piece| {
             let (first, kv) = (piece / h.kv_heads * h.length, piece % h.kv_heads);
             SCRATCH.with_borrow_mut(|s| {

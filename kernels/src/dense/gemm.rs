@@ -9,7 +9,8 @@
 //! repacking), else it is packed, 192 rows at a time.
 //!
 //! The order of a sum: inner index ascending by fused multiply-add from zero inside a block of [`KC`]; the blocks' sums
-//! are added to C in ascending order. It is the same for every instruction set, plan and thread count.
+//! are added to C in ascending order. It is the same for every instruction set, plan and thread count. Products of
+//! rounded operands on matrix tiles have an order of their own (tiles.rs).
 
 use super::pack::{aligned, pack};
 use super::{Dense, Isa, Shared};
@@ -95,7 +96,7 @@ enum Right<'a> {
 }
 
 fn micro_shape(isa: Isa) -> (usize, usize) {
-    if matches!(isa, Isa::Avx512 | Isa::Amx) { (12, 32) } else { (6, 16) }
+    if isa == Isa::Avx512 { (12, 32) } else { (6, 16) }
 }
 
 impl Dense {
@@ -109,15 +110,19 @@ impl Dense {
 
     /// As [`Dense::product`]; the threads write what the sums begin with just before they add to it.
     pub(super) fn product_from(&mut self, a: View, b: View, c: &mut [f32], stride: usize, start: Start) {
-        let shape = check(self.isa, a, b, c, stride, start);
+        let isa = self.product_isa();
+        let shape = check(isa, a, b, c, stride, start);
         if a.rows == 0 || b.cols == 0 {
             return;
         }
         assert!(a.cols > 0, "a product over nothing");
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Amx {
+            return super::tiles::product(self, a, b, c, stride, start);
+        }
         let (rows, cols) = plan(shape, a.rows, b.cols, self.threads());
         let c = Shared::of(c);
         let (down, across) = (a.rows.div_ceil(rows), b.cols.div_ceil(cols));
-        let isa = self.isa;
         self.pool.run(down * across, |t| {
             let (i0, j0) = (t / across * rows, t % across * cols);
             let (rows, cols) = (rows.min(a.rows - i0), cols.min(b.cols - j0));
@@ -154,6 +159,10 @@ fn plan(shape: Shape, m: usize, n: usize, threads: usize) -> (usize, usize) {
 
 /// Packs all of `b` into panels for [`serial`].
 pub(super) fn panels(isa: Isa, b: View, out: &mut Vec<f32>) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx {
+        return super::tiles::panels(b, out);
+    }
     let (_, nr) = micro_shape(isa);
     out.resize(b.cols.div_ceil(nr) * b.rows * nr, 0.0);
     pack(isa, b.t(), 0..b.cols, nr, 0..b.rows, out);
@@ -172,9 +181,13 @@ pub(super) fn serial(
     stride: usize,
     add: bool,
 ) {
-    let (mr, nr) = micro_shape(isa);
     let need = if a.rows == 0 || cols == 0 { 0 } else { (a.rows - 1) * stride + cols };
     assert!(cols <= stride && c.len() >= need, "product [{}, {cols}] into {}", a.rows, c.len());
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx {
+        return super::tiles::serial(a, packed, deep, cols, c.as_mut_ptr(), stride, add);
+    }
+    let (mr, nr) = micro_shape(isa);
     assert!(a.cols <= deep && packed.len() >= cols.div_ceil(nr) * nr * deep, "panels of another matrix");
     let start = if add { Start::Own } else { Start::Zero };
     let shape = Shape { mr, nr, k: a.cols, stride, start };
@@ -290,7 +303,7 @@ unsafe fn tile(
 }
 
 /// `out` = what its sums begin with, plus `sums`: part of a row, from element `at` of C and column `j0` on.
-fn finish(start: Start, at: usize, j0: usize, sums: &[f32], out: &mut [f32]) {
+pub(super) fn finish(start: Start, at: usize, j0: usize, sums: &[f32], out: &mut [f32]) {
     for (i, (o, sum)) in out.iter_mut().zip(sums).enumerate() {
         *o = match start {
             Start::Zero => *sum,
@@ -335,7 +348,7 @@ unsafe fn micro(isa: Isa, kc: usize, a: Left, b: *const f32, c: *mut f32, stride
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller's promises are those of the kernel.
-        Isa::Avx512 | Isa::Amx => unsafe { super::micro::avx512(kc, a, b, c, stride, base) },
+        Isa::Avx512 => unsafe { super::micro::avx512(kc, a, b, c, stride, base) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller's promises are those of the kernel.
         Isa::Avx2 | Isa::AvxVnni => unsafe { super::micro::avx2(kc, a, b, c, stride, base) },

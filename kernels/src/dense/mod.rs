@@ -9,7 +9,8 @@
 //!
 //! Every output element is a sum in ascending order of the inner index, in blocks of [`gemm::KC`]; every other
 //! reduction runs over 16 lanes by index mod 16 inside pieces of a fixed size whose partial sums are added in order.
-//! So neither the number of threads nor the instruction set changes a bit. All functions are safe: they check the
+//! So neither the number of threads nor the instruction set changes a bit; but for products of
+//! operands that may be rounded ([`Dense::set_rounding`]): matrix tiles sum them in an order of their own (tiles.rs). All functions are safe: they check the
 //! lengths of what they are given and panic on a mismatch, which is a mistake of the calling code, never of data.
 //!
 //! What this room does not know: models, tapes, parameters, files. It sees slices and shapes.
@@ -24,7 +25,10 @@ mod micro;
 mod norm;
 mod optim;
 mod pack;
+mod round;
 mod rows;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 #[cfg(test)]
 mod tests;
@@ -44,7 +48,13 @@ use crate::threads::Pool;
 /// The dense kernels with their instruction set, threads and scratch memory.
 pub struct Dense {
     isa: Isa,
+    rounding: bool,
     pool: Pool,
+    /// Operands of a product on tiles.
+    #[cfg(target_arch = "x86_64")]
+    left: Vec<f32>,
+    #[cfg(target_arch = "x86_64")]
+    right: Vec<f32>,
     /// Partial sums of reductions over rows.
     partial: Vec<f32>,
 }
@@ -52,7 +62,16 @@ pub struct Dense {
 impl Dense {
     /// Kernels on `threads` threads (0: as many as the process may use) with the instruction set that [`detect`] picks.
     pub fn new(threads: usize) -> Dense {
-        Dense { isa: detect(), pool: Pool::new(threads), partial: Vec::new() }
+        Dense {
+            isa: detect(),
+            rounding: false,
+            pool: Pool::new(threads),
+            #[cfg(target_arch = "x86_64")]
+            left: Vec::new(),
+            #[cfg(target_arch = "x86_64")]
+            right: Vec::new(),
+            partial: Vec::new(),
+        }
     }
 
     /// As [`Dense::new`] with a chosen instruction set; `None` where the processor lacks it.
@@ -63,6 +82,16 @@ impl Dense {
     /// The instruction set in use. It was found available when `self` was made.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// Whether products round their operands to bf16 where the machine multiplies those faster (AMX). Sums are f32.
+    pub fn set_rounding(&mut self, rounding: bool) {
+        self.rounding = rounding;
+    }
+
+    /// The instruction set of products: AMX only where operands may be rounded.
+    fn product_isa(&self) -> Isa {
+        if self.isa == Isa::Amx && !self.rounding { Isa::Avx512 } else { self.isa }
     }
 
     /// The number of threads, the caller's included.

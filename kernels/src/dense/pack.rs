@@ -72,7 +72,7 @@ fn turn(
     panel: &mut [f32],
 ) -> (usize, usize) {
     #[cfg(target_arch = "x86_64")]
-    if matches!(isa, Isa::Avx512 | Isa::Amx) && m.col == 1 {
+    if isa == Isa::Avx512 && m.col == 1 {
         let (rows, cols) = (rows / 16 * 16, ks.len() / 16 * 16);
         for i in (0..rows).step_by(16) {
             for k in (0..cols).step_by(16) {

@@ -5,7 +5,7 @@ use super::*;
 use proptest::prelude::*;
 
 /// Deterministic values in −1..1.
-fn values(n: usize, seed: u32) -> Vec<f32> {
+pub(super) fn values(n: usize, seed: u32) -> Vec<f32> {
     (0..n).map(|i| math::hash(7, seed, i as u32) as f32 / 2_147_483_648.0 - 1.0).collect()
 }
 

@@ -6,7 +6,7 @@ use crate::blueprint::Blueprint;
 use crate::config::Recompute;
 use crate::design::{ModelConfig, Position};
 use crate::engine::{Adapter, Engine, Input, RouterLosses, Want};
-use crate::tape::Tape;
+use crate::tape::{How, Tape};
 use crate::twin::{designs, foreign};
 
 /// A model, its adapter with both matrices far from zero, and what passes over it give.
@@ -50,7 +50,7 @@ impl Case {
         engine.adapter =
             adapter.map(|(lora, values)| Adapter { lora: lora.clone(), values: values.to_vec() });
         let train = matches!(want, Want::Gradient { .. }).then_some(Recompute::Block);
-        let tape = Tape::record(spec, &self.model, (2, spec.context as usize), train, 0.0);
+        let tape = Tape::record(spec, &self.model, (2, spec.context as usize), train);
         let input = Input { ids: &self.ids, targets: &self.targets, starts: &[], key: (1, 0) };
         engine.run(&tape, weights, &input, want)
     }
@@ -138,7 +138,8 @@ fn gradients_of_adapters_have_the_same_bits_whatever_is_computed_again() {
         let lora = Lora::new(&LoraConfig { dropout: 0.3, ..config(2) }, &case.model).unwrap();
         let (spec, values) = (&case.blueprint.spec, filled(&lora));
         let grads = |recompute| {
-            let tape = Tape::record(spec, &case.model, (2, spec.context as usize), Some(recompute), 0.1);
+            let how = How { train: Some(recompute), dropout: 0.1, ..How::default() };
+            let tape = Tape::record(spec, &case.model, (2, spec.context as usize), how);
             let mut engine = Engine::new(spec, &case.model, 2, RouterLosses { balance: 0.3, z: 0.0 });
             engine.adapter = Some(Adapter { lora: lora.clone(), values: values.clone() });
             let mut grads = vec![0.0; lora.params.total];

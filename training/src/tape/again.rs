@@ -14,13 +14,15 @@ use std::ops::Range;
 use super::{Buffer, Op};
 use crate::config::Recompute;
 
-/// A step of the way back, with the record's place.
+/// A step of the way back, with the record's place or buffers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Step {
     /// Its forward pass once more.
     Again(usize),
     /// Its backward pass.
     Back(usize),
+    /// What waited in half the space has its own again.
+    Widen { halves: Buffer, to: Buffer },
 }
 
 impl Op {
@@ -40,7 +42,7 @@ impl Op {
     }
 
     /// The buffer that the forward pass changes in place.
-    fn changed(&self) -> Option<Buffer> {
+    pub(super) fn changed(&self) -> Option<Buffer> {
         match self {
             Op::Rope { x, .. } | Op::Dropout { x, .. } => Some(*x),
             _ => None,
@@ -109,10 +111,11 @@ fn block(ops: &[Op], layers: &[Range<usize>]) -> Vec<Step> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Precision;
     use crate::design::ModelConfig;
     use crate::engine::{Engine, Input, RouterLosses, Want};
     use crate::params::Params;
-    use crate::tape::Tape;
+    use crate::tape::{How, Tape};
     use crate::twin::shapes;
 
     const LEVELS: [Recompute; 3] = [Recompute::None, Recompute::Part, Recompute::Block];
@@ -125,10 +128,12 @@ mod tests {
             let rows = 2 * spec.context;
             let ids: Vec<u32> = (0..rows).map(|i| i * 7 % spec.vocab).collect();
             let targets: Vec<u32> = (0..rows).map(|i| i * 5 % spec.vocab).collect();
-            for dropout in [0.0, 0.2] {
+            for (dropout, precision) in
+                [(0.0, Precision::F32), (0.2, Precision::F32), (0.0, Precision::Bf16), (0.2, Precision::Bf16)]
+            {
                 let pass = |recompute| {
-                    let tape =
-                        Tape::record(&spec, &params, (2, spec.context as usize), Some(recompute), dropout);
+                    let how = How { train: Some(recompute), dropout, precision };
+                    let tape = Tape::record(&spec, &params, (2, spec.context as usize), how);
                     let losses = RouterLosses { balance: 0.3, z: 0.1 };
                     let mut engine = Engine::new(&spec, &params, 2, losses);
                     let mut grads = vec![0.0; params.total];
@@ -138,8 +143,8 @@ mod tests {
                     (loss.to_bits(), grads.into_iter().map(f32::to_bits).collect::<Vec<_>>())
                 };
                 let [none, part, block] = LEVELS.map(pass);
-                assert!(none == part, "{name}, dropout {dropout}: part");
-                assert!(none == block, "{name}, dropout {dropout}: block");
+                assert!(none == part, "{name}, dropout {dropout}, {precision:?}: part");
+                assert!(none == block, "{name}, dropout {dropout}, {precision:?}: block");
             }
         }
     }
@@ -150,7 +155,7 @@ mod tests {
         let (arch, spec) = model.spec().unwrap();
         let params = Params::new(arch, &spec, false);
         let [none, part, block] =
-            LEVELS.map(|level| Tape::record(&spec, &params, (1, 256), Some(level), 0.0).arena);
+            LEVELS.map(|level| Tape::record(&spec, &params, (1, 256), Some(level)).arena);
         assert!(part * 10 < none * 8 && block * 10 < part * 5, "{none}, {part}, {block} values");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Buffer, Op, Step};
+use super::{Buffer, Op, Settled, Step};
 
 impl Op {
     /// The buffers that the forward pass reads or writes.
@@ -50,12 +50,17 @@ impl Op {
 }
 
 /// When a buffer's values are needed: from a writing to the last reading of what it wrote, once and, where it is
-/// computed again, once more.
+/// computed again or widened, once more.
 type Life = Vec<(usize, usize)>;
 
 /// Gives every buffer a place, and returns the length of it all: first fit, by order of birth or those that live longest
 /// first, whichever takes less.
-pub(super) fn arrange(ops: &[Op], back: &[Step], sizes: &[usize]) -> (Vec<Range<usize>>, usize) {
+pub(super) fn arrange(
+    ops: &[Op],
+    settled: &[Vec<Settled>],
+    back: &[Step],
+    sizes: &[usize],
+) -> (Vec<Range<usize>>, usize) {
     let mut lives: Vec<Life> = vec![Vec::new(); sizes.len()];
     let mut touch = |b: Buffer, time: usize, anew: bool| match lives[b].last_mut() {
         Some((_, last)) if !anew => *last = time,
@@ -63,6 +68,8 @@ pub(super) fn arrange(ops: &[Op], back: &[Step], sizes: &[usize]) -> (Vec<Range<
     };
     for (time, op) in ops.iter().enumerate() {
         op.forward().into_iter().for_each(|b| touch(b, time, false));
+        let halves = settled.get(time).into_iter().flatten().filter_map(|s| s.halves);
+        halves.for_each(|b| touch(b, time, false));
     }
     for (i, step) in back.iter().enumerate() {
         // The head's backward pass happens at its forward time.
@@ -72,6 +79,10 @@ pub(super) fn arrange(ops: &[Op], back: &[Step], sizes: &[usize]) -> (Vec<Range<
             Step::Again(op) => {
                 let anew = ops[*op].made();
                 ops[*op].forward().into_iter().for_each(|b| touch(b, time, anew.contains(&b)));
+            }
+            Step::Widen { halves, to } => {
+                touch(*halves, time, false);
+                touch(*to, time, true);
             }
         }
     }
@@ -112,9 +123,9 @@ fn place(order: &[Buffer], lives: &[Life], sizes: &[usize]) -> (Vec<Range<usize>
 
 #[cfg(test)]
 mod tests {
-    use crate::config::Recompute;
+    use crate::config::{Precision, Recompute};
     use crate::params::Params;
-    use crate::tape::Tape;
+    use crate::tape::{How, Tape};
     use crate::twin::shapes;
 
     #[test]
@@ -123,8 +134,9 @@ mod tests {
             for dropout in [0.0, 0.1] {
                 let params = Params::new(arch, &spec, false);
                 let levels = [Recompute::None, Recompute::Part, Recompute::Block].map(Some);
-                for train in levels.into_iter().chain([None]) {
-                    let tape = Tape::record(&spec, &params, (2, 8), train, dropout);
+                let all = levels.into_iter().chain([None]);
+                for (train, precision) in all.flat_map(|l| [(l, Precision::F32), (l, Precision::Bf16)]) {
+                    let tape = Tape::record(&spec, &params, (2, 8), How { train, dropout, precision });
                     for op in &tape.ops {
                         for used in [op.forward(), if train.is_some() { op.backward() } else { Vec::new() }] {
                             for (i, a) in used.iter().enumerate() {

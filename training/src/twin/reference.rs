@@ -46,7 +46,7 @@ fn compute(spec: &Spec, params: Params, weights: Vec<f32>, length: usize) -> Cas
     let mut engine = Engine::new(spec, &params, 2, RouterLosses::default());
     let input = Input { ids: &ids, targets: &targets, starts: &[], key: (0, 0) };
     let (mut logits, mut grads) = (Vec::new(), vec![0.0; params.total]);
-    let tape = |train: bool| Tape::record(spec, &params, (2, length), train.then_some(Recompute::None), 0.0);
+    let tape = |train: bool| Tape::record(spec, &params, (2, length), train.then_some(Recompute::None));
     engine.run(&tape(false), &weights, &input, Want::Logits(&mut logits));
     let want = Want::Gradient { scale: 1.0, grads: &mut grads };
     let loss = engine.run(&tape(true), &weights, &input, want);
@@ -155,7 +155,7 @@ fn adapted(model: &ModelConfig, lora: &Lora, values: &[f32]) -> Vec<f32> {
     let ids: Vec<u32> = (0..rows).map(|i| i * 7 % spec.vocab).collect();
     let mut engine = Engine::new(spec, &case.params, 2, RouterLosses::default());
     engine.adapter = Some(Adapter { lora: lora.clone(), values: values.to_vec() });
-    let tape = Tape::record(spec, &case.params, (2, spec.context as usize), None, 0.0);
+    let tape = Tape::record(spec, &case.params, (2, spec.context as usize), None);
     let input = Input { ids: &ids, targets: &ids, starts: &[], key: (0, 0) };
     let mut logits = Vec::new();
     engine.run(&tape, &case.weights, &input, Want::Logits(&mut logits));

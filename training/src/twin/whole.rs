@@ -316,7 +316,7 @@ fn agree(name: &str, spec: &Spec, params: &Params, losses: RouterLosses, every: 
     let ids: Vec<u32> = (0..rows as u32).map(|i| i * 7 % vocab).collect();
     let mut targets: Vec<u32> = (0..rows as u32).map(|i| i * 5 % vocab).collect();
     targets[4] = u32::MAX;
-    let tape = Tape::record(spec, params, (2, length), Some(Recompute::None), 0.0);
+    let tape = Tape::record(spec, params, (2, length), Some(Recompute::None));
     let mut engine = Engine::new(spec, params, 2, losses);
     let mut grads = vec![0.0; params.total];
     let want = Want::Gradient { scale: 1.0, grads: &mut grads };
@@ -392,7 +392,7 @@ fn the_correction_of_a_choice_follows_how_many_rows_of_all_passes_chose_each_exp
     let mut grads = vec![0.0; params.total];
     // what is computed again counts once
     for (pass, recompute) in [(0u32, Recompute::None), (1, Recompute::Block)] {
-        let tape = Tape::record(&spec, &params, (2, length), Some(recompute), 0.0);
+        let tape = Tape::record(&spec, &params, (2, length), Some(recompute));
         let rows = 2 * length as u32;
         let ids: Vec<u32> = (0..rows).map(|i| (i * 7 + pass) * (pass + 2) % spec.vocab).collect();
         let input = Input { ids: &ids, targets: &ids, starts: &[], key: (0, 0) };
@@ -448,7 +448,7 @@ fn a_layer_of_large_presets_has_the_gradient_of_its_definition() {
         let (ids, targets) = ([3, 1, 30], [7, 2, 5]);
         let losses = RouterLosses::default();
         let mut engine = Engine::new(&spec, &params, 2, losses);
-        let tape = Tape::record(&spec, &params, (1, 3), Some(Recompute::None), 0.0);
+        let tape = Tape::record(&spec, &params, (1, 3), Some(Recompute::None));
         let mut grads = vec![0.0; params.total];
         let input = Input { ids: &ids, targets: &targets, starts: &[], key: (0, 0) };
         engine.run(&tape, &weights, &input, Want::Gradient { scale: 1.0, grads: &mut grads });

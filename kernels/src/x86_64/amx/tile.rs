@@ -140,7 +140,7 @@ macro_rules! store {
             options(nostack, preserves_flags))
     };
 }
-pub(super) use store;
+pub(crate) use store;
 
 /// `int8!("tmm0", "tmm4", "tmm6")`: sums += weights · activations, signed bytes, modulo 2³².
 macro_rules! int8 {
@@ -157,7 +157,7 @@ macro_rules! zero {
         core::arch::asm!(concat!("tilezero ", $t), out($t) _, options(nostack, preserves_flags, nomem))
     };
 }
-pub(super) use zero;
+pub(crate) use zero;
 
 /// `bf16!("tmm0", "tmm4", "tmm6")`: the same with pairs of bf16 into f32.
 macro_rules! bf16 {
@@ -166,4 +166,4 @@ macro_rules! bf16 {
             options(nostack, preserves_flags, nomem))
     };
 }
-pub(super) use bf16;
+pub(crate) use bf16;
