@@ -101,6 +101,7 @@ mod tests {
     use super::*;
     use crate::error::Status;
     use crate::ffi::guard::{self, Host, Kind};
+    use crate::sampler::{Sampler, SamplingParams};
 
     /// Flush to zero, and the flags that are not control.
     #[cfg(target_arch = "x86_64")]
@@ -123,6 +124,35 @@ mod tests {
         write(before);
         assert_eq!(statuses, [Status::DONE.0; 2]);
         assert_eq!(after & !BITS.1, DEFAULT | BITS.0);
+    }
+
+    #[test]
+    fn a_rust_hosts_rounding_changes_nothing_that_a_sampler_computes() {
+        #[cfg(target_arch = "x86_64")]
+        const UP: Word = 2 << 13;
+        #[cfg(target_arch = "aarch64")]
+        const UP: Word = 1 << 22;
+        let logits: Vec<f32> = (0..1000u32).map(|i| (i * i % 997) as f32 / 131.0).collect();
+        let params = SamplingParams::default();
+        let pass = |word| {
+            let mut sampler = Sampler::with_chain(&params, "temperature=0.7;mirostat=5").unwrap();
+            let before = read();
+            write(word);
+            let mut seen = Vec::new();
+            for position in 0..20 {
+                let choice = sampler.sample(&logits, position).unwrap();
+                sampler.accept(choice.id).unwrap();
+                seen.push((choice.id as u32, choice.log_probability.to_bits()));
+                let left = sampler.apply(&logits, position).unwrap();
+                seen.extend(left.iter().map(|c| (c.id, c.logit.to_bits())));
+                let top = crate::sampler::top(&logits, 3).unwrap();
+                seen.extend(top.iter().map(|a| (a.id as u32, a.log_probability.to_bits())));
+            }
+            assert_eq!(read() & !BITS.1, word);
+            write(before);
+            seen
+        };
+        assert!(pass(DEFAULT) == pass(DEFAULT | UP));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 
 use llm_format::quant::Type;
 use llm_format::{Index, kind};
-use llm_kernels::RouteSpec;
+use llm_kernels::{FloatControl, RouteSpec};
 use serde_json::{Map, Value};
 
 use super::draft::{self, Draft};
@@ -262,6 +262,8 @@ impl Model {
         cancel: Option<&Cancel>,
     ) -> Result<Self> {
         cancel.map_or(Ok(()), Cancel::check)?;
+        // numbers of the description are read from text
+        let _float = FloatControl::default_for_now();
         let index = Index::parse(&file)?;
         if !file.as_ptr().addr().is_multiple_of(64) {
             // Vectors are used in place as floats, matrices as lines of 64 bytes.

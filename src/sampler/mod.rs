@@ -43,6 +43,7 @@ pub use bias::Bias;
 use candidates::likeliest;
 pub use candidates::{Candidate, Candidates};
 pub use chain::{Context, Filter, State};
+use llm_kernels::FloatControl;
 pub use params::SamplingParams;
 pub use penalties::History;
 use processor::Processor;
@@ -185,7 +186,8 @@ impl Sampler {
     }
 
     /// Adds the host's own code to the pipeline. `pure` says that its changes depend on position and tokens alone;
-    /// without that the sampler is not [`Sampler::is_pure`] and nothing can be drafted for it.
+    /// without that the sampler is not [`Sampler::is_pure`] and nothing can be drafted for it. It runs under the default
+    /// floating-point control.
     pub fn add_processor(&mut self, stage: Stage, pure: bool, function: Arc<processor::Function>) {
         self.processors.push(Processor { stage, pure, function });
     }
@@ -222,6 +224,7 @@ impl Sampler {
     /// 2³²−1; `DEAD_END` when every token is forbidden (all −∞, or none that the constraint allows); `BUDGET` where the
     /// constraint's limits are met.
     pub fn sample(&mut self, logits: &[f32], position: u64) -> Result<Choice> {
+        let _float = FloatControl::default_for_now();
         let position = place(position)?;
         let log_sum = check_logits(logits)?;
         self.filter(logits, position)?;
@@ -249,6 +252,7 @@ impl Sampler {
     /// # Errors
     /// As [`Sampler::sample`], other than `DEAD_END`.
     pub fn apply(&mut self, logits: &[f32], position: u64) -> Result<&[Candidate]> {
+        let _float = FloatControl::default_for_now();
         let position = place(position)?;
         check_logits(logits)?;
         self.filter(logits, position)?;
@@ -313,6 +317,7 @@ impl Sampler {
             ));
         }
         self.state.history.push(id);
+        let _float = FloatControl::default_for_now();
         self.chain.iter_mut().for_each(|step| step.accept(id.unsigned_abs()));
         Ok(())
     }
@@ -390,6 +395,7 @@ impl Sampler {
 /// # Errors
 /// `INVALID_ARG` as [`Sampler::sample`].
 pub fn top(logits: &[f32], n: usize) -> Result<Vec<Alternative>> {
+    let _float = FloatControl::default_for_now();
     let log_sum = check_logits(logits)?;
     let mut all = Candidates::default();
     all.fill(logits);

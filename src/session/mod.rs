@@ -32,6 +32,8 @@ mod verify;
 
 use std::sync::Arc;
 
+use llm_kernels::FloatControl;
+
 use crate::adapter::Use;
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
@@ -162,6 +164,7 @@ impl Session {
         let model = pool.model().clone();
         let spec = model.spec();
         let length = options.rope_length.unwrap_or(capacity as u32);
+        let _float = FloatControl::default_for_now();
         let ropes = spec.ropes.iter().map(|rope| Frequencies::new(rope, length)).collect();
         let varies = spec.ropes.iter().any(Frequencies::vary);
         let root =

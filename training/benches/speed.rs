@@ -1,6 +1,6 @@
-//! Training speed: forward, backward, clipping and AdamW in f32, without dropout, on random weights. Prints each step's
-//! rate, then the median, the share of what a loop that only multiplies reaches on as many threads, and the most memory
-//! the process had.
+//! Training speed: forward, backward, clipping and AdamW in f32 (or with `precision=bf16`), without dropout, on random
+//! weights. Prints each step's rate, then the median, the share of what a loop that only multiplies reaches on as many
+//! threads, and the most memory the process had.
 //!
 //! `cargo bench -p llm-train --bench speed -- [MODEL [THREADS [STEPS]]] [KEY=VALUE...]`
 //!
