@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use llm_format::Index;
 use llm_format::quant::Type;
-use llm_kernels::Matrix as MatrixView;
+use llm_kernels::{FloatControl, Matrix as MatrixView};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, Status};
@@ -152,6 +152,8 @@ impl Adapter {
     /// # Errors
     /// As [`Adapter::open_path`].
     pub fn open_memory(model: &Model, mut file: Bytes) -> Result<Self> {
+        // scales are read from text
+        let _float = FloatControl::default_for_now();
         let index = Index::parse(&file)?;
         let spec = read(&index)?;
         let mut charge = None;

@@ -77,6 +77,9 @@ fn long_inputs_and_many_rows_equal_the_twin() {
     for ty in TYPES {
         check(ty, 32 * 9 + 5, 1024 + 128, 1, 1, false);
         check(ty, 33, 512, 300, 2, false);
+        for m in [2, 3, 8, 12, 17] {
+            check(ty, 32 * 9 + 5, 400, m, 1, false);
+        }
         check(ty, 34, 384, 1100, 3, false);
     }
 }

@@ -135,9 +135,10 @@ mod tests {
         let logits: Vec<f32> = (0..1000u32).map(|i| (i * i % 997) as f32 / 131.0).collect();
         let params = SamplingParams::default();
         let pass = |word| {
-            let mut sampler = Sampler::with_chain(&params, "temperature=0.7;mirostat=5").unwrap();
             let before = read();
             write(word);
+            let mut sampler = Sampler::with_chain(&params, "temperature=0.7;mirostat=5").unwrap();
+            sampler.set_bias(&[(3, 0.1), (3, 0.7), (5, -0.3)]).unwrap();
             let mut seen = Vec::new();
             for position in 0..20 {
                 let choice = sampler.sample(&logits, position).unwrap();

@@ -138,6 +138,7 @@ impl Sampler {
     /// # Errors
     /// `INVALID_ARG` for a name that is not in [`SAMPLERS`], a value that is no number, or one out of range.
     pub fn with_chain(params: &SamplingParams, chain: &str) -> Result<Self> {
+        let _float = FloatControl::default_for_now();
         params.check()?;
         let mut params = params.clone();
         let steps = chain::parse(&mut params, chain)?;
@@ -175,6 +176,7 @@ impl Sampler {
     /// # Errors
     /// `INVALID_ARG` for a negative id, NaN or +∞; nothing changes then.
     pub fn set_bias(&mut self, bias: &[(i32, f32)]) -> Result<()> {
+        let _float = FloatControl::default_for_now();
         self.state.bias = Bias::new(bias)?;
         Ok(())
     }

@@ -9,6 +9,8 @@
 //! Little-endian. Code of the host and compiled constraints are not in it: who loads it has a sampler with the same
 //! processors, and with a constraint where there was one, through which the tokens go again.
 
+use llm_kernels::FloatControl;
+
 use super::chain::{self, Step};
 use super::processor::{Processor, Stage};
 use super::{Bias, History, SAMPLERS, Sampler, SamplingParams};
@@ -62,6 +64,7 @@ impl Sampler {
     /// `BAD_FORMAT`, `BAD_VERSION` for bytes that no sampler was saved as; `MISMATCH` where processors or constraint
     /// are other than they were; what the constraint answers.
     pub fn loaded(&self, bytes: &[u8]) -> Result<Sampler> {
+        let _float = FloatControl::default_for_now();
         let mut input = Input(bytes);
         if input.take(MAGIC.len())? != MAGIC {
             return Err(bad("is not the state of a sampler"));

@@ -3,6 +3,8 @@
 //! The hidden state is what the head would be given: the residual stream behind the last layer, after the final norm.
 //! Means are summed in f64 in order of positions, so that chunks do not change a bit. The head's product is left out.
 
+use llm_kernels::FloatControl;
+
 use super::outputs::Asked;
 use super::{Control, OnProgress, Progress, Session};
 use crate::cancel::Cancel;
@@ -38,6 +40,7 @@ impl Session {
         if ids.is_empty() {
             return Err(Error::new(Status::INVALID_ARG, "no tokens: a vector is that of at least one"));
         }
+        let _float = FloatControl::default_for_now();
         let (first, last) = ([0], [ids.len() - 1]);
         let at = match pooling {
             Pooling::Mean => None,

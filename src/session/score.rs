@@ -3,6 +3,8 @@
 //! Perplexity is the exponential of the mean of −ln p. Scratch is a few rows of logits, whatever the length of the
 //! text.
 
+use llm_kernels::FloatControl;
+
 use super::outputs::Asked;
 use super::{OnProgress, Session};
 use crate::cancel::Cancel;
@@ -57,6 +59,7 @@ impl Session {
         cancel: Option<&Cancel>,
         progress: Option<OnProgress<'_>>,
     ) -> Result<Scores> {
+        let _float = FloatControl::default_for_now();
         self.check_ids(ids)?;
         let mut scores = Scores::default();
         let refused = |_| Error::new(Status::NO_MEMORY, format!("no memory for {} scores", ids.len()));

@@ -82,7 +82,7 @@ pub(super) fn encode_block(
     cols: usize,
     out: &mut [u8],
 ) {
-    // In units of the head's power of two scales are f16, and squares of errors neither vanish nor overflow.
+    // In units of a finite matrix' power of two scales are f16, and squares of errors neither vanish nor overflow.
     let unit = exponent(head);
     for (r, row) in values.chunks_exact(cols).enumerate() {
         for (index, inputs) in row.chunks(INPUTS).enumerate() {

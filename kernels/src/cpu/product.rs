@@ -79,8 +79,9 @@ impl Part<'_> {
     fn together(&self, cpu: &Cpu) -> usize {
         if self.tiles.is_none() {
             let blocks = self.matrix.rows().div_ceil(32);
+            let streams = if self.matrix.ty().is_integer() { STREAMS } else { float::STREAMS };
             return if self.streamed() {
-                streamed(blocks, self.matrix.block_bytes(), cpu.pool.threads())
+                streamed(blocks, self.matrix.block_bytes(), cpu.pool.threads(), streams)
             } else {
                 1
             };
@@ -98,14 +99,14 @@ impl Part<'_> {
     }
 }
 
-/// Bytes of weights in a chunk of a product that mostly reads, at most: long runs, since each begins with cold lines and
+/// Bytes of weights in a chunk of a product that mostly reads, about: long runs, since each begins with cold lines and
 /// ends with fetching what another thread reads.
 const CHUNK: usize = 1 << 20;
 
-/// Blocks of such a chunk: a thread's share of the matrix, if it is not more than those bytes, rounded up to streams of
-/// one length. The pool cuts the last ones smaller, so that the threads end together.
-fn streamed(blocks: usize, block_bytes: usize, threads: usize) -> usize {
-    let most = (CHUNK / block_bytes).max(1).next_multiple_of(STREAMS);
+/// Blocks of such a chunk: a thread's share of the matrix, or those bytes in `streams` of one length. The pool cuts the
+/// last ones smaller, so that the threads end together.
+fn streamed(blocks: usize, block_bytes: usize, threads: usize, streams: usize) -> usize {
+    let most = (CHUNK / block_bytes).max(1).next_multiple_of(streams);
     blocks.div_ceil(threads).min(most).max(1)
 }
 

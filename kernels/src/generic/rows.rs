@@ -153,8 +153,13 @@ impl Hints {
         let next = at.wrapping_add(record_bytes(BITS, halves));
         let mut far = [next; STREAMS];
         for s in 0..STREAMS {
-            let share = stream * (STREAMS / streams) + s / streams;
-            far[s] = next.wrapping_add(s % streams * apart + share * lines * 64);
+            // of three streams each also fetches the last quarter of its own
+            let (of, share) = if streams == 3 && s == 3 {
+                (stream, 3)
+            } else {
+                (s % streams, stream * (STREAMS / streams) + s / streams)
+            };
+            far[s] = next.wrapping_add(of * apart + share * lines * 64);
         }
         let near = if stream + 1 < streams { at.wrapping_add((stream + 1) * apart) } else { next };
         let (lines, times) = (Cell::new(lines), Cell::new(times));
