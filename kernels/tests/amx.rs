@@ -6,6 +6,7 @@ mod common;
 use common::{Random, same, scalar};
 use llm_emulator::{Unit, executed, install};
 use llm_format::quant::encode;
+use llm_kernels::dense::gemm::View;
 use llm_kernels::dense::{Dense, Heads};
 use llm_kernels::{Cpu, Input, Isa, Matrix, Type};
 use std::sync::{Mutex, PoisonError};
@@ -80,8 +81,17 @@ fn the_three_products_of_training_at_bf16_are_the_units_on_odd_shapes_and_any_nu
         return;
     }
     let mut r = Random(6);
-    // whole and part panels, several pieces, several runs of sixteen steps
-    for (m, n, k) in [(1, 1, 1), (33, 65, 31), (64, 32, 96), (70, 300, 40), (300, 50, 1030), (40, 600, 70)] {
+    // whole and part panels, several pieces, runs of sixteen steps and bands
+    for (m, n, k) in [
+        (1, 1, 1),
+        (33, 65, 31),
+        (64, 32, 96),
+        (70, 300, 40),
+        (300, 50, 1030),
+        (40, 600, 70),
+        (33, 4130, 33),
+        (40, 33, 2100),
+    ] {
         let (x, w, dy) = (r.values(m * k), r.values(n * k), r.values(m * n));
         let (bias, residual, before) = (r.values(n), r.values(m * n), r.values(n * k));
         let column = |of: &[f32], width: usize, j: usize| -> Vec<f32> {
@@ -110,6 +120,16 @@ fn the_three_products_of_training_at_bf16_are_the_units_on_odd_shapes_and_any_nu
             let mut out = before.clone();
             dense.linear_dw(&dy, &x, &mut out, shape);
             same(&dw, &out, &format!("{what}, dw"));
+            // every other row of x, into part of wider rows
+            let (half, stride) = (m.div_ceil(2), n + 5);
+            let mut out = r.values(half * stride);
+            let expected = matrix(half, stride, |i, j| match out[i * stride + j] {
+                start if j < n => fast_twin(&x[2 * i * k..][..k], &w[j * k..][..k], start),
+                beside => beside,
+            });
+            let every_other = View::new(&x, half, k, 2 * k);
+            dense.product(every_other, View::new(&w, n, k, k).t(), &mut out, stride, true);
+            same(&expected, &out, &format!("{what}, strided"));
         }
     }
 }

@@ -19,12 +19,14 @@
 use super::gemm::{View, panels, serial};
 use super::math::{exp, fold2, hash, tanh, tree};
 use super::rows::threshold;
-use super::{Dense, Shared, versions};
+use super::{Dense, Isa, Shared, versions};
 use crate::math::log64;
 use std::cell::RefCell;
 
-/// Queries per block.
-const BLOCK: usize = 48;
+/// Queries per block: whole rows of micro kernels, or whole panels of tiles.
+fn block(isa: Isa) -> usize {
+    if isa == Isa::Amx { 64 } else { 48 }
+}
 
 /// The shape of an attention layer over `qkv[batch·length, heads·dim + kv_heads·(dim + value_dim)]`.
 #[derive(Clone, Copy, Debug)]
@@ -246,20 +248,21 @@ impl Dense {
         let (d, dv, width) = (h.dim, h.value_dim, h.heads * h.value_dim);
         let (out, lse) = (Shared::of(out), Shared::of(lse));
         let isa = self.product_isa();
+        let block = block(isa);
         self.pool.run(rows / h.length * h.kv_heads, |piece| {
             let (first, kv) = (piece / h.kv_heads * h.length, piece % h.kv_heads);
             SCRATCH.with_borrow_mut(|s| {
                 let (keys, values) = operands(h, qkv, first, kv);
                 panels(isa, keys.t(), &mut s.keys_t);
                 panels(isa, values, &mut s.values);
-                s.block.resize(BLOCK * dv, 0.0);
+                s.block.resize(block * dv, 0.0);
                 for head in kv * (h.heads / h.kv_heads)..(kv + 1) * (h.heads / h.kv_heads) {
-                    for q0 in (0..h.length).step_by(BLOCK) {
-                        let (n, end) = (BLOCK.min(h.length - q0), (q0 + BLOCK).min(h.length));
+                    for q0 in (0..h.length).step_by(block) {
+                        let (n, end) = (block.min(h.length - q0), (q0 + block).min(h.length));
                         let q = View::new(&qkv[(first + q0) * h.stride() + head * d..], n, d, h.stride());
-                        s.scores.resize(s.scores.len().max(BLOCK * h.length), 0.0);
+                        s.scores.resize(s.scores.len().max(block * h.length), 0.0);
                         serial(isa, q, &s.keys_t, d, end, &mut s.scores, end, false);
-                        let mut sums = [1.0f32; BLOCK];
+                        let mut sums = [1.0f32; 64];
                         for (i, row) in s.scores[..n * end].chunks_exact_mut(end).enumerate() {
                             let row_index = row_index(h, first + q0 + i, head);
                             let seen = h.seen(first, q0 + i, head);
@@ -301,6 +304,7 @@ impl Dense {
         let (d, dv, width, stride) = (h.dim, h.value_dim, h.heads * h.value_dim, h.stride());
         let dqkv = Shared::of(dqkv);
         let isa = self.product_isa();
+        let block = block(isa);
         self.pool.run(rows / h.length * h.kv_heads, |piece| {
             let (first, kv) = (piece / h.kv_heads * h.length, piece % h.kv_heads);
             SCRATCH.with_borrow_mut(|s| {
@@ -308,16 +312,16 @@ impl Dense {
                 panels(isa, keys, &mut s.keys);
                 panels(isa, keys.t(), &mut s.keys_t);
                 panels(isa, values.t(), &mut s.values);
-                s.block.resize(BLOCK * d, 0.0);
-                s.scores.resize(s.scores.len().max(BLOCK * h.length), 0.0);
-                s.grads.resize(s.grads.len().max(BLOCK * h.length), 0.0);
+                s.block.resize(block * d, 0.0);
+                s.scores.resize(s.scores.len().max(block * h.length), 0.0);
+                s.grads.resize(s.grads.len().max(block * h.length), 0.0);
                 for (grad, dim) in [(&mut s.dk, d), (&mut s.dv, dv)] {
                     grad.clear();
                     grad.resize(h.length * dim, 0.0);
                 }
                 for head in kv * (h.heads / h.kv_heads)..(kv + 1) * (h.heads / h.kv_heads) {
-                    for q0 in (0..h.length).step_by(BLOCK) {
-                        let (n, end) = (BLOCK.min(h.length - q0), (q0 + BLOCK).min(h.length));
+                    for q0 in (0..h.length).step_by(block) {
+                        let (n, end) = (block.min(h.length - q0), (q0 + block).min(h.length));
                         let q = View::new(&qkv[(first + q0) * stride + head * d..], n, d, stride);
                         let g = View::new(&dout[(first + q0) * width + head * dv..], n, dv, width);
                         serial(isa, q, &s.keys_t, d, end, &mut s.scores, end, false);

@@ -15,6 +15,8 @@
 use super::pack::{aligned, pack};
 use super::{Dense, Isa, Shared};
 use std::cell::RefCell;
+#[cfg(target_arch = "x86_64")]
+use std::ops::Range;
 
 /// Inner indices per block, part of the order of the sums.
 pub const KC: usize = 256;
@@ -56,6 +58,14 @@ impl<'a> View<'a> {
         let need = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols };
         assert!(cols <= stride && data.len() >= need, "view [{rows}, {cols}] of {} by {stride}", data.len());
         View { data, rows, cols, row: stride, col: 1 }
+    }
+
+    /// These rows and columns of it.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn part(self, rows: Range<usize>, cols: Range<usize>) -> View<'a> {
+        assert!(rows.end <= self.rows && cols.end <= self.cols, "rows {rows:?}, columns {cols:?}");
+        let at = rows.start * self.row + cols.start * self.col;
+        View { data: &self.data[at..], rows: rows.len(), cols: cols.len(), ..self }
     }
 
     /// The transposed matrix, same memory.

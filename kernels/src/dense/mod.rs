@@ -9,9 +9,11 @@
 //!
 //! Every output element is a sum in ascending order of the inner index, in blocks of [`gemm::KC`]; every other
 //! reduction runs over 16 lanes by index mod 16 inside pieces of a fixed size whose partial sums are added in order.
-//! So neither the number of threads nor the instruction set changes a bit; but for products of
-//! operands that may be rounded ([`Dense::set_rounding`]): matrix tiles sum them in an order of their own (tiles.rs). All functions are safe: they check the
-//! lengths of what they are given and panic on a mismatch, which is a mistake of the calling code, never of data.
+//! So neither the number of threads nor the instruction set changes a bit. Only products of operands that may be rounded
+//! ([`Dense::set_rounding`]) go to matrix tiles where there are any, which sum in an order of their own (tiles.rs).
+//!
+//! All functions are safe: they check the lengths of what they are given and panic on a mismatch, which is a mistake of
+//! the calling code, never of data.
 //!
 //! What this room does not know: models, tapes, parameters, files. It sees slices and shapes.
 mod activate;
@@ -50,11 +52,6 @@ pub struct Dense {
     isa: Isa,
     rounding: bool,
     pool: Pool,
-    /// Operands of a product on tiles.
-    #[cfg(target_arch = "x86_64")]
-    left: Vec<f32>,
-    #[cfg(target_arch = "x86_64")]
-    right: Vec<f32>,
     /// Partial sums of reductions over rows.
     partial: Vec<f32>,
 }
@@ -62,16 +59,7 @@ pub struct Dense {
 impl Dense {
     /// Kernels on `threads` threads (0: as many as the process may use) with the instruction set that [`detect`] picks.
     pub fn new(threads: usize) -> Dense {
-        Dense {
-            isa: detect(),
-            rounding: false,
-            pool: Pool::new(threads),
-            #[cfg(target_arch = "x86_64")]
-            left: Vec::new(),
-            #[cfg(target_arch = "x86_64")]
-            right: Vec::new(),
-            partial: Vec::new(),
-        }
+        Dense { isa: detect(), rounding: false, pool: Pool::new(threads), partial: Vec::new() }
     }
 
     /// As [`Dense::new`] with a chosen instruction set; `None` where the processor lacks it.

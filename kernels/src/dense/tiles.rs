@@ -1,8 +1,9 @@
 //! Products on matrix tiles (AMX): operands rounded to bf16, sums in f32.
 //!
 //! ```text
-//!   pack       A → [panel of 32 rows][step of 32 inner indices][2 tiles][16 rows][32]          by all threads,
-//!              B → [panel of 32 columns][step][2 tiles][16 pairs of inner indices][16 columns][2]  once a product
+//!   for each band of inner indices, rows of A and columns of B, by all threads:
+//!   pack       A → [panel of 32 rows][step of 32 inner indices][2 tiles][16 rows][32]
+//!              B → [panel of 32 columns][step][2 tiles][16 pairs of inner indices][16 columns][2]
 //!   multiply   pieces of C; for each 16 steps: a panel of B (32 KiB, first cache) × the piece's panels of A (second cache)
 //! ```
 //! A tile of C begins with what the sums begin with and stays in a register for sixteen steps.
@@ -35,8 +36,10 @@ const WORDS: usize = BYTES / 4;
 const STEPS: usize = 16;
 /// Rows and columns of a piece, at most.
 const PIECE: usize = 256;
-/// Panels that are packed together where their lanes lie side by side.
+/// Panels that are packed together where their lanes lie side by side, at most.
 const BESIDE: usize = 8;
+/// Rows and columns of C and inner indices whose operands are packed at a time: 32 and 16 MiB.
+const BAND: [usize; 3] = [8192, 4096, 2048];
 /// Elements along a row that are fetched before they are packed.
 const AHEAD: usize = 64;
 
@@ -50,6 +53,8 @@ enum Side {
 }
 
 thread_local! {
+    /// Both operands of [`product`].
+    static PACKED: RefCell<[Vec<f32>; 2]> = RefCell::default();
     /// The left operand of [`serial`].
     static LEFT: RefCell<Vec<f32>> = RefCell::default();
 }
@@ -67,46 +72,76 @@ fn words(lanes: usize, k: usize) -> usize {
     lanes.div_ceil(PANEL) * k.div_ceil(STEP) * WORDS
 }
 
-/// `C = A·B`, `+ ` what the sums begin with: as [`Dense::product`], whose checks are made.
-pub(super) fn product(dense: &mut Dense, a: View, b: View, c: &mut [f32], stride: usize, start: Start) {
-    let (mut left, mut right) = (std::mem::take(&mut dense.left), std::mem::take(&mut dense.right));
-    let (m, n, k, b) = (a.rows, b.cols, a.cols, b.t());
-    let (left_panels, right_panels) = (aligned(&mut left, words(m, k)), aligned(&mut right, words(n, k)));
-    {
-        let to = [Shared::of(left_panels), Shared::of(right_panels)];
-        let beside = |v: View| if v.col == 1 { 1 } else { BESIDE };
-        let parts = [a, b].map(|v| v.rows.div_ceil(PANEL * beside(v)));
-        dense.pool.run(parts[0] + parts[1], |p| {
-            let (v, side, to, p) = match p.checked_sub(parts[0]) {
-                None => (a, Side::Left, &to[0], p),
-                Some(p) => (b, Side::Right, &to[1], p),
-            };
-            let panels = p * beside(v)..((p + 1) * beside(v)).min(v.rows.div_ceil(PANEL));
-            let (at, len) = (panels.start * words(PANEL, k), panels.len() * words(PANEL, k));
-            // SAFETY: each piece takes its own panels; who asks for tiles has found the unit
-            unsafe { pack(v, side, panels, to.slice(at, len)) };
-        });
-    }
-    let operands = Operands { left: left_panels, right: right_panels, steps: [k.div_ceil(STEP); 2] };
-    let (rows, cols) = plan(m, n, dense.threads());
-    let across = n.div_ceil(cols);
+/// `C = A·B`, plus what the sums begin with: as [`Dense::product`], whose checks are made.
+pub(super) fn product(dense: &Dense, a: View, b: View, c: &mut [f32], stride: usize, start: Start) {
+    let (m, n, b) = (a.rows, b.cols, b.t());
     let c = Shared::of(c);
-    dense.pool.run(m.div_ceil(rows) * across, |t| {
+    PACKED.with_borrow_mut(|[left, right]| {
+        for ks in bands(a.cols, BAND[2]) {
+            for is in bands(m, BAND[0]) {
+                let left = pack_all(dense, a.part(is.clone(), ks.clone()), Side::Left, left);
+                for js in bands(n, BAND[1]) {
+                    let right = pack_all(dense, b.part(js.clone(), ks.clone()), Side::Right, right);
+                    let o = Operands { left, right, steps: [ks.len().div_ceil(STEP); 2] };
+                    let start = if ks.start == 0 { start } else { Start::Own };
+                    // SAFETY: C holds the product, and nothing else touches it meanwhile; the panels are those of the band
+                    unsafe { band(dense, &o, (is.clone(), js), &c, stride, start) };
+                }
+            }
+        }
+    });
+}
+
+/// `0..total` in parts of `size`.
+fn bands(total: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..total).step_by(size).map(move |from| from..total.min(from + size))
+}
+
+/// All panels of `v`, by all threads.
+fn pack_all<'a>(dense: &Dense, v: View, side: Side, space: &'a mut Vec<f32>) -> &'a [f32] {
+    let panels = v.rows.div_ceil(PANEL);
+    // where lanes lie side by side, several panels read whole lines, as long as every thread has some
+    let beside = if v.col == 1 { 1 } else { BESIDE.min(panels / (2 * dense.threads())).max(1) };
+    let to = aligned(space, words(v.rows, v.cols));
+    let shared = Shared::of(to);
+    dense.pieces(panels, beside, |_, panels| {
+        let words = words(PANEL, v.cols);
+        // SAFETY: each piece takes its own panels; who asks for tiles has found the unit
+        unsafe { pack(v, side, panels.clone(), shared.part(panels.start * words..panels.end * words)) };
+    });
+    to
+}
+
+/// Rows `is` and columns `js` of C, over the inner indices that the panels hold.
+///
+/// # Safety
+/// - C holds these rows, `stride` apart, and columns, and nothing else touches them meanwhile; the unit is there.
+unsafe fn band(
+    dense: &Dense,
+    o: &Operands,
+    (is, js): (Range<usize>, Range<usize>),
+    c: &Shared<f32>,
+    stride: usize,
+    start: Start,
+) {
+    let (rows, cols) = plan(is.len(), js.len(), dense.threads());
+    let across = js.len().div_ceil(cols);
+    dense.pool.run(is.len().div_ceil(rows) * across, |t| {
         let (i, j) = (t / across * rows, t % across * cols);
-        let part = (i..m.min(i + rows), j..n.min(j + cols));
+        let part = (i..is.len().min(i + rows), j..js.len().min(j + cols));
         if let Start::Bias(_) | Start::Residual(..) = start {
             for i in part.0.clone() {
-                let at = i * stride + j;
+                let at = (is.start + i) * stride + js.start + j;
                 // SAFETY: the rows and columns of C of a piece belong to no other
                 let out = unsafe { c.slice(at, part.1.len()) };
-                finish(start, at, j, &[0.0; PIECE], out);
+                finish(start, at, js.start + j, &[0.0; PIECE], out);
             }
         }
         let zero = matches!(start, Start::Zero);
-        // SAFETY: as above; C holds the product, the panels are those of the whole operands
-        unsafe { multiply(&operands, operands.steps[0], part, c.pointer(), stride, zero) };
+        let corner = c.pointer().wrapping_add(is.start * stride + js.start);
+        // SAFETY: as above; C and the panels hold the piece, as the caller promises
+        unsafe { multiply(o, o.steps[0], part, corner, stride, zero) };
     });
-    (dense.left, dense.right) = (left, right);
 }
 
 /// Rows and columns of a piece of work: as large as leaves every thread several, since others may take its core.
@@ -262,7 +297,7 @@ unsafe fn multiply(
                         continue;
                     }
                     let spare = scratch.0.as_mut_ptr();
-                    for y in 0..h {
+                    for y in (0..h).filter(|_| !zero) {
                         place.wrapping_add(y * stride).copy_to_nonoverlapping(spare.add(y * PANEL), w);
                     }
                     block(count, a, b, spare, PANEL, zero);
@@ -298,10 +333,11 @@ unsafe fn block(steps: usize, a: *const u8, b: *const u8, c: *mut f32, stride: u
         }
         for step in 0..steps {
             let (a, b) = (a.add(step * BYTES), b.add(step * BYTES));
-            tile::load!("tmm4", a, 64);
+            // a panel of A is used once before all others, one of B by each of them
+            tile::load_once!("tmm4", a, 64);
             tile::load!("tmm6", b, 64);
             tile::bf16!("tmm0", "tmm4", "tmm6");
-            tile::load!("tmm5", a.add(TILE), 64);
+            tile::load_once!("tmm5", a.add(TILE), 64);
             tile::bf16!("tmm1", "tmm5", "tmm6");
             tile::load!("tmm7", b.add(TILE), 64);
             tile::bf16!("tmm2", "tmm4", "tmm7");

@@ -17,10 +17,12 @@ use std::ops::Range;
 
 use llm::model::arch::{LayerSlot, Slot};
 use llm::model::spec::Scoring;
+use llm_kernels::dense::Dense;
 use llm_kernels::keep_groups;
 use llm_kernels::math::{log64, sigmoid};
 
 use super::{Engine, parts};
+use crate::config::Precision;
 use crate::params::Param;
 use crate::tape::{Moe, Tape};
 
@@ -57,6 +59,14 @@ impl Engine {
             to.copy_from_slice(&x[row * width..(row + 1) * width]);
         }
         let inner = m.inner;
+        // what the way back reads is what was read here
+        let bf16 = tape.precision == Precision::Bf16;
+        let settle = |dense: &mut Dense, values: &mut [f32]| {
+            if bf16 {
+                dense.round(values);
+            }
+        };
+        settle(&mut self.dense, gathered);
         for e in 0..m.count {
             let (from, to) = (choice.starts[e], choice.starts[e + 1]);
             if from == to {
@@ -78,11 +88,14 @@ impl Engine {
                 up_out,
                 (n, inner, width),
             );
+            settle(&mut self.dense, up_out);
             let act = &mut act[from * inner..to * inner];
             self.dense.gated(m.curve, up_out, inner, act);
+            settle(&mut self.dense, act);
             let out = &mut out[from * width..to * width];
             let (down, bias) = (&weights[list[m.down].matrix(e)], biases.map(|b| b[2]));
             self.dense.linear(act, down, bias, None, out, (n, width, inner));
+            settle(&mut self.dense, out);
         }
         y.fill(0.0);
         // experts ascending, as inference adds them
@@ -220,7 +233,7 @@ pub(super) fn switch_back(x: &[f32], z: &[f32], dy: &[f32], dx: &mut [f32], dz: 
 
 /// Gate and up side by side in `y`, `[n, 2·inner]`.
 fn halves(
-    dense: &mut llm_kernels::dense::Dense,
+    dense: &mut Dense,
     x: &[f32],
     [gate, up]: [&[f32]; 2],
     biases: Option<[&[f32]; 2]>,
@@ -242,7 +255,7 @@ fn halves(
 
 /// The gradients of [`halves`]: those of the matrices are added where they are wanted, `x` is replaced by its own.
 fn halves_back(
-    dense: &mut llm_kernels::dense::Dense,
+    dense: &mut Dense,
     dy: &[f32],
     x: &mut [f32],
     ids: &[Range<usize>; 2],

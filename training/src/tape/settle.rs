@@ -6,7 +6,7 @@
 //!   way back    widen: halves → b → first record that reads b
 //! ```
 //! Values are rounded before anything reads them, so what is widened is what was read, and what is computed again is what
-//! was computed. Not rounded: the residual stream and the embedding before it, to which every layer adds a little; the
+//! was computed; a mixture of experts does so inside itself, too (`engine/moe.rs`). Not rounded: the residual stream and the embedding before it, to which every layer adds a little; the
 //! statistics of norms, log-sum-exps and routers' scores, of which there are few; logits, and gradients.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,27 +33,47 @@ impl Op {
             | Op::Activate { y, .. }
             | Op::Gated { y, .. }
             | Op::Switch { y, .. }
+            | Op::Add { y, .. }
             | Op::Rope { x: y, .. }
             | Op::Dropout { x: y, .. } => vec![*y],
             Op::Moe(m) => vec![m.gathered, m.up_out, m.act, m.out, m.y],
-            Op::Embed { .. } | Op::Add { .. } | Op::Head { .. } => Vec::new(),
+            Op::Embed { .. } | Op::Head { .. } => Vec::new(),
         }
     }
 
     /// Where the residual stream is before and behind the record, if it adds to it.
-    fn stream(&self) -> Vec<Buffer> {
+    fn added(&self) -> Option<(Buffer, Buffer)> {
         match self {
-            Op::Embed { y, .. } => vec![*y],
-            Op::Add { x, y, .. } | Op::Linear { residual: Some(x), y, .. } => vec![*x, *y],
-            _ => Vec::new(),
+            Op::Add { x, y, .. } | Op::Linear { residual: Some(x), y, .. } => Some((*x, *y)),
+            _ => None,
         }
     }
+}
+
+/// The residual stream: the embedding, normed where the model does so, and what layers make of it by adding.
+fn stream(ops: &[Op]) -> BTreeSet<Buffer> {
+    let mut stream = BTreeSet::new();
+    for (i, op) in ops.iter().enumerate() {
+        match op {
+            Op::Embed { y, .. } => {
+                stream.insert(*y);
+            }
+            // that of the embedding: a layer's own does not begin what layers add to
+            Op::Norm { x, y, .. }
+                if i == 1 && ops.iter().any(|op| op.added().is_some_and(|(x, _)| x == *y)) =>
+            {
+                stream.insert(*y);
+            }
+            op => stream.extend(op.added().filter(|(x, _)| stream.contains(x)).map(|(_, y)| y)),
+        }
+    }
+    stream
 }
 
 /// What is rounded behind each record. Puts the widening of what waits in half the space into the way back, and the
 /// buffers for it behind the others.
 pub(super) fn settle(ops: &[Op], back: &mut Vec<Step>, sizes: &mut Vec<usize>) -> Vec<Vec<Settled>> {
-    let stream: BTreeSet<Buffer> = ops.iter().flat_map(Op::stream).collect();
+    let stream = stream(ops);
     let mut settled: Vec<Vec<Settled>> = Vec::new();
     // the record that changes it last
     let mut last: BTreeMap<Buffer, usize> = BTreeMap::new();
@@ -124,7 +144,7 @@ mod tests {
             let size = norm(&mut exact.1.iter().copied());
             let far = norm(&mut exact.1.iter().zip(&rounded.1).map(|(a, b)| a - b)) / size;
             println!("{name}: {far}");
-            assert!(far > 1e-5 && far < 0.01, "{name}: {far} of the gradient");
+            assert!(far > 1e-5 && far < 0.02, "{name}: {far} of the gradient");
         }
     }
 

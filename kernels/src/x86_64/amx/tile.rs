@@ -131,7 +131,7 @@ macro_rules! load_once {
             out($t) _, options(nostack, preserves_flags, readonly))
     };
 }
-pub(super) use load_once;
+pub(crate) use load_once;
 
 /// `store!("tmm0", p, stride)`: 16 rows of 64 bytes to `p`.
 macro_rules! store {
