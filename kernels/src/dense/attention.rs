@@ -1,7 +1,7 @@
 //! Causal attention with grouped heads, forward and backward, one piece of work per (sequence, key head).
 //!
 //! ```text
-//!   for each block of 48 queries, keys 0..=last of the block:
+//!   for each block of 48 or 64 queries, keys 0..=last of the block:
 //!     forward    S = Q·Kᵀ   p = exp(scale·S − max)   O = p·V / Σp          saved: O and lse = max + ln Σp
 //!     backward   S again    P = exp(scale·S − lse)   dP = dO·Vᵀ            δ = Σ dO·O per row
 //!                dS = scale·P·(dP − δ)               dQ = dS·K    dK += dSᵀ·Q    dV += Pᵀ·dO
@@ -19,13 +19,13 @@
 use super::gemm::{View, panels, serial};
 use super::math::{exp, fold2, hash, tanh, tree};
 use super::rows::threshold;
-use super::{Dense, Isa, Shared, versions};
+use super::{Dense, Shared, Unit, versions};
 use crate::math::log64;
 use std::cell::RefCell;
 
-/// Queries per block: whole rows of micro kernels, or whole panels of tiles.
-fn block(isa: Isa) -> usize {
-    if isa == Isa::Amx { 64 } else { 48 }
+/// Queries per block: whole rows of micro kernels, or whole panels of bf16.
+fn block(unit: Unit) -> usize {
+    if matches!(unit, Unit::Exact(_)) { 48 } else { 64 }
 }
 
 /// The shape of an attention layer over `qkv[batch·length, heads·dim + kv_heads·(dim + value_dim)]`.
@@ -60,6 +60,25 @@ pub struct Heads<'a> {
 }
 
 impl Heads<'_> {
+    /// Heads as wide in values as in keys, their scores over √dim, without anything else.
+    pub fn new(heads: usize, kv_heads: usize, dim: usize, length: usize) -> Heads<'static> {
+        Heads {
+            heads,
+            kv_heads,
+            dim,
+            value_dim: dim,
+            length,
+            scale: 1.0 / (dim as f32).sqrt(),
+            window: 0,
+            softcap: 0.0,
+            slopes: &[],
+            sinks: &[],
+            starts: &[],
+            dropout: 0.0,
+            key: 0,
+        }
+    }
+
     fn stride(&self) -> usize {
         self.heads * self.dim + self.kv_heads * (self.dim + self.value_dim)
     }
@@ -247,21 +266,21 @@ impl Dense {
         let rows = check(h, qkv, out, lse);
         let (d, dv, width) = (h.dim, h.value_dim, h.heads * h.value_dim);
         let (out, lse) = (Shared::of(out), Shared::of(lse));
-        let isa = self.product_isa();
-        let block = block(isa);
+        let (isa, unit) = (self.isa, self.unit());
+        let block = block(unit);
         self.pool.run(rows / h.length * h.kv_heads, |piece| {
             let (first, kv) = (piece / h.kv_heads * h.length, piece % h.kv_heads);
             SCRATCH.with_borrow_mut(|s| {
                 let (keys, values) = operands(h, qkv, first, kv);
-                panels(isa, keys.t(), &mut s.keys_t);
-                panels(isa, values, &mut s.values);
+                panels(unit, keys.t(), &mut s.keys_t);
+                panels(unit, values, &mut s.values);
                 s.block.resize(block * dv, 0.0);
                 for head in kv * (h.heads / h.kv_heads)..(kv + 1) * (h.heads / h.kv_heads) {
                     for q0 in (0..h.length).step_by(block) {
                         let (n, end) = (block.min(h.length - q0), (q0 + block).min(h.length));
                         let q = View::new(&qkv[(first + q0) * h.stride() + head * d..], n, d, h.stride());
                         s.scores.resize(s.scores.len().max(block * h.length), 0.0);
-                        serial(isa, q, &s.keys_t, d, end, &mut s.scores, end, false);
+                        serial(unit, q, &s.keys_t, d, end, &mut s.scores, end, false);
                         let mut sums = [1.0f32; 64];
                         for (i, row) in s.scores[..n * end].chunks_exact_mut(end).enumerate() {
                             let row_index = row_index(h, first + q0 + i, head);
@@ -274,7 +293,7 @@ impl Dense {
                             slot[0] = top + log64(f64::from(sum)) as f32;
                         }
                         let p = View::new(&s.scores, n, end, end);
-                        serial(isa, p, &s.values, h.length, dv, &mut s.block, dv, false);
+                        serial(unit, p, &s.values, h.length, dv, &mut s.block, dv, false);
                         for (i, row) in s.block[..n * dv].chunks_exact(dv).enumerate() {
                             let at = (first + q0 + i) * width + head * dv;
                             // SAFETY: (row, head) belongs to this piece alone.
@@ -303,15 +322,15 @@ impl Dense {
         assert!(dout.len() == out.len() && dqkv.len() == qkv.len(), "attention gradient of {rows} rows");
         let (d, dv, width, stride) = (h.dim, h.value_dim, h.heads * h.value_dim, h.stride());
         let dqkv = Shared::of(dqkv);
-        let isa = self.product_isa();
-        let block = block(isa);
+        let (isa, unit) = (self.isa, self.unit());
+        let block = block(unit);
         self.pool.run(rows / h.length * h.kv_heads, |piece| {
             let (first, kv) = (piece / h.kv_heads * h.length, piece % h.kv_heads);
             SCRATCH.with_borrow_mut(|s| {
                 let (keys, values) = operands(h, qkv, first, kv);
-                panels(isa, keys, &mut s.keys);
-                panels(isa, keys.t(), &mut s.keys_t);
-                panels(isa, values.t(), &mut s.values);
+                panels(unit, keys, &mut s.keys);
+                panels(unit, keys.t(), &mut s.keys_t);
+                panels(unit, values.t(), &mut s.values);
                 s.block.resize(block * d, 0.0);
                 s.scores.resize(s.scores.len().max(block * h.length), 0.0);
                 s.grads.resize(s.grads.len().max(block * h.length), 0.0);
@@ -324,8 +343,8 @@ impl Dense {
                         let (n, end) = (block.min(h.length - q0), (q0 + block).min(h.length));
                         let q = View::new(&qkv[(first + q0) * stride + head * d..], n, d, stride);
                         let g = View::new(&dout[(first + q0) * width + head * dv..], n, dv, width);
-                        serial(isa, q, &s.keys_t, d, end, &mut s.scores, end, false);
-                        serial(isa, g, &s.values, dv, end, &mut s.grads, end, false);
+                        serial(unit, q, &s.keys_t, d, end, &mut s.scores, end, false);
+                        serial(unit, g, &s.values, dv, end, &mut s.grads, end, false);
                         for i in 0..n {
                             let (row, at) = (first + q0 + i, (first + q0 + i) * width + head * dv);
                             let delta = dot(isa, &dout[at..at + dv], &out[at..at + dv]);
@@ -336,16 +355,16 @@ impl Dense {
                             harden(isa, p, ds, seen, lse, delta, Drop::of(h), index);
                         }
                         let (p, ds) = (View::new(&s.scores, n, end, end), View::new(&s.grads, n, end, end));
-                        serial(isa, ds, &s.keys, h.length, d, &mut s.block, d, false);
+                        serial(unit, ds, &s.keys, h.length, d, &mut s.block, d, false);
                         for (i, row) in s.block[..n * d].chunks_exact(d).enumerate() {
                             let at = (first + q0 + i) * stride + head * d;
                             // SAFETY: this query head's columns of this row belong to this piece alone.
                             unsafe { dqkv.part(at..at + d) }.copy_from_slice(row);
                         }
-                        panels(isa, q, &mut s.right);
-                        serial(isa, ds.t(), &s.right, n, d, &mut s.dk, d, true);
-                        panels(isa, g, &mut s.right);
-                        serial(isa, p.t(), &s.right, n, dv, &mut s.dv, dv, true);
+                        panels(unit, q, &mut s.right);
+                        serial(unit, ds.t(), &s.right, n, d, &mut s.dk, d, true);
+                        panels(unit, g, &mut s.right);
+                        serial(unit, p.t(), &s.right, n, dv, &mut s.dv, dv, true);
                     }
                 }
                 let rows = s.dk.chunks_exact(d).zip(s.dv.chunks_exact(dv)).enumerate();

@@ -10,10 +10,10 @@
 //!
 //! The order of a sum: inner index ascending by fused multiply-add from zero inside a block of [`KC`]; the blocks' sums
 //! are added to C in ascending order. It is the same for every instruction set, plan and thread count. Products of
-//! rounded operands on matrix tiles have an order of their own (tiles.rs).
+//! rounded operands have an order of their own (halves.rs).
 
 use super::pack::{aligned, pack};
-use super::{Dense, Isa, Shared};
+use super::{Dense, Isa, Shared, Unit};
 use std::cell::RefCell;
 #[cfg(target_arch = "x86_64")]
 use std::ops::Range;
@@ -120,16 +120,18 @@ impl Dense {
 
     /// As [`Dense::product`]; the threads write what the sums begin with just before they add to it.
     pub(super) fn product_from(&mut self, a: View, b: View, c: &mut [f32], stride: usize, start: Start) {
-        let isa = self.product_isa();
-        let shape = check(isa, a, b, c, stride, start);
+        check(a, b, c, stride, start);
         if a.rows == 0 || b.cols == 0 {
             return;
         }
         assert!(a.cols > 0, "a product over nothing");
-        #[cfg(target_arch = "x86_64")]
-        if isa == Isa::Amx {
-            return super::tiles::product(self, a, b, c, stride, start);
-        }
+        let isa = match self.unit() {
+            Unit::Exact(isa) => isa,
+            #[cfg(target_arch = "x86_64")]
+            _ => return super::halves::product(self, a, b, c, stride, start),
+        };
+        let (mr, nr) = micro_shape(isa);
+        let shape = Shape { mr, nr, k: a.cols, stride, start };
         let (rows, cols) = plan(shape, a.rows, b.cols, self.threads());
         let c = Shared::of(c);
         let (down, across) = (a.rows.div_ceil(rows), b.cols.div_ceil(cols));
@@ -168,11 +170,12 @@ fn plan(shape: Shape, m: usize, n: usize, threads: usize) -> (usize, usize) {
 }
 
 /// Packs all of `b` into panels for [`serial`].
-pub(super) fn panels(isa: Isa, b: View, out: &mut Vec<f32>) {
-    #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Amx {
-        return super::tiles::panels(b, out);
-    }
+pub(super) fn panels(unit: Unit, b: View, out: &mut Vec<f32>) {
+    let isa = match unit {
+        Unit::Exact(isa) => isa,
+        #[cfg(target_arch = "x86_64")]
+        _ => return super::halves::panels(b, out),
+    };
     let (_, nr) = micro_shape(isa);
     out.resize(b.cols.div_ceil(nr) * b.rows * nr, 0.0);
     pack(isa, b.t(), 0..b.cols, nr, 0..b.rows, out);
@@ -182,7 +185,7 @@ pub(super) fn panels(isa: Isa, b: View, out: &mut Vec<f32>) {
 /// B is the top left `[a.cols, cols]` of a matrix of `deep` rows that [`panels`] packed.
 #[allow(clippy::too_many_arguments)] // one product's coordinates
 pub(super) fn serial(
-    isa: Isa,
+    unit: Unit,
     a: View,
     packed: &[f32],
     deep: usize,
@@ -193,10 +196,11 @@ pub(super) fn serial(
 ) {
     let need = if a.rows == 0 || cols == 0 { 0 } else { (a.rows - 1) * stride + cols };
     assert!(cols <= stride && c.len() >= need, "product [{}, {cols}] into {}", a.rows, c.len());
-    #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Amx {
-        return super::tiles::serial(a, packed, deep, cols, c.as_mut_ptr(), stride, add);
-    }
+    let isa = match unit {
+        Unit::Exact(isa) => isa,
+        #[cfg(target_arch = "x86_64")]
+        _ => return super::halves::serial(unit, a, packed, deep, cols, c.as_mut_ptr(), stride, add),
+    };
     let (mr, nr) = micro_shape(isa);
     assert!(a.cols <= deep && packed.len() >= cols.div_ceil(nr) * nr * deep, "panels of another matrix");
     let start = if add { Start::Own } else { Start::Zero };
@@ -208,7 +212,7 @@ pub(super) fn serial(
     });
 }
 
-fn check<'a>(isa: Isa, a: View, b: View, c: &[f32], stride: usize, start: Start<'a>) -> Shape<'a> {
+fn check(a: View, b: View, c: &[f32], stride: usize, start: Start) {
     assert!(a.cols == b.rows, "product of [{}, {}] and [{}, {}]", a.rows, a.cols, b.rows, b.cols);
     let need = if a.rows == 0 || b.cols == 0 { 0 } else { (a.rows - 1) * stride + b.cols };
     assert!(b.cols <= stride && c.len() >= need, "product [{}, {}] into {}", a.rows, b.cols, c.len());
@@ -219,8 +223,6 @@ fn check<'a>(isa: Isa, a: View, b: View, c: &[f32], stride: usize, start: Start<
         Start::Residual(residual, bias) => residual.len() == c.len() && bias.is_none_or(bias_fits),
     };
     assert!(fits, "bias or residual of a product [{}, {}]", a.rows, b.cols);
-    let (mr, nr) = micro_shape(isa);
-    Shape { mr, nr, k: a.cols, stride, start }
 }
 
 /// One piece of C: rows `i0..i0+rows` of A times columns `j0..j0+cols` of B.

@@ -10,7 +10,8 @@
 //! Every output element is a sum in ascending order of the inner index, in blocks of [`gemm::KC`]; every other
 //! reduction runs over 16 lanes by index mod 16 inside pieces of a fixed size whose partial sums are added in order.
 //! So neither the number of threads nor the instruction set changes a bit. Only products of operands that may be rounded
-//! ([`Dense::set_rounding`]) go to matrix tiles where there are any, which sum in an order of their own (tiles.rs).
+//! ([`Dense::set_rounding`]) go to what multiplies bf16 where there is such a unit, which sums in an order of its own
+//! (halves.rs).
 //!
 //! All functions are safe: they check the lengths of what they are given and panic on a mismatch, which is a mistake of
 //! the calling code, never of data.
@@ -19,6 +20,8 @@
 mod activate;
 mod attention;
 pub mod gemm;
+#[cfg(target_arch = "x86_64")]
+mod halves;
 mod loss;
 mod math;
 mod memory;
@@ -27,6 +30,8 @@ mod micro;
 mod norm;
 mod optim;
 mod pack;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod round;
 mod rows;
 #[cfg(target_arch = "x86_64")]
@@ -46,6 +51,19 @@ pub use rows::Rotated;
 use crate::detect::{Isa, detect};
 use crate::shared::Shared;
 use crate::threads::Pool;
+
+/// What multiplies matrices.
+#[derive(Clone, Copy, PartialEq)]
+enum Unit {
+    /// An instruction set, in f32.
+    Exact(Isa),
+    /// Operands rounded to bf16, by pairs (AVX-512 BF16).
+    #[cfg(target_arch = "x86_64")]
+    Pairs,
+    /// Operands rounded to bf16, on matrix tiles (AMX).
+    #[cfg(target_arch = "x86_64")]
+    Tiles,
+}
 
 /// The dense kernels with their instruction set, threads and scratch memory.
 pub struct Dense {
@@ -72,14 +90,22 @@ impl Dense {
         self.isa
     }
 
-    /// Whether products round their operands to bf16 where the machine multiplies those faster (AMX). Sums are f32.
+    /// Whether products round their operands to bf16 where the machine multiplies those faster (AMX, AVX-512 BF16). Sums
+    /// are f32.
     pub fn set_rounding(&mut self, rounding: bool) {
         self.rounding = rounding;
     }
 
-    /// The instruction set of products: AMX only where operands may be rounded.
-    fn product_isa(&self) -> Isa {
-        if self.isa == Isa::Amx && !self.rounding { Isa::Avx512 } else { self.isa }
+    /// What multiplies now.
+    fn unit(&self) -> Unit {
+        match self.isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx if self.rounding => Unit::Tiles,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if self.rounding && pairs::available() => Unit::Pairs,
+            Isa::Amx => Unit::Exact(Isa::Avx512),
+            isa => Unit::Exact(isa),
+        }
     }
 
     /// The number of threads, the caller's included.

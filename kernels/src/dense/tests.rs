@@ -146,19 +146,15 @@ fn everything(isa: Isa, threads: usize) -> Vec<f32> {
         let slopes = [0.5, 0.25, 0.125, 0.0625];
         let sinks = if softcap > 0.0 { &[0.5, -1.0, 3.0, 0.25][..] } else { &[] };
         let h = Heads {
-            heads: 4,
-            kv_heads: 2,
-            dim: 18,
             value_dim: 10,
-            length: 100,
             scale: 0.3,
             window: 33,
             softcap,
             slopes: &slopes,
             sinks,
-            starts: &[],
             dropout,
             key: 5,
+            ..Heads::new(4, 2, 18, 100)
         };
         let (qkv, dout) = (values(rows * (6 * 18 + 20), 6), values(rows * 4 * 10, 7));
         let (mut out, mut lse, mut dqkv) =

@@ -1,7 +1,9 @@
 //! Shared by the tests: random numbers, matrices, the slow twins.
 #![allow(dead_code)] // each test file uses its part
 
+use llm_emulator::{Unit, install};
 use llm_kernels::{Cpu, Isa, Type, available};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A small generator (splitmix64), so that a failure repeats.
 pub struct Random(pub u64);
@@ -31,9 +33,23 @@ impl Random {
 /// Every instruction set of this machine, and tiles where they can be emulated, with one and with two threads; the
 /// first is scalar with one.
 pub fn cpus() -> Vec<Cpu> {
-    llm_emulator::install();
+    install();
     let all = available().into_iter().flat_map(|isa| [1, 2].map(|threads| Cpu::with_isa(threads, isa)));
     all.map(|cpu| cpu.expect("available")).collect()
+}
+
+/// Tests that count instructions take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Matrix tiles, the processor's or emulated, and this test's turn with them; a machine without AVX-512 has none.
+pub fn tiles() -> Option<(MutexGuard<'static, ()>, Unit)> {
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let unit = install();
+    println!("tiles: {unit:?}");
+    if unit.is_none() {
+        llm_testdata::not_run("products on matrix tiles: this machine has no AVX-512");
+    }
+    Some((turn, unit?))
 }
 
 pub fn scalar() -> Cpu {
@@ -88,4 +104,22 @@ pub fn terms(ty: Type, x: &[f32]) -> Vec<(Vec<i8>, f32)> {
         (vec![0; x.len()], 0.0)
     };
     vec![(a, s), second]
+}
+
+/// To bf16, ties to even.
+pub fn bf16(x: f32) -> f32 {
+    half::bf16::from_f32(x).to_f32()
+}
+
+/// A sum as tiles of bf16 make it: 32 inputs at a time, even and odd ones apart; what these tests use is never denormal.
+pub fn tile_sum(w: &[f32], x: &[f32], start: f32) -> f32 {
+    let mut sum = start;
+    for (w, x) in w.chunks(32).zip(x.chunks(32)) {
+        let mut parts = [0f32; 2];
+        for (k, (&w, &x)) in w.iter().zip(x).enumerate() {
+            parts[k % 2] = bf16(w).mul_add(bf16(x), parts[k % 2]);
+        }
+        sum += parts[0] + parts[1];
+    }
+    sum
 }

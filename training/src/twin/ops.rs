@@ -116,21 +116,7 @@ fn gradients_of_rotary_positions_agree_with_finite_differences() {
 
 /// Heads without extras.
 fn bare(heads: usize, kv_heads: usize, dim: usize, length: usize) -> Heads<'static> {
-    Heads {
-        heads,
-        kv_heads,
-        dim,
-        value_dim: dim,
-        length,
-        scale: 0.4,
-        window: 0,
-        softcap: 0.0,
-        slopes: &[],
-        sinks: &[],
-        starts: &[],
-        dropout: 0.0,
-        key: 0,
-    }
+    Heads { scale: 0.4, ..Heads::new(heads, kv_heads, dim, length) }
 }
 
 #[test]

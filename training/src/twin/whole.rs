@@ -78,21 +78,7 @@ impl Model<'_> {
             let w = self.need(slot(w));
             linear(x, w, self.get(slot(b)), w.len() / k, k)
         };
-        let mut shape = Heads {
-            heads: 0,
-            kv_heads: 0,
-            dim: 0,
-            value_dim: 0,
-            length: self.length,
-            scale: 1.0,
-            window: 0,
-            softcap: 0.0,
-            slopes: &[],
-            sinks: &[],
-            starts: &[],
-            dropout: 0.0,
-            key: 0,
-        };
+        let shape;
         let join = |parts: [&[f64]; 3], rows: usize| -> Vec<f64> {
             let of = |p: &[f64], r: usize| p[p.len() / rows * r..p.len() / rows * (r + 1)].to_vec();
             (0..rows).flat_map(|r| parts.iter().flat_map(|p| of(p, r)).collect::<Vec<_>>()).collect()
@@ -114,15 +100,11 @@ impl Model<'_> {
                     self.rotate(&mut k, kv * dim, table, 0, dim, kv);
                 }
                 shape = Heads {
-                    heads: a.heads as usize,
-                    kv_heads: a.kv_heads as usize,
-                    dim,
-                    value_dim: dim,
                     scale: a.scale,
                     window: a.window.unwrap_or(0) as usize,
                     softcap: a.softcap.unwrap_or(0.0),
                     slopes: &a.alibi,
-                    ..shape
+                    ..Heads::new(a.heads as usize, a.kv_heads as usize, dim, self.length)
                 };
                 join([&q, &k, &v], rows)
             }
@@ -162,7 +144,8 @@ impl Model<'_> {
                         v.extend((0..value).map(out));
                     }
                 }
-                shape = Heads { heads, kv_heads: heads, dim, value_dim: value, scale: a.scale, ..shape };
+                let plain = Heads::new(heads, heads, dim, self.length);
+                shape = Heads { value_dim: value, scale: a.scale, ..plain };
                 join([&q, &k, &v], rows)
             }
         };
