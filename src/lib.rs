@@ -26,7 +26,6 @@ pub mod kv;
 #[allow(unsafe_code)] // mappings of files that others could change
 pub mod mmap;
 pub mod model;
-mod order;
 pub mod runtime;
 pub mod sampler;
 pub mod session;

@@ -193,9 +193,7 @@ impl Checkpoint {
 
     /// The directory that holds the weights.
     pub fn directory(&self) -> &Path {
-        let parent = self.shards.first().and_then(|s| s.path.parent());
-        // The parent of a bare file name is empty, which no call takes for the current directory.
-        parent.filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+        self.shards.first().map_or(Path::new("."), |s| llm_format::directory_of(&s.path))
     }
 
     /// Whether `path` is one of its files.

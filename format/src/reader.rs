@@ -13,6 +13,7 @@ use crate::bytes::{Crc, crc32c, u32_at, u64_at};
 use crate::error::{Error, ErrorKind, Result};
 use crate::header::{self, Header, Section, kind};
 use crate::metadata::{self, MAX_METADATA};
+use crate::order;
 use crate::quant::{self, MAX_DIM, Type};
 use crate::tensor::{self, Entry, MAX_DIMS, MAX_NAME, TENSOR_ALIGN, Tensor};
 use serde_json::{Map, Value};
@@ -168,7 +169,7 @@ impl Index {
             crc: t.crc,
         });
         let mut parts: Vec<Part> = sections.chain(tensors).collect();
-        parts.sort_by_key(|part| part.offset);
+        order::by_number(&mut parts, |part| part.offset);
         parts
     }
 

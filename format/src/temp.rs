@@ -131,8 +131,8 @@ fn begin(name: &OsStr) -> OsString {
     begin
 }
 
-/// The parent of a bare file name is empty, which no call takes for the current directory.
-fn directory_of(path: &Path) -> &Path {
+/// The directory of a file. The parent of a bare file name is empty, which no call takes for the current directory.
+pub fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

@@ -15,18 +15,29 @@ pub(crate) type Loop = unsafe fn(rounds: u32) -> u64;
 
 /// No loops here.
 #[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
-fn of(_: Isa, _: bool) -> Option<Loop> {
+fn of(_: Isa, _: Operands) -> Option<Loop> {
     None
 }
 
-/// Multiplies on the calling thread with the instruction that products use on `isa`, `rounds` times round the loop:
-/// int8 with `integers`, else f32. Returns how many multiplications (each with its addition) that were; `None` where
-/// this machine lacks the instruction set, or the instruction set one that multiplies vectors.
-pub fn multiply(isa: Isa, integers: bool, rounds: u32) -> Option<u64> {
+/// What is multiplied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Operands {
+    /// Bytes, into sums of 32 bits.
+    Int8,
+    /// f32.
+    F32,
+    /// bf16, into sums in f32.
+    Bf16,
+}
+
+/// Multiplies on the calling thread with the instruction that products use on `isa`, `rounds` times round the loop.
+/// Returns how many multiplications (each with its addition) that were; `None` where this machine lacks the
+/// instruction set, or the instruction set one that multiplies vectors of these.
+pub fn multiply(isa: Isa, operands: Operands, rounds: u32) -> Option<u64> {
     if !isa.is_available() || rounds == 0 {
         return None;
     }
-    let one = of(isa, integers)?;
+    let one = of(isa, operands)?;
     // SAFETY: the instruction set is there; the loop runs at least once
     let of_round = unsafe { one(rounds) };
     Some(u64::from(rounds) * of_round)
@@ -34,18 +45,19 @@ pub fn multiply(isa: Isa, integers: bool, rounds: u32) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::multiply;
+    use super::{Operands, multiply};
     use crate::detect::{Isa, available};
 
     #[test]
     fn every_instruction_set_but_the_scalar_one_has_loops_that_end() {
         for isa in available() {
-            for integers in [true, false] {
-                let (one, five) = (multiply(isa, integers, 1), multiply(isa, integers, 5));
-                assert_eq!(one.is_none(), isa == Isa::Scalar, "{isa:?}");
+            for operands in [Operands::Int8, Operands::F32, Operands::Bf16] {
+                let (one, five) = (multiply(isa, operands, 1), multiply(isa, operands, 5));
+                // few processors multiply bf16
+                assert!(operands == Operands::Bf16 || one.is_none() == (isa == Isa::Scalar), "{isa:?}");
                 assert_eq!(five, one.map(|one| 5 * one), "{isa:?}");
             }
         }
-        assert_eq!(multiply(Isa::Scalar, true, 1), None);
+        assert_eq!(multiply(Isa::Scalar, Operands::Int8, 1), None);
     }
 }

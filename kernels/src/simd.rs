@@ -12,6 +12,10 @@
 //! machine multiplies unsigned by signed bytes they carry [`Simd::BIAS`], and the caller takes `BIAS` times the
 //! activations' sum off again.
 
+/// On the border of a cache line.
+#[repr(C, align(64))]
+pub(crate) struct Aligned<T>(pub T);
+
 /// An instruction set's sixteen lanes.
 ///
 /// # Safety

@@ -181,7 +181,22 @@ pub(super) fn settled(state: &mut State, value: Value) -> Result<Value, Error> {
     Ok(Value::from(items?))
 }
 
-/// Adds the filters that [`super::source`] puts into templates.
+/// What [`add`] adds. A template that gave the functions another value, or called the filters itself, would not be counted:
+/// where it says these names it means others.
+pub(super) const OWN: [&str; 10] = [
+    "llm_by",
+    "llm_kept",
+    "llm_list",
+    "llm_look",
+    "llm_of",
+    "llm_part",
+    "llm_raw",
+    "llm_slice",
+    "llm_text",
+    "llm_times",
+];
+
+/// Adds the filters and functions that [`super::source`] puts into templates.
 pub(super) fn add(environment: &mut minijinja::Environment<'static>) {
     environment.add_filter("llm_part", |state: &mut State, value: Value| part(state, value));
     environment.add_filter("llm_text", |state: &mut State, value: Value| {

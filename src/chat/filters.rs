@@ -318,7 +318,7 @@ pub(super) fn sort(
 
 /// The places of `count` items in order, equal ones as they stand: by merging, because what a template compares need
 /// not have a total order (NaN has none), which the standard library's sort may answer with a panic.
-fn sorted(
+pub(super) fn sorted(
     count: usize,
     mut before: impl FnMut(usize, usize) -> Result<bool, Error>,
 ) -> Result<Vec<usize>, Error> {

@@ -10,7 +10,6 @@ use minijinja::{filters as engine, functions as engine_functions, tests as engin
 
 use super::clock::{Clock, strftime};
 use super::filters::{self, wrong};
-use super::source::OWN;
 use super::{budget, methods, python};
 
 /// The text a template gave to `raise_exception`.
@@ -98,7 +97,7 @@ pub(super) fn add(environment: &mut Environment<'static>, clock: Clock) {
                 return Ok(Value::from_object(Generator(Vec::new())));
             }
             let by_name = args.get(1).and_then(Value::as_str).filter(|_| name == "map");
-            if by_name.is_some_and(|by| OWN.contains(&by)) {
+            if by_name.is_some_and(|by| budget::OWN.contains(&by)) {
                 return Err(Error::from(ErrorKind::UnknownFilter));
             }
             counted(state, name, &args)?;

@@ -19,8 +19,12 @@ pub mod origin;
 #[cfg(test)]
 mod origin_tests;
 pub mod parse;
+mod product;
 pub mod python;
 mod source;
+#[cfg(test)]
+mod source_tests;
+mod tag;
 pub mod template;
 #[cfg(test)]
 mod tests;

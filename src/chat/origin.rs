@@ -22,6 +22,7 @@
 
 use std::collections::BTreeSet;
 
+use llm_format::order;
 use serde_json::{Map, Value};
 
 use super::{Chat, Template};
@@ -55,10 +56,10 @@ pub(super) fn breaks<'a>(
         return Ok(rendering.char_indices().map(|(at, _)| at).collect());
     };
     let run = Run { template, chat, add_generation_prompt, rendering, specials, mark };
-    if let Some(found) = run.render(|text, key| if key { run.holding(text) } else { between(text) }) {
+    if let Some(found) = run.render(&|text, key| if key { run.holding(text) } else { between(text) }) {
         return Ok(found);
     }
-    if let Some(found) = run.render(|text, key| if key { run.holding(text) } else { run.touching(text) }) {
+    if let Some(found) = run.render(&|text, key| if key { run.holding(text) } else { run.touching(text) }) {
         return Ok(found);
     }
     Ok(run.one_by_one())
@@ -107,10 +108,10 @@ enum Side {
 impl Run<'_> {
     /// Renders with marks at the places `places(text, is_key)` gives; where the marks went, if the template did the
     /// same.
-    fn render(&self, places: impl Fn(&str, bool) -> Vec<usize>) -> Option<Vec<usize>> {
+    fn render(&self, places: &dyn Fn(&str, bool) -> Vec<usize>) -> Option<Vec<usize>> {
         let marked = rewrite(self.chat, &mut |text, key| {
             let mut places = places(text, key);
-            places.sort_unstable();
+            order::by_number(&mut places, |&at| at as u64);
             places.dedup();
             let mut out = String::with_capacity(text.len() + 3 * places.len());
             let mut from = 0;
@@ -188,7 +189,9 @@ impl Run<'_> {
             let places = self.touching(text);
             // With names of fields too: a template may look for one text in the other.
             let alone = |places: &[usize], keys: bool| {
-                self.render(|at, key| if at == text && (keys || !key) { places.to_vec() } else { Vec::new() })
+                self.render(&|at, key| {
+                    if at == text && (keys || !key) { places.to_vec() } else { Vec::new() }
+                })
             };
             let breaks = alone(&places, false)
                 .filter(|_| !self.is_key(text) || self.holding(text).is_empty())
@@ -201,7 +204,7 @@ impl Run<'_> {
             }
         }
         found.extend(self.imitable(&unmarked));
-        found.sort_unstable();
+        order::by_number(&mut found, |&at| at as u64);
         found.dedup();
         found
     }

@@ -5,6 +5,8 @@ use std::fmt::Write;
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
+use super::filters;
+
 /// Nesting that printing follows.
 const MAX_DEPTH: usize = 100;
 /// Bytes that one value may have as text: a list may hold a long text many times.
@@ -193,7 +195,8 @@ impl Json {
             ValueKind::Map => {
                 let mut keys: Vec<Value> = value.try_iter()?.collect();
                 if self.sort {
-                    keys.sort();
+                    let order = filters::sorted(keys.len(), |a, b| Ok(keys[a] < keys[b]))?;
+                    keys = order.into_iter().map(|at| keys[at].clone()).collect();
                 }
                 self.container(out, ['{', '}'], keys, level, |out, key| {
                     match key.kind() {

@@ -140,8 +140,11 @@ impl Template {
             let line = e.line().map_or(-1, |line| i64::try_from(line).unwrap_or(-1));
             Error::new(Status::BAD_FORMAT, format!("chat template, line {line}: {e}")).with("line", line)
         })?;
-        let tokens = tokens.iter().map(|&(name, text)| (name.to_owned(), Value::from(text))).collect();
-        Ok(Self { environment, source: source.to_owned(), tokens, limits })
+        let mut variables = Map::new();
+        for &(name, text) in tokens {
+            variables.insert(name.to_owned(), Value::from(text));
+        }
+        Ok(Self { environment, source: source.to_owned(), tokens: variables, limits })
     }
 
     /// The template's source, as it was given.

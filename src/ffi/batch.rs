@@ -11,9 +11,9 @@ use super::session::llm_session;
 use super::types::{llm_status, llm_token};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
-use crate::order;
 use crate::session::batch::{Batch, Slot, Want};
 use crate::session::generate::Plan;
+use llm_format::order;
 
 /// One step of several sessions of a pool. Class X.
 pub struct llm_batch {

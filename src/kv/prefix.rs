@@ -311,7 +311,10 @@ impl Tree {
         for node in self.nodes.iter_mut().flatten() {
             node.pages.iter_mut().filter(|page| **page != NONE).for_each(|page| *page = map[*page as usize]);
         }
-        self.idle = self.idle.iter().map(|&(rank, used, page)| (rank, used, map[page as usize])).collect();
+        // one by one: what a set collects is sorted first, by some kilobytes of code of its own
+        for (rank, used, page) in std::mem::take(&mut self.idle) {
+            self.idle.insert((rank, used, map[page as usize]));
+        }
     }
 
     fn node(&self, node: u32) -> Option<&Node> {

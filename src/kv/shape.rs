@@ -13,7 +13,7 @@ use llm_kernels::{KeyType, KvLayout, ValueType};
 use super::KvType;
 use crate::error::{Error, Result, Status};
 use crate::model::spec::{Attention, Spec};
-use crate::order;
+use llm_format::order;
 
 /// Groups at most: each costs a table.
 pub(crate) const MOST_GROUPS: usize = 8;

@@ -4,7 +4,7 @@
 use super::chain::Context;
 use super::{Candidates, Filter};
 use crate::error::{Error, Result, Status};
-use crate::order;
+use llm_format::order;
 
 pub(super) const FILTER: Filter = Filter {
     name: "bias",

@@ -43,6 +43,7 @@ pub use bias::Bias;
 use candidates::likeliest;
 pub use candidates::{Candidate, Candidates};
 pub use chain::{Context, Filter, State};
+use llm_format::order;
 use llm_kernels::FloatControl;
 pub use params::SamplingParams;
 pub use penalties::History;
@@ -184,7 +185,7 @@ impl Sampler {
     /// Names the tokens over which `dry` follows no repetition, such as line ends.
     pub fn set_breakers(&mut self, ids: &[i32]) {
         self.state.breakers = ids.to_vec();
-        self.state.breakers.sort_unstable();
+        order::by_number(&mut self.state.breakers, |&id| id.abs_diff(i32::MIN).into());
     }
 
     /// Adds the host's own code to the pipeline. `pure` says that its changes depend on position and tokens alone;

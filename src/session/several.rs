@@ -13,8 +13,8 @@ use super::batch::{Batch, Slot, Want};
 use super::generate::{Event, Generation, GenerationOptions, Perf, Plan, Reason};
 use crate::cancel::Cancel;
 use crate::error::Result;
-use crate::order;
 use crate::sampler::Sampler;
+use llm_format::order;
 
 /// Continuations that run together.
 pub struct Several {

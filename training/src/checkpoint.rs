@@ -484,8 +484,7 @@ fn sync_file(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 fn sync_parent(path: &Path) -> Result<()> {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Ok(File::open(parent)?.sync_all()?)
+    Ok(File::open(llm_format::directory_of(path))?.sync_all()?)
 }
 
 /// Writes the file `path`, whole or not at all.

@@ -66,7 +66,7 @@ pub enum Precision {
     #[default]
     F32,
     /// Activations are rounded to bf16 and wait for the way back in half the space; products go to a unit for bf16 where
-    /// the machine has one (AMX), which rounds weights and gradients too.
+    /// the machine has one (AMX, AVX-512 BF16), which rounds weights and gradients too.
     Bf16,
 }
 

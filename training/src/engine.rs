@@ -123,11 +123,16 @@ impl Engine {
         }
         self.turn(tape, input.starts);
         self.dropping = matches!(want, Want::Gradient { .. });
+        self.at_precision(tape, |engine| engine.replay(tape, weights, input, want))
+    }
+
+    /// A pass whose products are at the tape's precision.
+    fn at_precision<T>(&mut self, tape: &Tape, pass: impl FnOnce(&mut Engine) -> T) -> T {
         self.dense.set_rounding(tape.precision == Precision::Bf16);
-        let loss = self.replay(tape, weights, input, want);
+        let result = pass(self);
         // an optimizer's products are f32
         self.dense.set_rounding(false);
-        loss
+        result
     }
 
     fn replay(&mut self, tape: &Tape, weights: &[f32], input: &Input, mut want: Want) -> f64 {
@@ -141,8 +146,7 @@ impl Engine {
             if let Op::Head { .. } = op {
                 loss = self.head(tape, op, weights, input.targets, &mut want);
             } else {
-                self.forward(tape, op, weights, input);
-                self.settle(tape, i, matches!(want, Want::Gradient { .. }));
+                self.make(tape, i, weights, input, matches!(want, Want::Gradient { .. }));
             }
         }
         if let Want::Gradient { scale, grads } = want {
@@ -151,10 +155,7 @@ impl Engine {
             let scale = scale * (learned as f32 / tape.rows() as f32);
             for step in &tape.back {
                 match step {
-                    Step::Again(i) => {
-                        self.forward(tape, &tape.ops[*i], weights, input);
-                        self.settle(tape, *i, false);
-                    }
+                    Step::Again(i) => self.make(tape, *i, weights, input, false),
                     Step::Back(i) => self.backward(tape, &tape.ops[*i], weights, grads, scale, input),
                     Step::Widen { halves, to } => {
                         let places = [tape.place(*halves), tape.place(*to)];
@@ -165,6 +166,12 @@ impl Engine {
             }
         }
         loss
+    }
+
+    /// The forward pass of record `i`, rounded; `keep`: for the way back, too.
+    fn make(&mut self, tape: &Tape, i: usize, weights: &[f32], input: &Input, keep: bool) {
+        self.forward(tape, &tape.ops[i], weights, input);
+        self.settle(tape, i, keep);
     }
 
     /// Rounds what record `i` made, where the tape says so; `keep`: for the way back, too.

@@ -194,7 +194,7 @@ pub(crate) struct Tape {
     pub ops: Vec<Op>,
     /// The way back; empty on a tape that is not for training.
     pub back: Vec<Step>,
-    /// Of each record, what of its outputs is rounded; empty at f32.
+    /// Of each record, what of its outputs is rounded behind it; empty at f32.
     pub settled: Vec<Vec<Settled>>,
     pub precision: Precision,
     /// Sequences and tokens per sequence.
@@ -231,11 +231,11 @@ impl Tape {
         let How { train, dropout, precision } = how.into();
         let dropout = if train.is_some() { dropout } else { 0.0 };
         let recorded = record::model(spec, params, batch * length, dropout > 0.0);
-        let record::Recorded { ops, layers, mut sizes, head_rows } = recorded;
+        let record::Recorded { ops, layers, mut sizes, residual, head_rows } = recorded;
         let mut back = train.map_or_else(Vec::new, |recompute| again::steps(&ops, &layers, recompute));
         let settled = match precision {
             Precision::F32 => Vec::new(),
-            Precision::Bf16 => settle::settle(&ops, &mut back, &mut sizes),
+            Precision::Bf16 => settle::settle(&ops, &residual, &mut back, &mut sizes),
         };
         let (places, arena) = arrange::arrange(&ops, &settled, &back, &sizes);
         Tape { ops, back, settled, precision, batch, length, head_rows, dropout, places, arena }

@@ -10,9 +10,11 @@
 //! comparisons, in their place.
 
 use std::io::Read;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Instant;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use llm::Cancel;
@@ -22,6 +24,7 @@ use llm::session::Session;
 use llm::session::batch::{Batch, Slot, Want};
 use llm_convert::RandomOptions;
 use llm_format::quant::Type;
+use llm_kernels::peak::{Operands, multiply};
 use serde_json::{Value, json};
 
 use crate::common::{self, RunArgs};
@@ -306,36 +309,49 @@ fn start_to_first_token(args: &Args, path: &Path, scratch: &Path) -> Result<Star
     Ok(Start { milliseconds, anonymous: report["anonymous_bytes"].as_f64().unwrap_or(f64::NAN) })
 }
 
+/// What `threads` threads return that do `work(0)` to `work(threads - 1)`, and the seconds that they take for it.
+fn together<T: Send>(threads: usize, work: impl Fn(usize) -> T + Sync) -> (Vec<T>, f64) {
+    let gate = Barrier::new(threads + 1);
+    std::thread::scope(|scope| {
+        let (gate, work) = (&gate, &work);
+        let spawn = |i| {
+            scope.spawn(move || {
+                gate.wait();
+                work(i)
+            })
+        };
+        let workers: Vec<_> = (0..threads).map(spawn).collect();
+        // until these threads are there, each on a core, and the model's no longer wait for work awake
+        std::thread::sleep(Duration::from_millis(5));
+        let started = Instant::now();
+        gate.wait();
+        let results = workers.into_iter().map(|w| w.join().unwrap_or_else(|e| resume_unwind(e))).collect();
+        (results, started.elapsed().as_secs_f64())
+    })
+}
+
 /// Bytes per second of a loop that only reads the mapped file, on as many threads.
 fn read_bandwidth(bytes: &[u8], threads: usize) -> f64 {
     let part = bytes.len().div_ceil(threads.max(1)).max(1);
-    let started = Instant::now();
-    let sum: u64 = std::thread::scope(|scope| {
-        let workers: Vec<_> =
-            bytes.chunks(part).map(|chunk| scope.spawn(move || llm_kernels::read_streams(chunk))).collect();
-        workers.into_iter().map(|worker| worker.join().unwrap_or(0)).fold(0, |sum, part| sum ^ part)
-    });
-    std::hint::black_box(sum);
-    bytes.len() as f64 / started.elapsed().as_secs_f64()
+    let chunks: Vec<&[u8]> = bytes.chunks(part).collect();
+    let (sums, seconds) = together(chunks.len(), |i| llm_kernels::read_streams(chunks[i]));
+    std::hint::black_box(sums);
+    bytes.len() as f64 / seconds
 }
 
 /// Multiplications per second of a loop that does nothing else, on as many threads, with the instruction that most of
 /// the model's weights are multiplied with; `None` where the instruction set has none for vectors.
 fn multiply_peak(model: &Model, threads: usize) -> Option<f64> {
-    /// About a hundredth of a second.
-    const ROUNDS: u32 = 1 << 21;
+    /// Some hundredths of a second.
+    const ROUNDS: u32 = 1 << 23;
     let isa = llm_kernels::Isa::parse(model.runtime().isa())?;
     let types = model.info().types;
     let most = types.iter().max_by_key(|(_, bytes)| **bytes).and_then(|(name, _)| Type::parse(name))?;
     let rounds = if isa == llm_kernels::Isa::Amx { ROUNDS / 16 } else { ROUNDS };
-    let started = Instant::now();
-    let counts: Vec<Option<u64>> = std::thread::scope(|scope| {
-        let work = || llm_kernels::peak::multiply(isa, most.is_integer(), rounds);
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().map(|worker| worker.join().unwrap_or(None)).collect()
-    });
+    let operands = if most.is_integer() { Operands::Int8 } else { Operands::F32 };
+    let (counts, seconds) = together(threads, |_| multiply(isa, operands, rounds));
     let count = counts.into_iter().sum::<Option<u64>>()?;
-    Some(count as f64 / started.elapsed().as_secs_f64())
+    Some(count as f64 / seconds)
 }
 
 fn median(values: &[f64]) -> f64 {

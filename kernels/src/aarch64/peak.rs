@@ -1,16 +1,16 @@
 //! Loops of aarch64 that only multiply; see [`crate::peak`].
 
 use crate::detect::Isa;
-use crate::peak::Loop;
+use crate::peak::{Loop, Operands};
 use core::arch::asm;
 
-/// The loop of an instruction set, with integers or floats.
-pub fn of(isa: Isa, integers: bool) -> Option<Loop> {
-    Some(match (isa, integers) {
-        (Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm, false) => neon_float,
-        (Isa::Neon, true) => neon,
-        (Isa::NeonDotprod, true) => dotprod,
-        (Isa::NeonI8mm, true) => i8mm,
+/// The loop of an instruction set.
+pub fn of(isa: Isa, operands: Operands) -> Option<Loop> {
+    Some(match (isa, operands) {
+        (Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm, Operands::F32) => neon_float,
+        (Isa::Neon, Operands::Int8) => neon,
+        (Isa::NeonDotprod, Operands::Int8) => dotprod,
+        (Isa::NeonI8mm, Operands::Int8) => i8mm,
         _ => return None,
     })
 }

@@ -20,10 +20,10 @@ use super::gemm::{Start, View, finish};
 use super::micro::fetch;
 use super::pack::aligned;
 use super::{Dense, Shared, Unit, pairs, tiles};
-use crate::simd::Simd;
-use crate::x86_64::amx::bf16::{Aligned, nearest, rounded};
+use crate::simd::{Aligned, Simd};
 use crate::x86_64::amx::tile::{TILE, Tiles};
 use crate::x86_64::avx512::Avx512;
+use crate::x86_64::avx512::bf16::{nearest, rounded};
 
 /// Rows and columns of C that are multiplied at a time, and of a panel.
 pub(super) const PANEL: usize = 32;
@@ -406,6 +406,59 @@ unsafe fn multiply(
                     block(count, a, b, spare, PANEL, zero);
                     for y in 0..h {
                         spare.add(y * PANEL).copy_to_nonoverlapping(place.wrapping_add(y * stride), w);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::values;
+    use super::*;
+    use crate::detect::Isa;
+    use half::bf16;
+
+    /// The bits of inner index `k` of `lane` in panels of `steps` steps.
+    fn bits(packed: &[f32], side: Side, steps: usize, lane: usize, k: usize) -> u16 {
+        let (line, word) = match side {
+            Side::Left => (lane % PANEL, k % STEP),
+            Side::Right => (lane % PANEL / 16 * 16 + k % STEP / 2, lane % 16 * 2 + k % 2),
+        };
+        let at = ((lane / PANEL * steps + k / STEP) * PANEL + line) * STEP + word;
+        (packed[at / 2].to_bits() >> (at % 2 * 16)) as u16
+    }
+
+    #[test]
+    fn panels_hold_the_nearest_bf16_and_zeros_beyond_the_end() {
+        if !Isa::Avx512.is_available() {
+            println!("no AVX-512 here, so nothing packs for it");
+            return;
+        }
+        let mut ways: Vec<unsafe fn(View, Side, Range<usize>, &mut [f32])> = vec![pack_plain];
+        if pairs::available() {
+            ways.push(pack_native);
+        }
+        for (lanes, k) in [(1, 1), (16, 32), (33, 31), (70, 100), (40, 600)] {
+            let stride = 700;
+            let x = values(stride * stride, 5);
+            let along = View::new(&x, lanes, k, stride);
+            for v in [along, View::new(&x, k, lanes, stride).t()] {
+                for side in [Side::Left, Side::Right] {
+                    let (panels, steps) = (lanes.div_ceil(PANEL), k.div_ceil(STEP));
+                    for way in &ways {
+                        let mut packed = vec![9.0; words(lanes, k)];
+                        // SAFETY: the instruction sets are there
+                        unsafe { way(v, side, 0..panels, &mut packed) };
+                        for (lane, i) in
+                            (0..panels * PANEL).flat_map(|l| (0..steps * STEP).map(move |i| (l, i)))
+                        {
+                            let inside = lane < lanes && i < k;
+                            let value = if inside { v.data[lane * v.row + i * v.col] } else { 0.0 };
+                            let got = bits(&packed, side, steps, lane, i);
+                            assert_eq!(bf16::from_f32(value).to_bits(), got, "{lane}, {i} of {lanes} × {k}");
+                        }
                     }
                 }
             }

@@ -17,7 +17,7 @@
 
 use super::codes::{self, record_bytes, terms};
 use super::rows::{DEPTH, Hints, IntBlock, STREAMS, exponent};
-use crate::simd::Simd;
+use crate::simd::{Aligned, Simd};
 use core::mem::MaybeUninit;
 
 /// Vectors of a pack.
@@ -34,9 +34,6 @@ const ALONE: usize = 12;
 const fn parts(packs: usize, width: usize) -> usize {
     if packs > 1 || width == 16 { 8 } else { 16 }
 }
-
-#[repr(C, align(64))]
-struct Aligned<T>(T);
 
 /// The vectors of a product as packs.
 #[derive(Clone, Copy)]

@@ -177,6 +177,9 @@ impl Hints {
     /// Prefetches the next portion.
     #[inline(always)]
     pub unsafe fn give<S: Simd>(&self) {
+        if S::ACCUMULATORS == 1 {
+            return; // plain Rust has no hints to give
+        }
         let (mut due, mut done) = (self.due.get() + self.lines.get(), self.done.get());
         while due >= self.times.get() {
             due -= self.times.get();

@@ -10,16 +10,13 @@
 
 use super::codes::{self, record_bytes, terms};
 use super::rows::{DEPTH, IntBlock, exponent, finish};
-use crate::simd::Simd;
+use crate::simd::{Aligned, Simd};
 use core::mem::MaybeUninit;
 
 /// Vectors from which on a panel is made.
 pub const FROM: usize = 7;
 /// Vectors at a time: their sums lie on the stack. Even, so that a token's two terms stay together.
 pub const SLAB: usize = 256;
-
-#[repr(C, align(64))]
-struct Aligned<T>(T);
 
 /// One record's panel against a slab of vectors.
 pub struct Tiles {

@@ -2,18 +2,21 @@
 
 use super::amx::tile::{self, Tiles};
 use crate::detect::Isa;
-use crate::peak::Loop;
+use crate::peak::{Loop, Operands};
+use crate::simd::Aligned;
 use core::arch::asm;
 
-/// The loop of an instruction set, with integers or floats.
-pub fn of(isa: Isa, integers: bool) -> Option<Loop> {
-    Some(match (isa, integers) {
-        (Isa::Avx2 | Isa::AvxVnni, false) => avx2_float,
-        (Isa::Avx2, true) => avx2,
-        (Isa::AvxVnni, true) => avxvnni,
-        (Isa::Avx512 | Isa::Amx, false) => avx512_float,
-        (Isa::Avx512, true) => avx512,
-        (Isa::Amx, true) => amx,
+/// The loop of an instruction set.
+pub fn of(isa: Isa, operands: Operands) -> Option<Loop> {
+    Some(match (isa, operands) {
+        (Isa::Avx2 | Isa::AvxVnni, Operands::F32) => avx2_float,
+        (Isa::Avx2, Operands::Int8) => avx2,
+        (Isa::AvxVnni, Operands::Int8) => avxvnni,
+        (Isa::Avx512 | Isa::Amx, Operands::F32) => avx512_float,
+        (Isa::Avx512, Operands::Int8) => avx512,
+        (Isa::Avx512, Operands::Bf16) if is_x86_feature_detected!("avx512bf16") => avx512_bf16,
+        (Isa::Amx, Operands::Int8) => amx,
+        (Isa::Amx, Operands::Bf16) => amx_bf16,
         _ => return None,
     })
 }
@@ -106,28 +109,51 @@ unsafe fn avx512(rounds: u32) -> u64 {
     12 * 64
 }
 
-/// Four products of tiles, 32 × 32 with 64 inputs, and the four loads they take.
+/// Pairs of bf16 in 512 bits.
+///
+/// # Safety
+/// The machine has AVX-512 BF16; `rounds` is not 0.
+unsafe fn avx512_bf16(rounds: u32) -> u64 {
+    // SAFETY: the caller's promise; registers only
+    unsafe { sums!(rounds, "vdpbf16ps", "zmm") };
+    12 * 32
+}
+
+/// `$rounds` times four products of tiles, of 32 × 32, and the four loads they take.
+macro_rules! tiles {
+    ($rounds:expr, $multiply:ident) => {{
+        let operands = Aligned([1u8; 4 * tile::TILE]);
+        let p = operands.0.as_ptr();
+        let _tiles = Tiles::configure();
+        for _ in 0..$rounds {
+            tile::load!("tmm4", p, 64);
+            tile::load!("tmm6", p.add(tile::TILE), 64);
+            tile::$multiply!("tmm0", "tmm4", "tmm6");
+            tile::load!("tmm5", p.add(2 * tile::TILE), 64);
+            tile::$multiply!("tmm1", "tmm5", "tmm6");
+            tile::load!("tmm7", p.add(3 * tile::TILE), 64);
+            tile::$multiply!("tmm2", "tmm4", "tmm7");
+            tile::$multiply!("tmm3", "tmm5", "tmm7");
+        }
+    }};
+}
+
+/// 64 bytes of each row.
 ///
 /// # Safety
 /// [`tile::available`] is true.
 unsafe fn amx(rounds: u32) -> u64 {
-    #[repr(align(64))]
-    struct Operands([u8; 4 * tile::TILE]);
-    let operands = Operands([1; 4 * tile::TILE]);
-    let p = operands.0.as_ptr();
     // SAFETY: tiles are configured while the guard lives; four tiles lie at `p`
-    unsafe {
-        let _tiles = Tiles::configure();
-        for _ in 0..rounds {
-            tile::load!("tmm4", p, 64);
-            tile::load!("tmm6", p.add(tile::TILE), 64);
-            tile::int8!("tmm0", "tmm4", "tmm6");
-            tile::load!("tmm5", p.add(2 * tile::TILE), 64);
-            tile::int8!("tmm1", "tmm5", "tmm6");
-            tile::load!("tmm7", p.add(3 * tile::TILE), 64);
-            tile::int8!("tmm2", "tmm4", "tmm7");
-            tile::int8!("tmm3", "tmm5", "tmm7");
-        }
-    }
+    unsafe { tiles!(rounds, int8) };
     4 * 16 * 16 * 64
+}
+
+/// 32 bf16 of each row.
+///
+/// # Safety
+/// As [`amx`].
+unsafe fn amx_bf16(rounds: u32) -> u64 {
+    // SAFETY: as above
+    unsafe { tiles!(rounds, bf16) };
+    4 * 16 * 16 * 32
 }

@@ -24,9 +24,9 @@ use crate::cancel::Cancel;
 use crate::error::{Error, Result, Status};
 use crate::kv::KvPool;
 use crate::kv::shape::PageShape;
-use crate::order;
 use crate::sampler::Sampler;
 use item::{Item, Part};
+use llm_format::order;
 use llm_kernels::Level;
 
 /// How much is done at once.

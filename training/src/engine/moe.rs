@@ -59,7 +59,7 @@ impl Engine {
             to.copy_from_slice(&x[row * width..(row + 1) * width]);
         }
         let inner = m.inner;
-        // what the way back reads is what was read here
+        // what the way back reads is what was read here; behind the record it is only packed
         let bf16 = tape.precision == Precision::Bf16;
         let settle = |dense: &mut Dense, values: &mut [f32]| {
             if bf16 {

@@ -7,7 +7,7 @@ use crate::config::Recompute;
 use crate::design::{ModelConfig, Position};
 use crate::engine::{Adapter, Engine, Input, RouterLosses, Want};
 use crate::tape::{How, Tape};
-use crate::twin::{designs, foreign};
+use crate::twin::{designs, foreign, tokens};
 
 /// A model, its adapter with both matrices far from zero, and what passes over it give.
 struct Case {
@@ -38,8 +38,7 @@ fn of(blueprint: Blueprint) -> Case {
     let mut params = blueprint.params();
     params.freeze();
     let weights = params.init(3, 2).iter().map(|w| w * 4.0).collect();
-    let (vocab, rows) = (blueprint.spec.vocab, 2 * blueprint.spec.context);
-    let (ids, targets) = (0..rows).map(|i| (i * 7 % vocab, i * 5 % vocab)).unzip();
+    let (ids, targets) = tokens(2 * blueprint.spec.context, blueprint.spec.vocab);
     Case { blueprint, model: params, weights, ids, targets }
 }
 

@@ -42,7 +42,7 @@ impl Op {
     }
 
     /// The buffer that the forward pass changes in place.
-    pub(super) fn changed(&self) -> Option<Buffer> {
+    fn changed(&self) -> Option<Buffer> {
         match self {
             Op::Rope { x, .. } | Op::Dropout { x, .. } => Some(*x),
             _ => None,
@@ -116,7 +116,7 @@ mod tests {
     use crate::engine::{Engine, Input, RouterLosses, Want};
     use crate::params::Params;
     use crate::tape::{How, Tape};
-    use crate::twin::shapes;
+    use crate::twin::{shapes, tokens};
 
     const LEVELS: [Recompute; 3] = [Recompute::None, Recompute::Part, Recompute::Block];
 
@@ -125,9 +125,7 @@ mod tests {
         for (name, arch, spec) in shapes() {
             let params = Params::new(arch, &spec, false);
             let weights: Vec<f32> = params.init(3, spec.layers.len()).iter().map(|w| w * 4.0).collect();
-            let rows = 2 * spec.context;
-            let ids: Vec<u32> = (0..rows).map(|i| i * 7 % spec.vocab).collect();
-            let targets: Vec<u32> = (0..rows).map(|i| i * 5 % spec.vocab).collect();
+            let (ids, targets) = tokens(2 * spec.context, spec.vocab);
             for (dropout, precision) in
                 [(0.0, Precision::F32), (0.2, Precision::F32), (0.0, Precision::Bf16), (0.2, Precision::Bf16)]
             {

@@ -1,5 +1,6 @@
 //! Writing the tape of a spec.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use llm::model::arch::{LayerSlot as L, Slot};
@@ -17,6 +18,8 @@ pub(super) struct Recorded {
     pub layers: Vec<Range<usize>>,
     /// Of each buffer.
     pub sizes: Vec<usize>,
+    /// The residual stream: the embedding, before its norm and behind it, and what layers make of it by adding.
+    pub residual: BTreeSet<Buffer>,
     /// Rows of logits per chunk.
     pub head_rows: usize,
 }
@@ -24,9 +27,9 @@ pub(super) struct Recorded {
 /// The records of `spec` over `rows` rows.
 pub(super) fn model(spec: &Spec, params: &Params, rows: usize, dropping: bool) -> Recorded {
     let (ops, layers, sizes) = (Vec::new(), Vec::new(), Vec::new());
-    let mut r = Recorder { spec, params, rows, ops, layers, sizes, dropping };
+    let mut r = Recorder { spec, params, rows, ops, layers, sizes, residual: BTreeSet::new(), dropping };
     let head_rows = r.model();
-    Recorded { ops: r.ops, layers: r.layers, sizes: r.sizes, head_rows }
+    Recorded { ops: r.ops, layers: r.layers, sizes: r.sizes, residual: r.residual, head_rows }
 }
 
 /// Logits that exist at a time, about.
@@ -39,6 +42,7 @@ struct Recorder<'a> {
     ops: Vec<Op>,
     layers: Vec<Range<usize>>,
     sizes: Vec<usize>,
+    residual: BTreeSet<Buffer>,
     dropping: bool,
 }
 
@@ -66,6 +70,13 @@ impl Recorder<'_> {
         (self.buffer(cols), self.buffer(cols))
     }
 
+    /// A buffer that the residual stream goes through.
+    fn residual(&mut self) -> Buffer {
+        let b = self.buffer(self.spec.width as usize);
+        self.residual.insert(b);
+        b
+    }
+
     fn id(&self, slot: Slot) -> Id {
         self.params.find(slot).unwrap_or_else(|| unreachable!("a model of this spec has {slot:?}"))
     }
@@ -75,11 +86,12 @@ impl Recorder<'_> {
         let (spec, width) = (self.spec, self.spec.width as usize);
         // The gradient of the residual stream, one buffer from the last norm down to the embedding.
         let stream = self.buffer(width);
-        let mut x = self.buffer(width);
+        let mut x = self.residual();
         let positions = spec.learned_positions.map(|_| self.id(Slot::Positions));
         let (table, scale) = (self.id(Slot::Embedding), spec.embedding_scale);
         if let Some(norm) = spec.embedding_norm {
-            let (raw, draw) = self.pair(width);
+            // the embedding before its norm is of the stream, too
+            let (raw, draw) = (self.residual(), self.buffer(width));
             self.ops.push(Op::Embed { table, positions, scale, y: raw, dy: draw });
             self.norm_into(
                 (raw, draw),
@@ -379,7 +391,7 @@ impl Recorder<'_> {
     /// `x` plus a block's branch.
     fn join(&mut self, x: Buffer, stream: Buffer, b: &Branch) -> Buffer {
         if let (End::Project { h: (h, dh), w, b: bias }, None, false) = (&b.end, b.post, self.dropping) {
-            let y = self.buffer(self.spec.width as usize);
+            let y = self.residual();
             let (w, bias) = (self.id(*w), self.params.find(*bias));
             self.ops.push(Op::Linear {
                 x: *h,
@@ -416,7 +428,7 @@ impl Recorder<'_> {
     }
 
     fn sum(&mut self, x: Buffer, stream: Buffer, (branch, dbranch): Pair) -> Buffer {
-        let y = self.buffer(self.spec.width as usize);
+        let y = self.residual();
         self.ops.push(Op::Add { x, branch, y, dy: stream, dbranch });
         y
     }

@@ -5,9 +5,10 @@
 //!               after its last reader)
 //!   way back    widen: halves → b → first record that reads b
 //! ```
-//! Values are rounded before anything reads them, so what is widened is what was read, and what is computed again is what
-//! was computed; a mixture of experts does so inside itself, too (`engine/moe.rs`). Not rounded: the residual stream and the embedding before it, to which every layer adds a little; the
-//! statistics of norms, log-sum-exps and routers' scores, of which there are few; logits, and gradients.
+//! Values are rounded before anything reads them, so what is widened is what was read, and what is computed again is
+//! what was computed; a mixture of experts does so inside itself, too (`engine/moe.rs`). Not rounded: the residual
+//! stream and the embedding before it, to which every layer adds a little; the statistics of norms, log-sum-exps and
+//! routers' scores, of which there are few; logits, and gradients.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,45 +41,21 @@ impl Op {
             Op::Embed { .. } | Op::Head { .. } => Vec::new(),
         }
     }
-
-    /// Where the residual stream is before and behind the record, if it adds to it.
-    fn added(&self) -> Option<(Buffer, Buffer)> {
-        match self {
-            Op::Add { x, y, .. } | Op::Linear { residual: Some(x), y, .. } => Some((*x, *y)),
-            _ => None,
-        }
-    }
 }
 
-/// The residual stream: the embedding, normed where the model does so, and what layers make of it by adding.
-fn stream(ops: &[Op]) -> BTreeSet<Buffer> {
-    let mut stream = BTreeSet::new();
-    for (i, op) in ops.iter().enumerate() {
-        match op {
-            Op::Embed { y, .. } => {
-                stream.insert(*y);
-            }
-            // that of the embedding: a layer's own does not begin what layers add to
-            Op::Norm { x, y, .. }
-                if i == 1 && ops.iter().any(|op| op.added().is_some_and(|(x, _)| x == *y)) =>
-            {
-                stream.insert(*y);
-            }
-            op => stream.extend(op.added().filter(|(x, _)| stream.contains(x)).map(|(_, y)| y)),
-        }
-    }
-    stream
-}
-
-/// What is rounded behind each record. Puts the widening of what waits in half the space into the way back, and the
-/// buffers for it behind the others.
-pub(super) fn settle(ops: &[Op], back: &mut Vec<Step>, sizes: &mut Vec<usize>) -> Vec<Vec<Settled>> {
-    let stream = stream(ops);
+/// What is rounded behind each record: all but the stream. Puts the widening of what waits in half the space
+/// into the way back, and the buffers for it behind the others.
+pub(super) fn settle(
+    ops: &[Op],
+    residual: &BTreeSet<Buffer>,
+    back: &mut Vec<Step>,
+    sizes: &mut Vec<usize>,
+) -> Vec<Vec<Settled>> {
     let mut settled: Vec<Vec<Settled>> = Vec::new();
     // the record that changes it last
     let mut last: BTreeMap<Buffer, usize> = BTreeMap::new();
     for (i, op) in ops.iter().enumerate() {
-        let rounded: Vec<Buffer> = op.activations().into_iter().filter(|b| !stream.contains(b)).collect();
+        let rounded: Vec<Buffer> = op.activations().into_iter().filter(|b| !residual.contains(b)).collect();
         last.extend(rounded.iter().map(|b| (*b, i)));
         settled.push(rounded.into_iter().map(|buffer| Settled { buffer, halves: None }).collect());
     }
@@ -106,6 +83,12 @@ pub(super) fn settle(ops: &[Op], back: &mut Vec<Step>, sizes: &mut Vec<usize>) -
         steps.push(step);
     }
     *back = steps;
+    // a mixture rounds all but its result while it runs: of that, what is packed besides is all that is left to do
+    for (op, settled) in ops.iter().zip(&mut settled) {
+        if let Op::Moe(m) = op {
+            settled.retain(|s| s.buffer == m.y || s.halves.is_some());
+        }
+    }
     settled
 }
 
@@ -116,7 +99,7 @@ mod tests {
     use crate::engine::{Engine, Input, RouterLosses, Want};
     use crate::params::Params;
     use crate::tape::{How, Tape};
-    use crate::twin::shapes;
+    use crate::twin::{shapes, tokens};
 
     fn training(precision: Precision) -> How {
         How { train: Some(Recompute::None), precision, ..How::default() }
@@ -127,9 +110,7 @@ mod tests {
         for (name, arch, spec) in shapes() {
             let params = Params::new(arch, &spec, false);
             let weights = params.init(3, spec.layers.len());
-            let rows = 2 * spec.context;
-            let ids: Vec<u32> = (0..rows).map(|i| i * 7 % spec.vocab).collect();
-            let targets: Vec<u32> = (0..rows).map(|i| i * 5 % spec.vocab).collect();
+            let (ids, targets) = tokens(2 * spec.context, spec.vocab);
             let pass = |precision| {
                 let tape = Tape::record(&spec, &params, (2, spec.context as usize), training(precision));
                 let mut engine = Engine::new(&spec, &params, 2, RouterLosses::default());

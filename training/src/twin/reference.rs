@@ -41,8 +41,7 @@ fn case(model: &ModelConfig) -> Case {
 
 /// What comes out of two sequences of `length`.
 fn compute(spec: &Spec, params: Params, weights: Vec<f32>, length: usize) -> Case {
-    let (vocab, rows) = (spec.vocab, 2 * length as u32);
-    let (ids, targets): (Vec<u32>, Vec<u32>) = (0..rows).map(|i| (i * 7 % vocab, i * 5 % vocab)).unzip();
+    let (ids, targets) = tokens(2 * length as u32, spec.vocab);
     let mut engine = Engine::new(spec, &params, 2, RouterLosses::default());
     let input = Input { ids: &ids, targets: &targets, starts: &[], key: (0, 0) };
     let (mut logits, mut grads) = (Vec::new(), vec![0.0; params.total]);
@@ -151,8 +150,8 @@ fn agree(name: &str, case: &Case, expected: &Value, fixed: bool) {
 /// Logits of a design with an adapter.
 fn adapted(model: &ModelConfig, lora: &Lora, values: &[f32]) -> Vec<f32> {
     let (blueprint, case) = (Blueprint::of_design(model).unwrap(), case(model));
-    let (spec, rows) = (&blueprint.spec, 2 * blueprint.spec.context);
-    let ids: Vec<u32> = (0..rows).map(|i| i * 7 % spec.vocab).collect();
+    let spec = &blueprint.spec;
+    let (ids, _) = tokens(2 * spec.context, spec.vocab);
     let mut engine = Engine::new(spec, &case.params, 2, RouterLosses::default());
     engine.adapter = Some(Adapter { lora: lora.clone(), values: values.to_vec() });
     let tape = Tape::record(spec, &case.params, (2, spec.context as usize), None);

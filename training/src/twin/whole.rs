@@ -292,12 +292,9 @@ impl Model<'_> {
 
 /// Loss and gradients of `spec`: of every parameter its first, its last and some values between.
 fn agree(name: &str, spec: &Spec, params: &Params, losses: RouterLosses, every: usize) {
-    let vocab = spec.vocab;
     let length = spec.context as usize;
     let weights = loud(params, spec.layers.len());
-    let rows = 2 * length;
-    let ids: Vec<u32> = (0..rows as u32).map(|i| i * 7 % vocab).collect();
-    let mut targets: Vec<u32> = (0..rows as u32).map(|i| i * 5 % vocab).collect();
+    let (ids, mut targets) = tokens(2 * spec.context, spec.vocab);
     targets[4] = u32::MAX;
     let tape = Tape::record(spec, params, (2, length), Some(Recompute::None));
     let mut engine = Engine::new(spec, params, 2, losses);

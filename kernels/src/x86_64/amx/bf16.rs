@@ -10,8 +10,9 @@
 use super::tile::{self, TILE, Tiles};
 use super::turned::Turned;
 use crate::generic::float::{FloatBlock, FloatKind};
-use crate::simd::Simd;
+use crate::simd::{Aligned, Simd};
 use crate::x86_64::avx512::Avx512 as S;
+use crate::x86_64::avx512::bf16::rounded;
 use core::arch::x86_64::*;
 use core::mem::MaybeUninit;
 
@@ -21,9 +22,6 @@ pub const STEP: usize = 32;
 const STEPS: usize = 16;
 /// Tiles of sums that are kept at a time, 64 KiB.
 const SUMS: usize = 64;
-
-#[repr(C, align(64))]
-pub(crate) struct Aligned<T>(pub T);
 
 /// Blocks against tokens `a.from..a.to`, packed in `a.tiles`.
 #[inline(always)]
@@ -150,27 +148,6 @@ unsafe fn multiply<const N: usize>(p: &Piece) {
             tile::store!("tmm3", p.sums.add(768), 64);
         }
     }
-}
-
-/// Sixteen values to bf16, ties to even; any NaN to a quiet one. In the upper halves; the lower ones are zero.
-#[inline(always)]
-pub(crate) unsafe fn nearest(x: __m512) -> __m512i {
-    // SAFETY: the caller has AVX-512
-    unsafe {
-        let bits = _mm512_castps_si512(x);
-        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-        let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
-        let up = _mm512_mask_mov_epi32(up, nan, _mm512_set1_epi32(0x7fc0_0000));
-        _mm512_and_si512(up, _mm512_set1_epi32(0xffff_0000_u32 as i32))
-    }
-}
-
-/// [`nearest`] without the lower halves.
-#[inline(always)]
-pub(crate) unsafe fn rounded(x: __m512) -> __m256i {
-    // SAFETY: the caller has AVX-512
-    unsafe { _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(nearest(x))) }
 }
 
 /// The next 32 values of up to sixteen tokens, `stride` values apart, to a tile of `[16 pairs][16 tokens][2]`; absent

@@ -19,7 +19,7 @@ use super::turned::Turned;
 use crate::generic::codes::{self, Q8, lines_at, record_bytes, terms};
 use crate::generic::rows::{DEPTH, IntBlock, TILE_STREAMS, exponent};
 use crate::input::PACKED;
-use crate::simd::Simd;
+use crate::simd::{Aligned, Simd};
 use crate::x86_64::avx512::Avx512 as S;
 use core::arch::x86_64::*;
 use core::mem::MaybeUninit;
@@ -28,9 +28,6 @@ use core::mem::MaybeUninit;
 pub const FROM: usize = 8;
 /// Tiles of sums that are kept at a time, 64 KiB: rows and vectors of a slab share them.
 const SUMS: usize = 64;
-
-#[repr(C, align(64))]
-struct Aligned<T>(T);
 
 /// Two tiles of sums, rows 0..32 × 16 vectors, that the unit holds and memory does not yet.
 #[derive(Clone, Copy)]

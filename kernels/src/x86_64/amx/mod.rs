@@ -1,7 +1,7 @@
 //! AMX: products of 16 × 64 by 64 × 16 bytes in one instruction, for many vectors at a time. Everything else, and
 //! products of few vectors, is AVX-512's.
 
-pub(crate) mod bf16;
+mod bf16;
 mod int8;
 pub mod tile;
 mod turned;

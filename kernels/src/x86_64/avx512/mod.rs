@@ -2,6 +2,8 @@
 //!
 //! Weights are biased by 128 to be unsigned: exact, since the sum of the activations is known.
 
+pub(crate) mod bf16;
+
 use crate::generic::{float, panel};
 use crate::simd::Simd;
 use crate::x86_64::lanes;

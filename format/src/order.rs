@@ -2,11 +2,18 @@
 //! each type of items.
 
 /// Puts items in ascending order of `key`; those of equal keys stay in theirs.
-pub(crate) fn by_number<T>(items: &mut Vec<T>, key: impl Fn(&T) -> u64) {
-    let mut order: Vec<_> = items.iter().map(key).zip(0usize..).collect();
-    order.sort_unstable();
+pub fn by_number<T>(items: &mut Vec<T>, key: impl Fn(&T) -> u64) {
+    let order = sorted(items.iter().map(key).collect());
     let mut left: Vec<_> = items.drain(..).map(Some).collect();
-    items.extend(order.into_iter().filter_map(|(_, i)| left[i].take()));
+    items.extend(order.into_iter().filter_map(|i| left[i].take()));
+}
+
+/// The places of the keys in ascending order.
+#[inline(never)]
+fn sorted(keys: Vec<u64>) -> Vec<usize> {
+    let mut order: Vec<_> = keys.into_iter().zip(0usize..).collect();
+    order.sort_unstable();
+    order.into_iter().map(|(_, i)| i).collect()
 }
 
 #[cfg(test)]
