@@ -25,7 +25,7 @@ use std::cell::RefCell;
 
 /// Queries per block: whole rows of micro kernels, or whole panels of bf16.
 fn block(unit: Unit) -> usize {
-    if matches!(unit, Unit::Exact(_)) { 48 } else { 64 }
+    if unit.rounds() { 64 } else { 48 }
 }
 
 /// The shape of an attention layer over `qkv[batch·length, heads·dim + kv_heads·(dim + value_dim)]`.

@@ -125,11 +125,12 @@ impl Dense {
             return;
         }
         assert!(a.cols > 0, "a product over nothing");
-        let isa = match self.unit() {
-            Unit::Exact(isa) => isa,
-            #[cfg(target_arch = "x86_64")]
-            _ => return super::halves::product(self, a, b, c, stride, start),
-        };
+        let unit = self.unit();
+        #[cfg(target_arch = "x86_64")]
+        if unit.rounds() {
+            return super::halves::product(self, a, b, c, stride, start);
+        }
+        let isa = unit.isa();
         let (mr, nr) = micro_shape(isa);
         let shape = Shape { mr, nr, k: a.cols, stride, start };
         let (rows, cols) = plan(shape, a.rows, b.cols, self.threads());
@@ -171,11 +172,11 @@ fn plan(shape: Shape, m: usize, n: usize, threads: usize) -> (usize, usize) {
 
 /// Packs all of `b` into panels for [`serial`].
 pub(super) fn panels(unit: Unit, b: View, out: &mut Vec<f32>) {
-    let isa = match unit {
-        Unit::Exact(isa) => isa,
-        #[cfg(target_arch = "x86_64")]
-        _ => return super::halves::panels(b, out),
-    };
+    #[cfg(target_arch = "x86_64")]
+    if unit.rounds() {
+        return super::halves::panels(b, out);
+    }
+    let isa = unit.isa();
     let (_, nr) = micro_shape(isa);
     out.resize(b.cols.div_ceil(nr) * b.rows * nr, 0.0);
     pack(isa, b.t(), 0..b.cols, nr, 0..b.rows, out);
@@ -196,11 +197,11 @@ pub(super) fn serial(
 ) {
     let need = if a.rows == 0 || cols == 0 { 0 } else { (a.rows - 1) * stride + cols };
     assert!(cols <= stride && c.len() >= need, "product [{}, {cols}] into {}", a.rows, c.len());
-    let isa = match unit {
-        Unit::Exact(isa) => isa,
-        #[cfg(target_arch = "x86_64")]
-        _ => return super::halves::serial(unit, a, packed, deep, cols, c.as_mut_ptr(), stride, add),
-    };
+    #[cfg(target_arch = "x86_64")]
+    if unit.rounds() {
+        return super::halves::serial(unit, a, packed, deep, cols, c.as_mut_ptr(), stride, add);
+    }
+    let isa = unit.isa();
     let (mr, nr) = micro_shape(isa);
     assert!(a.cols <= deep && packed.len() >= cols.div_ceil(nr) * nr * deep, "panels of another matrix");
     let start = if add { Start::Own } else { Start::Zero };

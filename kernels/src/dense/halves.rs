@@ -420,6 +420,8 @@ mod tests {
     use crate::detect::Isa;
     use half::bf16;
 
+    type Pack = unsafe fn(View, Side, Range<usize>, &mut [f32]);
+
     /// The bits of inner index `k` of `lane` in panels of `steps` steps.
     fn bits(packed: &[f32], side: Side, steps: usize, lane: usize, k: usize) -> u16 {
         let (line, word) = match side {
@@ -436,7 +438,7 @@ mod tests {
             println!("no AVX-512 here, so nothing packs for it");
             return;
         }
-        let mut ways: Vec<unsafe fn(View, Side, Range<usize>, &mut [f32])> = vec![pack_plain];
+        let mut ways: Vec<Pack> = vec![pack_plain];
         if pairs::available() {
             ways.push(pack_native);
         }

@@ -65,6 +65,22 @@ enum Unit {
     Tiles,
 }
 
+impl Unit {
+    /// Whether operands are rounded.
+    fn rounds(self) -> bool {
+        !matches!(self, Unit::Exact(_))
+    }
+
+    /// The instruction set for f32 beside it.
+    fn isa(self) -> Isa {
+        match self {
+            Unit::Exact(isa) => isa,
+            #[cfg(target_arch = "x86_64")]
+            Unit::Pairs | Unit::Tiles => Isa::Avx512,
+        }
+    }
+}
+
 /// The dense kernels with their instruction set, threads and scratch memory.
 pub struct Dense {
     isa: Isa,
