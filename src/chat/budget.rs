@@ -181,8 +181,8 @@ pub(super) fn settled(state: &mut State, value: Value) -> Result<Value, Error> {
     Ok(Value::from(items?))
 }
 
-/// What [`add`] adds. A template that gave the functions another value, or called the filters itself, would not be counted:
-/// where it says these names it means others.
+/// What [`add`] adds. A template that gave the functions another value, or called the filters itself, would not be
+/// counted: where it says these names it means others.
 pub(super) const OWN: [&str; 10] = [
     "llm_by",
     "llm_kept",

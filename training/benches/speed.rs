@@ -38,10 +38,10 @@ fn processor_seconds() -> f64 {
     fields.filter_map(|f| f.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
-/// Multiplications (each with its addition, so two operations) per second of `threads` threads that do nothing else, with
-/// the operands that products of a run have.
+/// Multiplications (each with its addition, so two operations) per second of `threads` threads that do nothing else,
+/// with the operands that products of a run have.
 fn peak(threads: usize, precision: Precision) -> f64 {
-    const ROUNDS: u32 = 20_000_000;
+    const ROUNDS: u32 = 100_000_000;
     let bf16 = precision == Precision::Bf16 && multiply(detect(), Operands::Bf16, 1).is_some();
     let operands = if bf16 { Operands::Bf16 } else { Operands::F32 };
     let start = Instant::now();

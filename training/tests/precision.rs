@@ -1,6 +1,8 @@
 //! Runs with activations in bf16: they learn as those in f32 do, and give the same bits whatever is not asked to change
 //! them; on the processor's own instructions and on matrix tiles, emulated where the machine has none.
 
+use std::process::Command;
+
 use llm_train::{Config, Precision, Recompute, Trainer};
 
 mod common;
@@ -44,8 +46,21 @@ fn a_run_at_bf16_learns_like_one_in_f32_and_repeats_itself() {
     tiles(&config);
 }
 
-/// The same on tiles; in the same test, for they stay in use once they are there.
+#[test]
+fn it_does_so_without_a_unit_for_bf16() {
+    // this test's process has chosen its instruction set; a new one is told
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", "a_run_at_bf16_learns_like_one_in_f32_and_repeats_itself"]);
+    let output = again.env("LLM_ISA", "avx2").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+}
+
+/// The same on tiles; in the same test, for they stay in use once they are there. Not where another unit is asked for.
 fn tiles(config: &Config) {
+    if std::env::var_os("LLM_ISA").is_some() {
+        return;
+    }
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     {
         // a machine that has the unit used it above already

@@ -13,7 +13,7 @@ use std::io::Read;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Barrier;
+use std::sync::RwLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -311,12 +311,14 @@ fn start_to_first_token(args: &Args, path: &Path, scratch: &Path) -> Result<Star
 
 /// What `threads` threads return that do `work(0)` to `work(threads - 1)`, and the seconds that they take for it.
 fn together<T: Send>(threads: usize, work: impl Fn(usize) -> T + Sync) -> (Vec<T>, f64) {
-    let gate = Barrier::new(threads + 1);
+    let gate = RwLock::new(());
     std::thread::scope(|scope| {
         let (gate, work) = (&gate, &work);
+        // opens on every way out of here, also where the system gives no more threads
+        let closed = gate.write();
         let spawn = |i| {
             scope.spawn(move || {
-                gate.wait();
+                drop(gate.read());
                 work(i)
             })
         };
@@ -324,7 +326,7 @@ fn together<T: Send>(threads: usize, work: impl Fn(usize) -> T + Sync) -> (Vec<T
         // until these threads are there, each on a core, and the model's no longer wait for work awake
         std::thread::sleep(Duration::from_millis(5));
         let started = Instant::now();
-        gate.wait();
+        drop(closed);
         let results = workers.into_iter().map(|w| w.join().unwrap_or_else(|e| resume_unwind(e))).collect();
         (results, started.elapsed().as_secs_f64())
     })
@@ -343,7 +345,7 @@ fn read_bandwidth(bytes: &[u8], threads: usize) -> f64 {
 /// the model's weights are multiplied with; `None` where the instruction set has none for vectors.
 fn multiply_peak(model: &Model, threads: usize) -> Option<f64> {
     /// Some hundredths of a second.
-    const ROUNDS: u32 = 1 << 23;
+    const ROUNDS: u32 = 1 << 24;
     let isa = llm_kernels::Isa::parse(model.runtime().isa())?;
     let types = model.info().types;
     let most = types.iter().max_by_key(|(_, bytes)| **bytes).and_then(|(name, _)| Type::parse(name))?;

@@ -4,7 +4,7 @@
 //!   for each band of inner indices, rows of A and columns of B, by all threads:
 //!   pack       A → [panel of 32 rows][step of 32 inner indices][2 tiles][16 rows][32]
 //!              B → [panel of 32 columns][step][2 tiles][16 pairs of inner indices][16 columns][2]
-//!   multiply   pieces of C; for each 16 steps: a panel of B (32 KiB, first cache) × the piece's panels of A (second cache)
+//!   multiply   pieces of C; for each 16 steps: a panel of B (32 KiB, first cache) × the piece's of A (second cache)
 //! ```
 //! A part of C begins with what the sums begin with and stays in registers for sixteen steps.
 //!
@@ -224,39 +224,35 @@ unsafe fn pack_with<R: Rounding>(v: View, side: Side, panels: Range<usize>, to: 
     let to = to.as_mut_ptr().cast::<u8>();
     let tiles = |panel: usize, step: usize| to.wrapping_add(((panel - panels.start) * steps + step) * BYTES);
     let along = v.col == 1;
-    // as many steps as stay in the nearest cache until they are turned
-    let run = if along { STEPS } else { 1 };
-    for first in (0..steps).step_by(run) {
-        let run = first..steps.min(first + run);
-        // SAFETY: the masks keep every access inside the view, whose extents its maker proved; `to` has room for all
-        // tiles (above)
-        unsafe {
-            if along {
-                for panel in panels.clone() {
+    // what lies along a lane comes by lanes, else by pairs of inner indices
+    let turned = along == (side == Side::Right);
+    // as many panels and steps at a time as stay in the nearest cache until they are turned
+    let (beside, run) = if along { (1, STEPS) } else { (BESIDE, 1) };
+    for from in panels.clone().step_by(beside) {
+        let panels = from..panels.end.min(from + beside);
+        for first in (0..steps).step_by(run) {
+            let run = first..steps.min(first + run);
+            // SAFETY: the masks keep every access inside the view, whose extents its maker proved; `to` has room for
+            // all tiles (above)
+            unsafe {
+                if along {
                     for lane in 0..PANEL {
-                        lines_along::<R>(
-                            v,
-                            panel * PANEL + lane,
-                            run.clone(),
-                            tiles(panel, first).add(lane * 64),
-                        );
+                        let line = tiles(from, first).add(lane * 64);
+                        lines_along::<R>(v, from * PANEL + lane, run.clone(), line);
+                    }
+                } else {
+                    for (pair, panel) in (0..STEP / 2).flat_map(|i| panels.clone().map(move |p| (i, p))) {
+                        let (line, k) = (tiles(panel, first).add(pair * 64), first * STEP + 2 * pair);
+                        line_across::<R>(v, panel * PANEL, k, line);
+                        line_across::<R>(v, panel * PANEL + 16, k, line.add(TILE));
                     }
                 }
-            } else {
-                for pair in 0..STEP / 2 {
-                    for panel in panels.clone() {
-                        let line = tiles(panel, first).add(pair * 64);
-                        line_across::<R>(v, panel * PANEL, first * STEP + 2 * pair, line);
-                        line_across::<R>(v, panel * PANEL + 16, first * STEP + 2 * pair, line.add(TILE));
-                    }
-                }
-            }
-            // what lies along a lane came by lanes, else by pairs of inner indices
-            if along == (side == Side::Right) {
                 for (panel, step) in panels.clone().flat_map(|p| run.clone().map(move |step| (p, step))) {
                     let tile = tiles(panel, step);
-                    Avx512::transpose(tile, tile);
-                    Avx512::transpose(tile.add(TILE), tile.add(TILE));
+                    if turned {
+                        Avx512::transpose(tile, tile);
+                        Avx512::transpose(tile.add(TILE), tile.add(TILE));
+                    }
                 }
             }
         }

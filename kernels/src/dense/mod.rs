@@ -106,8 +106,8 @@ impl Dense {
         self.isa
     }
 
-    /// Whether products round their operands to bf16 where the machine multiplies those faster (AMX, AVX-512 BF16). Sums
-    /// are f32.
+    /// Whether products round their operands to bf16 where the machine multiplies those faster (AMX, AVX-512 BF16).
+    /// Sums are f32.
     pub fn set_rounding(&mut self, rounding: bool) {
         self.rounding = rounding;
     }

@@ -1,7 +1,7 @@
 //! Products of bf16 by pairs of inner indices (AVX-512 BF16).
 //!
-//! The order of a sum: pairs ascending, of a pair the odd index first, each by fused multiply-add (Intel's manual, volume 2,
-//! "VDPBF16PS"; AMD's Zen 5 gives the same bits).
+//! The order of a sum: pairs ascending, of a pair the odd index first, each by fused multiply-add (Intel's manual,
+//! volume 2, "VDPBF16PS"; AMD's Zen 5 gives the same bits).
 
 use core::arch::x86_64::*;
 use core::mem::transmute;

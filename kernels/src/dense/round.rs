@@ -4,8 +4,8 @@ use super::{Dense, Shared, versions};
 
 /// Values per piece.
 const PIECE: usize = 16384;
-/// Values that are packed together: the first half in the lower halves of as many words. So many that the compiler takes
-/// neighbours to a vector, not one of each group.
+/// Values that are packed together: the first half in the lower halves of as many words. So many that the compiler
+/// takes neighbours to a vector, not one of each group.
 const GROUP: usize = 256;
 
 /// The bits of the nearest bf16, ties to even, in the upper half; any NaN to a quiet one.

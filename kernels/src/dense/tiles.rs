@@ -1,7 +1,7 @@
 //! Products of bf16 on matrix tiles (AMX).
 //!
-//! The order of a sum's step: even and odd inner indices apart, each ascending by fused multiply-add from zero; even + odd,
-//! added (Intel's manual, volume 2, "TDPBF16PS").
+//! The order of a sum's step: even and odd inner indices apart, each ascending by fused multiply-add from zero;
+//! even + odd, added (Intel's manual, volume 2, "TDPBF16PS").
 
 use super::halves::BYTES;
 use crate::x86_64::amx::tile::{self, TILE};
@@ -10,7 +10,6 @@ use crate::x86_64::amx::tile::{self, TILE};
 ///
 /// # Safety
 /// - The tiles are configured; `steps` steps of a panel lie at `a` and `b`, 32 rows of 32 elements at `c`.
-#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub(super) unsafe fn block(steps: usize, a: *const u8, b: *const u8, c: *mut f32, stride: usize, zero: bool) {
     let (down, bytes) = (c.wrapping_add(16 * stride), stride * 4);
