@@ -248,8 +248,9 @@ fn check(case: &Case, seed: u64) {
     let expected: Vec<_> = all.iter().map(|d| case.twin(d)).collect();
     let longest = all.iter().map(|d| d.length).max().unwrap_or(0);
     for (i, cpu) in cpus().iter().enumerate() {
-        // pages and batches differ from CPU to CPU, the bits may not
-        let (page, chunk) = ([64, 16, 32][i % 3], [longest, 1, 5, 50][(i + seed as usize) % 4]);
+        // pages and batches differ from CPU to CPU and from case to case, the bits may not
+        let turn = i + seed as usize;
+        let (page, chunk) = ([64, 16, 32][turn % 3], [longest, 1, 5, 50][turn % 4]);
         let chunk = if case.asked < longest { chunk.max(50) } else { chunk };
         for (s, (expected, out)) in expected.iter().zip(case.run(cpu, &all, page, chunk)).enumerate() {
             let (isa, threads) = (cpu.isa().name(), cpu.pool().threads());

@@ -1,34 +1,13 @@
 //! Products allocate nothing once their input has been as large before.
-#![allow(unsafe_code)] // counts through the global allocator
 
 mod common;
+#[path = "common/counting.rs"]
+mod counting;
 
 use common::{Random, TYPES};
+use counting::allocations;
 use llm_format::quant::encode;
 use llm_kernels::{Cpu, Input, Job, Matrix};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-struct Counting;
-
-static COUNT: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: the system's allocator, counted
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: passed on
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: passed on
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn products_after_the_first_allocate_nothing() {
@@ -50,13 +29,6 @@ fn products_after_the_first_allocate_nothing() {
         cpu.matmul_group(&mut jobs, &mut input);
     };
     run(most);
-    // the test harness's own thread may allocate meanwhile, but not in every round
-    let least = (0..10)
-        .map(|_| {
-            let before = COUNT.load(Ordering::Relaxed);
-            [1, 3, most].into_iter().for_each(&mut run);
-            COUNT.load(Ordering::Relaxed) - before
-        })
-        .min();
+    let least = (0..10).map(|_| allocations(|| [1, 3, most].into_iter().for_each(&mut run))).min();
     assert_eq!(least, Some(0));
 }

@@ -16,7 +16,7 @@
 //! z of its head with a share of the softmax and no value (arXiv:2309.17453; learned in gpt-oss): max and lse count it,
 //! and dz = −Σ exp(z − lse)·δ over the rows.
 
-use super::gemm::{View, panels, serial};
+use super::gemm::{Panels, View, panels, serial};
 use super::math::{exp, fold2, hash, tanh, tree};
 use super::rows::threshold;
 use super::{Dense, Shared, Unit, versions};
@@ -149,13 +149,13 @@ impl Seen {
 /// What one thread needs for one piece.
 #[derive(Default)]
 struct Scratch {
-    keys: Vec<f32>,
-    keys_t: Vec<f32>,
-    values: Vec<f32>,
+    keys: Panels,
+    keys_t: Panels,
+    values: Panels,
     scores: Vec<f32>,
     grads: Vec<f32>,
     block: Vec<f32>,
-    right: Vec<f32>,
+    right: Panels,
     dk: Vec<f32>,
     dv: Vec<f32>,
 }
@@ -280,7 +280,7 @@ impl Dense {
                         let (n, end) = (block.min(h.length - q0), (q0 + block).min(h.length));
                         let q = View::new(&qkv[(first + q0) * h.stride() + head * d..], n, d, h.stride());
                         s.scores.resize(s.scores.len().max(block * h.length), 0.0);
-                        serial(unit, q, &s.keys_t, d, end, &mut s.scores, end, false);
+                        serial(unit, q, &s.keys_t, end, &mut s.scores, end, false);
                         let mut sums = [1.0f32; 64];
                         for (i, row) in s.scores[..n * end].chunks_exact_mut(end).enumerate() {
                             let row_index = row_index(h, first + q0 + i, head);
@@ -293,7 +293,7 @@ impl Dense {
                             slot[0] = top + log64(f64::from(sum)) as f32;
                         }
                         let p = View::new(&s.scores, n, end, end);
-                        serial(unit, p, &s.values, h.length, dv, &mut s.block, dv, false);
+                        serial(unit, p, &s.values, dv, &mut s.block, dv, false);
                         for (i, row) in s.block[..n * dv].chunks_exact(dv).enumerate() {
                             let at = (first + q0 + i) * width + head * dv;
                             // SAFETY: (row, head) belongs to this piece alone.
@@ -343,8 +343,8 @@ impl Dense {
                         let (n, end) = (block.min(h.length - q0), (q0 + block).min(h.length));
                         let q = View::new(&qkv[(first + q0) * stride + head * d..], n, d, stride);
                         let g = View::new(&dout[(first + q0) * width + head * dv..], n, dv, width);
-                        serial(unit, q, &s.keys_t, d, end, &mut s.scores, end, false);
-                        serial(unit, g, &s.values, dv, end, &mut s.grads, end, false);
+                        serial(unit, q, &s.keys_t, end, &mut s.scores, end, false);
+                        serial(unit, g, &s.values, end, &mut s.grads, end, false);
                         for i in 0..n {
                             let (row, at) = (first + q0 + i, (first + q0 + i) * width + head * dv);
                             let delta = dot(isa, &dout[at..at + dv], &out[at..at + dv]);
@@ -355,16 +355,16 @@ impl Dense {
                             harden(isa, p, ds, seen, lse, delta, Drop::of(h), index);
                         }
                         let (p, ds) = (View::new(&s.scores, n, end, end), View::new(&s.grads, n, end, end));
-                        serial(unit, ds, &s.keys, h.length, d, &mut s.block, d, false);
+                        serial(unit, ds, &s.keys, d, &mut s.block, d, false);
                         for (i, row) in s.block[..n * d].chunks_exact(d).enumerate() {
                             let at = (first + q0 + i) * stride + head * d;
                             // SAFETY: this query head's columns of this row belong to this piece alone.
                             unsafe { dqkv.part(at..at + d) }.copy_from_slice(row);
                         }
                         panels(unit, q, &mut s.right);
-                        serial(unit, ds.t(), &s.right, n, d, &mut s.dk, d, true);
+                        serial(unit, ds.t(), &s.right, d, &mut s.dk, d, true);
                         panels(unit, g, &mut s.right);
-                        serial(unit, p.t(), &s.right, n, dv, &mut s.dv, dv, true);
+                        serial(unit, p.t(), &s.right, dv, &mut s.dv, dv, true);
                     }
                 }
                 let rows = s.dk.chunks_exact(d).zip(s.dv.chunks_exact(dv)).enumerate();

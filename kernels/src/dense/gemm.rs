@@ -128,7 +128,7 @@ impl Dense {
         let unit = self.unit();
         #[cfg(target_arch = "x86_64")]
         if unit.rounds() {
-            return super::halves::product(self, a, b, c, stride, start);
+            return super::halves::product(self, unit, a, b, (c, stride), start);
         }
         let isa = unit.isa();
         let (mr, nr) = micro_shape(isa);
@@ -170,45 +170,45 @@ fn plan(shape: Shape, m: usize, n: usize, threads: usize) -> (usize, usize) {
     best.1
 }
 
-/// Packs all of `b` into panels for [`serial`].
-pub(super) fn panels(unit: Unit, b: View, out: &mut Vec<f32>) {
+/// A right operand for [`serial`], in panels.
+#[derive(Default)]
+pub(super) struct Panels {
+    pub space: Vec<f32>,
+    /// Rows of the matrix, which are its panels' depth.
+    pub rows: usize,
+}
+
+/// Packs all of `b` into panels.
+pub(super) fn panels(unit: Unit, b: View, out: &mut Panels) {
+    out.rows = b.rows;
     #[cfg(target_arch = "x86_64")]
     if unit.rounds() {
-        return super::halves::panels(b, out);
+        return super::halves::panels(b, &mut out.space);
     }
     let isa = unit.isa();
     let (_, nr) = micro_shape(isa);
-    out.resize(b.cols.div_ceil(nr) * b.rows * nr, 0.0);
-    pack(isa, b.t(), 0..b.cols, nr, 0..b.rows, out);
+    out.space.resize(b.cols.div_ceil(nr) * b.rows * nr, 0.0);
+    pack(isa, b.t(), 0..b.cols, nr, 0..b.rows, &mut out.space);
 }
 
 /// `C = A·B` (or `+=`) by the calling thread alone, for pieces of work that are products themselves (attention).
-/// B is the top left `[a.cols, cols]` of a matrix of `deep` rows that [`panels`] packed.
-#[allow(clippy::too_many_arguments)] // one product's coordinates
-pub(super) fn serial(
-    unit: Unit,
-    a: View,
-    packed: &[f32],
-    deep: usize,
-    cols: usize,
-    c: &mut [f32],
-    stride: usize,
-    add: bool,
-) {
+/// B is the top left `[a.cols, cols]` of what [`panels`] packed.
+pub(super) fn serial(unit: Unit, a: View, b: &Panels, cols: usize, c: &mut [f32], stride: usize, add: bool) {
     let need = if a.rows == 0 || cols == 0 { 0 } else { (a.rows - 1) * stride + cols };
     assert!(cols <= stride && c.len() >= need, "product [{}, {cols}] into {}", a.rows, c.len());
     #[cfg(target_arch = "x86_64")]
     if unit.rounds() {
-        return super::halves::serial(unit, a, packed, deep, cols, c.as_mut_ptr(), stride, add);
+        return super::halves::serial(unit, a, b, cols, c.as_mut_ptr(), stride, add);
     }
     let isa = unit.isa();
     let (mr, nr) = micro_shape(isa);
-    assert!(a.cols <= deep && packed.len() >= cols.div_ceil(nr) * nr * deep, "panels of another matrix");
+    let enough = b.space.len() >= cols.div_ceil(nr) * nr * b.rows;
+    assert!(a.cols <= b.rows && enough, "panels of another matrix");
     let start = if add { Start::Own } else { Start::Zero };
     let shape = Shape { mr, nr, k: a.cols, stride, start };
     OWN.with_borrow_mut(|own| {
-        let right = Right::Packed(packed, deep);
-        // SAFETY: `c` is borrowed mutably and holds the product, `packed` holds the panels (both checked above).
+        let right = Right::Packed(&b.space, b.rows);
+        // SAFETY: `c` is borrowed mutably and holds the product, the panels hold the operand (both checked above).
         unsafe { tile(isa, shape, a, (0, a.rows), right, (0, cols), c.as_mut_ptr(), own) };
     });
 }

@@ -16,7 +16,7 @@ use core::mem::transmute;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::gemm::{Start, View, finish};
+use super::gemm::{Panels, Start, View, finish};
 use super::micro::fetch;
 use super::pack::aligned;
 use super::{Dense, Shared, Unit, pairs, tiles};
@@ -73,9 +73,16 @@ fn words(lanes: usize, k: usize) -> usize {
     lanes.div_ceil(PANEL) * k.div_ceil(STEP) * WORDS
 }
 
-/// `C = A·B`, plus what the sums begin with: as [`Dense::product`], whose checks are made.
-pub(super) fn product(dense: &Dense, a: View, b: View, c: &mut [f32], stride: usize, start: Start) {
-    let (unit, m, n, b) = (dense.unit(), a.rows, b.cols, b.t());
+/// `C = A·B`, plus what the sums begin with, rows of C `stride` apart: as [`Dense::product`], whose checks are made.
+pub(super) fn product(
+    dense: &Dense,
+    unit: Unit,
+    a: View,
+    b: View,
+    (c, stride): (&mut [f32], usize),
+    start: Start,
+) {
+    let (m, n, b) = (a.rows, b.cols, b.t());
     let c = Shared::of(c);
     PACKED.with_borrow_mut(|[left, right]| {
         for ks in bands(a.cols, BAND[2]) {
@@ -163,28 +170,18 @@ pub(super) fn panels(b: View, out: &mut Vec<f32>) {
     unsafe { pack(b, Side::Right, all, aligned(out, words(b.rows, b.cols))) };
 }
 
-/// As [`super::gemm::serial`], whose checks are made, with what [`panels`] left in `packed`.
-#[allow(clippy::too_many_arguments)] // one product's coordinates
-pub(super) fn serial(
-    unit: Unit,
-    a: View,
-    packed: &[f32],
-    deep: usize,
-    cols: usize,
-    c: *mut f32,
-    stride: usize,
-    add: bool,
-) {
+/// As [`super::gemm::serial`], whose checks are made, with what [`panels`] left.
+pub(super) fn serial(unit: Unit, a: View, b: &Panels, cols: usize, c: *mut f32, stride: usize, add: bool) {
     // where `aligned` had it begin
-    let right = &packed[packed.as_ptr().align_offset(64)..];
-    assert!(a.cols <= deep && right.len() >= words(cols, deep), "panels of another matrix");
+    let right = &b.space[b.space.as_ptr().align_offset(64)..];
+    assert!(a.cols <= b.rows && right.len() >= words(cols, b.rows), "panels of another matrix");
     LEFT.with_borrow_mut(|left| {
         let left = aligned(left, words(a.rows, a.cols));
         let steps = a.cols.div_ceil(STEP);
         // SAFETY: the unit is there; the caller's C holds the product and is its own; the panels hold the operands
         unsafe {
             pack(a, Side::Left, 0..a.rows.div_ceil(PANEL), left);
-            let operands = Operands { unit, left, right, steps: [steps, deep.div_ceil(STEP)] };
+            let operands = Operands { unit, left, right, steps: [steps, b.rows.div_ceil(STEP)] };
             multiply(&operands, steps, (0..a.rows, 0..cols), c, stride, !add);
         }
     });

@@ -241,3 +241,28 @@ fn dropout_drops_the_asked_share_and_keeps_the_mean() {
     assert!((dropped - 0.2).abs() < 0.01, "{dropped}");
     assert!(x.iter().all(|x| *x == 0.0 || *x == 1.25));
 }
+
+#[test]
+fn dropout_zeroes_what_the_hash_of_key_and_place_chooses_and_scales_the_rest() {
+    let (n, rate, key) = (40_001, 0.3f32, 12_345 | 7 << 32);
+    let x = values(n, 1);
+    let mut y = x.clone();
+    Dense::new(2).dropout(&mut y, rate, key);
+    for (i, (x, y)) in x.iter().zip(&y).enumerate() {
+        let drawn = f64::from(math::hash(key, 0, i as u32)) / 2f64.powi(32);
+        let expected = if drawn < f64::from(rate) { 0.0 } else { x * (1.0 / (1.0 - rate)) };
+        assert_eq!(*y, expected, "value {i}");
+    }
+}
+
+#[test]
+fn sums_and_zeros_reach_every_value_and_none_beyond() {
+    let n = 40_001;
+    let (mut dense, mut sum, b) = (Dense::new(2), values(n, 1), values(n, 2));
+    let expected: Vec<f32> = sum.iter().zip(&b).map(|(a, b)| a + b).collect();
+    dense.add(&mut sum, &b);
+    assert_eq!(sum, expected);
+    dense.zero(&mut sum[3..n - 5]);
+    assert!(sum[3..n - 5].iter().all(|x| *x == 0.0));
+    assert_eq!((&sum[..3], &sum[n - 5..]), (&expected[..3], &expected[n - 5..]));
+}

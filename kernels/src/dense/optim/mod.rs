@@ -3,6 +3,8 @@
 mod adamw;
 mod adamw8;
 mod lion;
+#[cfg(test)]
+mod tests;
 
 pub use adamw::AdamW;
 pub use adamw8::Moments8;

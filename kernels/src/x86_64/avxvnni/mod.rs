@@ -50,6 +50,8 @@ mod tests {
     use super::*;
     use crate::{Attention, Cpu, Input, Isa, KeyType, KvLayout, Level, Matrix, Row, Type, ValueType};
     use llm_format::quant::encode;
+    use proptest::prelude::*;
+    use std::sync::LazyLock;
 
     /// The same instruction in the encoding of AVX-512 VL, which more machines have.
     #[derive(Clone, Copy)]
@@ -98,45 +100,64 @@ mod tests {
         (0..n).map(value).collect()
     }
 
-    /// Plain Rust, and these kernels in the other encoding; `None`, told as not run, where the machine has neither.
-    fn both() -> Option<(Cpu, Cpu)> {
-        if !crate::x86_64::avx512::available() {
-            llm_testdata::not_run("AVX-VNNI's kernels: this machine has no AVX-512 VNNI");
-            return None;
+    /// Plain Rust, and these kernels in each encoding that the machine has; none, told as not run, without either.
+    static CPUS: LazyLock<(Cpu, Vec<Cpu>)> = LazyLock::new(|| {
+        let vex = Cpu::with_isa(2, Isa::AvxVnni);
+        let evex = crate::x86_64::avx512::available().then(|| Cpu::with_ops(2, &TWIN)).flatten();
+        if vex.is_none() && evex.is_none() {
+            llm_testdata::not_run("AVX-VNNI's kernels: this machine has neither AVX-VNNI nor AVX-512 VNNI");
         }
-        Some((Cpu::with_isa(1, Isa::Scalar)?, Cpu::with_ops(2, &TWIN)?))
-    }
+        (Cpu::with_isa(1, Isa::Scalar).expect("any machine"), vex.into_iter().chain(evex).collect())
+    });
 
     fn bits(x: &[f32]) -> Vec<u32> {
         x.iter().map(|v| v.to_bits()).collect()
     }
 
-    #[test]
-    fn products_in_registers_of_32_bytes_equal_the_scalar_ones() {
-        let Some((scalar, wide)) = both() else { return };
-        // every number of lanes that a pack can have, and of vectors behind whole packs
-        let small = (1..=20).map(|m| (34, 140, m));
-        let shapes = small.chain([(70, 400, 1), (33, 640, 2), (70, 300, 3), (65, 520, 37), (300, 384, 70)]);
-        for (rows, cols, m) in shapes {
-            for ty in [Type::Q8, Type::Q6, Type::Q5, Type::Q4, Type::Q3, Type::Q2, Type::F16] {
-                let data = encode(ty, &values(rows * cols, 1), rows, cols);
-                let w = Matrix::new(ty, rows, cols, &data).expect("whole");
-                let (x, bias) = (values(m * cols, 2), values(rows, 3));
-                let product = |cpu: &Cpu| {
-                    let mut input = Input::new();
-                    input.load(cpu, &x, m, cols);
-                    let mut out = vec![0f32; m * rows];
-                    cpu.matmul(w, &mut input, Some(&bias), &mut out);
-                    bits(&out)
-                };
-                assert_eq!(product(&scalar), product(&wide), "{ty} [{rows}, {cols}] x {m}");
+    /// `[rows, cols]` times `m` vectors, in every type.
+    fn check(rows: usize, cols: usize, m: usize, seed: u32) {
+        let (scalar, wide) = &*CPUS;
+        for ty in [Type::Q8, Type::Q6, Type::Q5, Type::Q4, Type::Q3, Type::Q2, Type::F16] {
+            let data = encode(ty, &values(rows * cols, seed), rows, cols);
+            let w = Matrix::new(ty, rows, cols, &data).expect("whole");
+            let (x, bias) = (values(m * cols, seed + 1), values(rows, seed + 2));
+            let product = |cpu: &Cpu| {
+                let mut input = Input::new();
+                input.load(cpu, &x, m, cols);
+                let mut out = vec![0f32; m * rows];
+                cpu.matmul(w, &mut input, Some(&bias), &mut out);
+                bits(&out)
+            };
+            let expected = product(scalar);
+            for (i, cpu) in wide.iter().enumerate() {
+                assert_eq!(expected, product(cpu), "{ty} [{rows}, {cols}] x {m}, {i}");
             }
         }
     }
 
     #[test]
+    fn products_in_registers_of_32_bytes_equal_the_scalar_ones() {
+        // every number of lanes that a pack can have, and of vectors behind whole packs
+        let small = (1..=20).map(|m| (34, 140, m));
+        let shapes = small.chain([(70, 400, 1), (33, 640, 2), (70, 300, 3), (65, 520, 37), (300, 384, 70)]);
+        for (rows, cols, m) in shapes {
+            check(rows, cols, m, 1);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+        #[test]
+        fn products_of_odd_shapes_equal_the_scalar_ones(
+            rows in 1usize..140, cols in 1usize..900, m in 1usize..70, seed in 0u32..1000,
+        ) {
+            check(rows, cols, m, seed);
+        }
+    }
+
+    #[test]
     fn attention_over_int8_keys_in_registers_of_32_bytes_equals_the_scalar_one() {
-        let Some((scalar, wide)) = both() else { return };
+        let (scalar, wide) = &*CPUS;
         let (tokens, kv_heads) = (150usize, 2);
         for (page_tokens, key_dim, group) in [(16, 40, 1), (32, 64, 3), (64, 129, 4), (16, 8, 7)] {
             let layout = KvLayout {
@@ -179,7 +200,10 @@ mod tests {
                     cpu.attention(&a, &mut out);
                     bits(&out)
                 };
-                assert_eq!(run(&scalar), run(&wide), "{layout:?}, {heads} heads, {asked} rows");
+                let expected = run(scalar);
+                for (i, cpu) in wide.iter().enumerate() {
+                    assert_eq!(expected, run(cpu), "{layout:?}, {heads} heads, {asked} rows, {i}");
+                }
             }
         }
     }
