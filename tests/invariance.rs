@@ -5,7 +5,7 @@ mod support;
 
 use llm::kv::KvType;
 use llm::model::Model;
-use llm::session::{Session, SessionOptions};
+use llm::session::{Level, Session, SessionOptions};
 use llm_format::quant::Type;
 use support::{Reference, converted, logits, model, open, runtime};
 
@@ -32,13 +32,15 @@ fn threads_and_instruction_sets_do_not_change_a_bit_of_full_precision_types() {
             for isa in llm_kernels::available() {
                 for threads in [1, 2] {
                     let model = open(&runtime(threads, Some(isa.name())), &path);
-                    let got = bits(&logits(&model, &options, ids));
-                    assert!(
-                        got == expected,
-                        "{} {ty:?}, {} with {threads} threads",
-                        reference.name,
-                        isa.name()
-                    );
+                    for determinism in [Level::BatchInvariant, Level::Portable] {
+                        let options = SessionOptions { determinism, ..options.clone() };
+                        assert!(
+                            bits(&logits(&model, &options, ids)) == expected,
+                            "{} {ty:?}, {} with {threads} threads, {determinism:?}",
+                            reference.name,
+                            isa.name()
+                        );
+                    }
                 }
             }
         }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use llm::kv::KvType;
 use llm::model::{Model, OpenOptions};
 use llm::runtime::{Runtime, RuntimeOptions};
-use llm::session::{Session, SessionOptions};
+use llm::session::{Level, Session, SessionOptions};
 use llm_convert::Options;
 use llm_format::quant::Type;
 use llm_testdata::shared;
@@ -203,7 +203,8 @@ references! {
     qwen3 qwen3_moe
 }
 
-/// Quantized models with the default KV cache: threads, chunks, pages and instruction sets change no bit.
+/// Quantized models with the default KV cache: threads, chunks, pages and instruction sets change no bit, neither by
+/// default nor in the portable level.
 #[test]
 fn quantized_models_give_the_same_bits_however_they_are_run() {
     let others = [Type::Q6, Type::Q5, Type::Q3, Type::Q2];
@@ -216,15 +217,18 @@ fn quantized_models_give_the_same_bits_however_they_are_run() {
             let plain = logits(&open(&path, 1, None), &run.ids, SessionOptions::default());
             for threads in [1, 2] {
                 for isa in llm_kernels::available() {
+                    let model = open(&path, threads, Some(isa.name()));
                     let chunk = if threads == 1 { 64 } else { 5 };
-                    let options = SessionOptions { chunk, page: 16, ..SessionOptions::default() };
-                    let got = logits(&open(&path, threads, Some(isa.name())), &run.ids, options);
-                    assert!(
-                        same_bits(&got, &plain),
-                        "{name} {}: {threads} threads, {}, chunks of {chunk}",
-                        ty.name(),
-                        isa.name()
-                    );
+                    for determinism in [Level::BatchInvariant, Level::Portable] {
+                        let options =
+                            SessionOptions { chunk, page: 16, determinism, ..SessionOptions::default() };
+                        assert!(
+                            same_bits(&logits(&model, &run.ids, options), &plain),
+                            "{name} {}: {threads} threads, {}, chunks of {chunk}, {determinism:?}",
+                            ty.name(),
+                            isa.name()
+                        );
+                    }
                 }
             }
         }

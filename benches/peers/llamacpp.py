@@ -12,8 +12,21 @@ report. So are the two limits of the machine: a loop that only reads, and one th
 one. Its clock starts after Python and its library are up; ours when the process is started.
 
 What a round does, in turn: `libllm bench`, then the peer's figures in a process of its own. --peer names the Pythons
-with a build of the peer (one with AMX, one without); per figure the best build counts. The flag --isa passes LLM_ISA
-on to ours, for a comparison without AMX.
+with a build of the peer; per figure the best build counts. The flag --isa passes LLM_ISA on to ours, for a comparison
+without AMX.
+
+On a machine with AMX the build above uses it for everything, and one without may do better in some figures. There, a
+second build stands beside it: GGML_NATIVE alone decides while it is on, whatever GGML_AMX_* say, so it names what it
+uses, and pip must not take the first build out of its cache:
+
+    python3 -m venv noamx && CC=clang CXX=clang++ CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_SSE42=ON -DGGML_AVX=ON \\
+        -DGGML_AVX2=ON -DGGML_BMI2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON \\
+        -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON -DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF -DGGML_AMX_BF16=OFF" \\
+        noamx/bin/pip install --no-cache-dir gguf numpy --no-binary llama-cpp-python llama-cpp-python
+    peer/bin/python benches/peers/llamacpp.py --peer peer/bin/python noamx/bin/python --out record.json
+
+The report's peer_builds say what each build uses (AMX_INT8 = 1). PyTorch chooses when it runs, so training.py needs one
+build only.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-//! The same weights in another arrangement give the same file; what lies beside them is carried over.
+//! The same weights in another arrangement give the same file; what lies beside them is carried over; random weights
+//! make models that run.
 
 mod common;
 
@@ -6,6 +7,9 @@ use std::path::Path;
 
 use common::*;
 use llm::Status;
+use llm::model::{Model, OpenOptions};
+use llm::runtime::{Runtime, RuntimeOptions};
+use llm::session::{Session, SessionOptions};
 use llm_format::File;
 use llm_format::quant::Type;
 use serde_json::json;
@@ -210,25 +214,29 @@ fn a_random_model_is_whole_and_the_same_each_time() {
     assert!(e.message().contains("llama-9000b") && e.message().contains("smol-135m"), "{e}");
 }
 
-/// Cancels at the first chance.
-struct Stop;
-impl llm_convert::Progress for Stop {
-    fn advance(&self, _: u64, _: u64) -> bool {
-        false
-    }
-}
-
 #[test]
-fn every_random_shape_and_scaling_can_be_described() {
+fn every_random_shape_and_scaling_is_a_model_that_runs() {
     let temp = tempfile::tempdir().unwrap();
     let out = temp.path().join("out.llm");
+    let runtime = Runtime::new(RuntimeOptions { threads: 2, ..RuntimeOptions::default() }).unwrap();
     let shapes = llm_convert::SHAPES.iter().map(|shape| (shape.name, None));
     let scalings = llm_convert::SCALINGS.iter().map(|scaling| ("smol-135m", Some(*scaling)));
     for (name, scaling) in shapes.chain(scalings) {
+        let what = format!("{name}, {scaling:?}");
         let options = llm_convert::RandomOptions { scaling, layers: Some(1), vocab: Some(64) };
-        // Where it comes to writing, configuration and list of tensors were right.
-        let e = llm_convert::random_with(name, &options, Type::Q4, &out, &Stop).unwrap_err();
-        assert_eq!(e.status(), Status::CANCELLED, "{name}, {scaling:?}: {e}");
+        llm_convert::random_with(name, &options, Type::Q4, &out, &())
+            .unwrap_or_else(|e| panic!("{what}: {e}"));
+        let model = Model::open_path(&runtime, &out, &OpenOptions::default(), None).unwrap();
+        assert_eq!((model.spec().layers.len(), model.spec().vocab), (1, 64), "{what}");
+        let session =
+            || Session::new(&model, SessionOptions { max_tokens: 8, ..SessionOptions::default() }).unwrap();
+        let (mut stepped, mut at_once) = (session(), session());
+        stepped.prefill(&[11, 63, 0], None, None).unwrap();
+        stepped.decode(7, None).unwrap();
+        at_once.prefill(&[11, 63, 0, 7], None, None).unwrap();
+        // Logits that are not finite are an error.
+        let logits = stepped.logits().unwrap();
+        assert_eq!(logits, at_once.logits().unwrap(), "{what}");
+        assert!(logits.iter().any(|v| *v != logits[0]), "{what}: the logits are all {}", logits[0]);
     }
-    assert_eq!(files(temp.path()), [""; 0]);
 }

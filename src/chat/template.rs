@@ -140,6 +140,7 @@ impl Template {
             let line = e.line().map_or(-1, |line| i64::try_from(line).unwrap_or(-1));
             Error::new(Status::BAD_FORMAT, format!("chat template, line {line}: {e}")).with("line", line)
         })?;
+        // collecting would bring code that sorts
         let mut variables = Map::new();
         for &(name, text) in tokens {
             variables.insert(name.to_owned(), Value::from(text));

@@ -38,6 +38,47 @@ fn a_prefetch_keeps_the_file_no_longer_than_itself() {
     assert_eq!(Arc::strong_count(mapping), 1);
 }
 
+/// Which pages of a mapping from its file's start are in memory.
+#[cfg(target_os = "linux")]
+fn resident(mapped: &Bytes) -> Vec<bool> {
+    // SAFETY: takes and returns numbers.
+    let size = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap();
+    let mut pages = vec![0u8; mapped.len().div_ceil(size)];
+    // SAFETY: the mapping begins with a page and lives, and there is a byte for each of its pages.
+    let failed = unsafe { libc::mincore(mapped.start.cast_mut().cast(), mapped.len(), pages.as_mut_ptr()) };
+    assert_eq!(failed, 0, "{}", std::io::Error::last_os_error());
+    pages.iter().map(|page| page & 1 == 1).collect()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_prefetch_brings_all_of_a_file_into_memory_wherever_it_begins() {
+    use std::os::fd::AsRawFd;
+    let Owner::Mapping(tried) = Bytes::map(&file(&[7]), 0, 0).unwrap().owner else { panic!("a mapping") };
+    if tried.advise_range(memmap2::Advice::PopulateRead, 0, 1).is_err() {
+        return llm_testdata::not_run("prefetch: the system reads no mapping ahead (Linux 5.14 does)");
+    }
+    // Beside this program and not in the temporary directory, which may be memory.
+    let program = std::env::current_exe().unwrap();
+    for first in [0, 5 << 20] {
+        let mut file = tempfile::tempfile_in(program.parent().unwrap()).unwrap();
+        file.write_all(&vec![7; (9 << 20) + 100]).unwrap();
+        file.sync_all().unwrap();
+        // SAFETY: takes numbers; the descriptor is open.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        let mapped = Bytes::map(&file, 0, 0).unwrap();
+        let before = resident(&mapped);
+        if !before.contains(&false) {
+            return llm_testdata::not_run("prefetch: the system keeps files that were written in memory");
+        }
+        let mut prefetch = mapped.prefetch(first, true).unwrap();
+        prefetch.thread.take().unwrap().join().unwrap();
+        let count = |pages: &[bool]| pages.iter().filter(|page| **page).count();
+        let (before, after) = (count(&before), resident(&mapped));
+        assert_eq!(count(&after), after.len(), "pages in memory; before {before}");
+    }
+}
+
 /// The parts that are read where `cold` ones take long.
 fn read(parts: usize, all: bool, cold: impl Fn(usize) -> bool) -> Vec<usize> {
     let (mut steps, mut read) = (Steps::new(parts, all), Vec::new());

@@ -10,21 +10,19 @@
 //! comparisons, in their place.
 
 use std::io::Read;
-use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::RwLock;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use llm::Cancel;
 use llm::kv::{KvOptions, KvPool};
 use llm::model::Model;
-use llm::session::Session;
 use llm::session::batch::{Batch, Slot, Want};
+use llm::session::{MemoryPlan, Session};
 use llm_convert::RandomOptions;
 use llm_format::quant::Type;
-use llm_kernels::peak::{Operands, multiply};
+use llm_kernels::peak::{self, Operands, together};
 use serde_json::{Value, json};
 
 use crate::common::{self, RunArgs};
@@ -246,9 +244,7 @@ impl Sequences {
         let kv =
             KvOptions { page: options.page, kv: options.kv, prefix_cache: false, ..KvOptions::default() };
         let pool = KvPool::new(model, &kv)?;
-        let pages = args.batch.saturating_mul(options.max_tokens.div_ceil(options.page));
-        let stats = pool.stats();
-        pool.resize((stats.page_bytes * stats.groups).saturating_mul(pages as u64))?;
+        pool.resize(MemoryPlan::new(model, &kv, &options, args.batch as u64, None)?.kv_total)?;
         let sessions = (0..args.batch).map(|_| Session::in_pool(&pool, options.clone()));
         let sessions = sessions.collect::<llm::Result<_>>()?;
         Ok(Self { sessions, batch: Some(Batch::new(&pool)?), ids: Vec::new() })
@@ -309,29 +305,6 @@ fn start_to_first_token(args: &Args, path: &Path, scratch: &Path) -> Result<Star
     Ok(Start { milliseconds, anonymous: report["anonymous_bytes"].as_f64().unwrap_or(f64::NAN) })
 }
 
-/// What `threads` threads return that do `work(0)` to `work(threads - 1)`, and the seconds that they take for it.
-fn together<T: Send>(threads: usize, work: impl Fn(usize) -> T + Sync) -> (Vec<T>, f64) {
-    let gate = RwLock::new(());
-    std::thread::scope(|scope| {
-        let (gate, work) = (&gate, &work);
-        // opens on every way out of here, also where the system gives no more threads
-        let closed = gate.write();
-        let spawn = |i| {
-            scope.spawn(move || {
-                drop(gate.read());
-                work(i)
-            })
-        };
-        let workers: Vec<_> = (0..threads).map(spawn).collect();
-        // until these threads are there, each on a core, and the model's no longer wait for work awake
-        std::thread::sleep(Duration::from_millis(5));
-        let started = Instant::now();
-        drop(closed);
-        let results = workers.into_iter().map(|w| w.join().unwrap_or_else(|e| resume_unwind(e))).collect();
-        (results, started.elapsed().as_secs_f64())
-    })
-}
-
 /// Bytes per second of a loop that only reads the mapped file, on as many threads.
 fn read_bandwidth(bytes: &[u8], threads: usize) -> f64 {
     let part = bytes.len().div_ceil(threads.max(1)).max(1);
@@ -344,16 +317,11 @@ fn read_bandwidth(bytes: &[u8], threads: usize) -> f64 {
 /// Multiplications per second of a loop that does nothing else, on as many threads, with the instruction that most of
 /// the model's weights are multiplied with; `None` where the instruction set has none for vectors.
 fn multiply_peak(model: &Model, threads: usize) -> Option<f64> {
-    /// Some hundredths of a second.
-    const ROUNDS: u32 = 1 << 24;
     let isa = llm_kernels::Isa::parse(model.runtime().isa())?;
     let types = model.info().types;
     let most = types.iter().max_by_key(|(_, bytes)| **bytes).and_then(|(name, _)| Type::parse(name))?;
-    let rounds = if isa == llm_kernels::Isa::Amx { ROUNDS / 16 } else { ROUNDS };
     let operands = if most.is_integer() { Operands::Int8 } else { Operands::F32 };
-    let (counts, seconds) = together(threads, |_| multiply(isa, operands, rounds));
-    let count = counts.into_iter().sum::<Option<u64>>()?;
-    Some(count as f64 / seconds)
+    peak::measure(threads, isa, operands)
 }
 
 fn median(values: &[f64]) -> f64 {
