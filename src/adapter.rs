@@ -7,6 +7,8 @@
 //! whole when it is opened: every checksum, and every shape against the model. The model itself is not touched, so any
 //! number of sessions may run it with other adapters, or none. It does not know where products are computed.
 
+pub mod peft;
+
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::Path;

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use llm::adapter::{A, AdapterSpec, B, Target, VERSION, takes};
+use llm::adapter::{A, AdapterSpec, B, Target, VERSION, peft, takes};
 use llm::model::arch::{self, Rows, Take, Want};
 use llm::model::spec::Spec;
 use llm::model::{Model, OpenOptions};
@@ -82,9 +82,14 @@ pub fn convert_adapter(
         let what = format!("{}: the output is the model of the adapter; choose another name", out.display());
         return Err(Error::new(Status::INVALID_ARG, what));
     }
-    let config = checkpoint::read_json(&source.join("adapter_config.json"))?;
+    let path = source.join("adapter_config.json");
+    let config = checkpoint::read_json(&path)?;
+    let here = |e: Error| e.context(path.display());
+    let factors = peft::Settings::read(&config).and_then(|settings| settings.modules()).map_err(here)?;
     let mut warnings = Vec::new();
-    let scales = Scales::read(&config, &mut warnings).map_err(at)?;
+    if config.get("inference_mode") == Some(&Value::Bool(false)) {
+        warnings.push("the adapter was saved while it was in training".into());
+    }
     let (file, pickled) = (source.join("adapter_model.safetensors"), source.join("adapter_model.bin"));
     if !file.exists() && pickled.exists() {
         return Err(checkpoint::other_format(&pickled, "a PyTorch file"));
@@ -103,7 +108,7 @@ pub fn convert_adapter(
 
     let mut targets = Vec::new();
     for part in &parts {
-        let scale = scales.of(part.module, part.rank).map_err(at)?;
+        let scale = factors.factor(part.module, part.rank).map_err(here)?;
         targets.push(Target { tensor: part.want.name.clone(), rank: part.rank, scale });
     }
     let adapter = AdapterSpec {
@@ -164,113 +169,6 @@ fn read_base(base: &Path, only: bool) -> Result<(Spec, Option<String>)> {
     let model = Model::open_path(&runtime, base, &options, None)?;
     let fingerprint = model.fingerprint().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok((model.spec().clone(), only.then_some(fingerprint)))
-}
-
-/// The factors of modules.
-struct Scales {
-    alpha: f64,
-    /// Patterns of modules with an alpha of their own.
-    patterns: Vec<(String, f64)>,
-    /// Divided by the square root of the rank.
-    rank_stabilised: bool,
-}
-
-impl Scales {
-    /// Reads an adapter's configuration and refuses what is more than a sum of low-rank changes.
-    fn read(config: &Value, warnings: &mut Vec<String>) -> Result<Self> {
-        let refuse = |key: &str, why: &str| {
-            let got = config.get(key).unwrap_or(&Value::Null);
-            let what = format!("adapter_config.json: `{key}` is {got}: {why}");
-            Err(Error::new(Status::UNSUPPORTED, what))
-        };
-        let set = |key: &str| match config.get(key) {
-            None | Some(Value::Null | Value::Bool(false)) => false,
-            Some(Value::Array(list)) => !list.is_empty(),
-            Some(Value::Object(map)) => !map.is_empty(),
-            Some(_) => true,
-        };
-        if config.get("peft_type").and_then(Value::as_str) != Some("LORA") {
-            return refuse("peft_type", "supported is \"LORA\"");
-        }
-        if set("bias") && config.get("bias").and_then(Value::as_str) != Some("none") {
-            return refuse("bias", "biases are not changed by adapters; train with \"none\", or merge");
-        }
-        let init =
-            config.get("init_lora_weights").and_then(Value::as_str).unwrap_or_default().to_ascii_lowercase();
-        if ["pissa", "olora", "loftq", "corda", "lora_ga"].iter().any(|kind| init.starts_with(kind)) {
-            return refuse(
-                "init_lora_weights",
-                "it changes the model's own matrices; save it as a plain LoRA first",
-            );
-        }
-        let others = [
-            ("use_dora", "its norms are not supported; merge it into the model"),
-            (
-                "modules_to_save",
-                "whole modules beside the adapter are not supported; merge it into the model",
-            ),
-            ("lora_bias", "biases are not changed by adapters; merge it into the model"),
-            (
-                "target_parameters",
-                "single parameters, such as experts, are not supported; merge it into the model",
-            ),
-            ("trainable_token_indices", "new embeddings are not supported; merge it into the model"),
-            ("layer_replication", "copied layers are not supported; merge it into the model"),
-            ("alora_invocation_tokens", "adapters that begin at a token are not supported"),
-            ("use_qalora", "it is not supported"),
-            ("use_bdlora", "it is not supported"),
-            ("arrow_config", "it is not supported"),
-            ("kasa_config", "it is not supported"),
-            ("monteclora_config", "it is not supported"),
-            ("velora_config", "it is not supported"),
-        ];
-        for (key, why) in others {
-            if set(key) {
-                return refuse(key, why);
-            }
-        }
-        if set("lora_dropout") && config.get("inference_mode") == Some(&Value::Bool(false)) {
-            warnings.push("the adapter was saved while it was in training".into());
-        }
-        let number = |key: &str| config.get(key).and_then(Value::as_f64).filter(|n| n.is_finite());
-        let Some(alpha) = number("lora_alpha") else {
-            return Err(Error::new(Status::BAD_FORMAT, "adapter_config.json: `lora_alpha` is not a number"));
-        };
-        let mut patterns = Vec::new();
-        for (pattern, value) in config.get("alpha_pattern").and_then(Value::as_object).into_iter().flatten() {
-            let Some(value) = value.as_f64().filter(|n| n.is_finite()) else {
-                let what = format!("adapter_config.json: `alpha_pattern`: `{pattern}` is {value}");
-                return Err(Error::new(Status::BAD_FORMAT, what));
-            };
-            patterns.push((pattern.clone(), value));
-        }
-        Ok(Self { alpha, patterns, rank_stabilised: set("use_rslora") })
-    }
-
-    /// The factor on the change of `module`: alpha over the rank.
-    fn of(&self, module: &str, rank: u32) -> Result<f32> {
-        let mut alpha = self.alpha;
-        // PEFT takes the first pattern that matches the end of the name, whole words of it.
-        for (pattern, value) in &self.patterns {
-            let regex = fancy_regex::Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"));
-            let matches = regex.and_then(|regex| regex.is_match(module)).map_err(|e| {
-                let what = format!("adapter_config.json: `alpha_pattern`: `{pattern}`: {e}");
-                Error::new(Status::BAD_FORMAT, what)
-            })?;
-            if matches {
-                alpha = *value;
-                break;
-            }
-        }
-        let over = if self.rank_stabilised { f64::from(rank).sqrt() } else { f64::from(rank) };
-        let scale = (alpha / over) as f32;
-        if !scale.is_finite() {
-            let what =
-                format!("adapter_config.json: alpha {alpha} over rank {rank} of `{module}` is {scale}");
-            return Err(Error::new(Status::BAD_FORMAT, what));
-        }
-        Ok(scale)
-    }
 }
 
 /// The modules of the file.

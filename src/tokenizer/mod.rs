@@ -18,7 +18,7 @@ mod decode;
 mod encode;
 mod normalize;
 pub mod oniguruma;
-mod pattern;
+pub(crate) mod pattern;
 mod pretokenize;
 mod scan;
 mod stream;

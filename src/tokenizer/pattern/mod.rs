@@ -110,12 +110,34 @@ impl Matcher {
     }
 }
 
-fn compiled(text: &str) -> Result<Program> {
-    let program = match text.len() {
+/// An expression that a text has or has not.
+pub(crate) struct Expression(Program);
+
+impl Expression {
+    /// # Errors
+    /// What about the expression is not known, or what is too large.
+    pub(crate) fn new(text: &str) -> std::result::Result<Expression, String> {
+        program(text).map(Expression)
+    }
+
+    /// Whether there is a match anywhere in `text`.
+    ///
+    /// # Errors
+    /// Why it gave up.
+    pub(crate) fn is_in(&self, text: &str) -> std::result::Result<bool, String> {
+        Ok(Search::new(&self.0, text).find(0)?.is_some())
+    }
+}
+
+fn program(text: &str) -> std::result::Result<Program, String> {
+    match text.len() {
         0..=LONGEST => Program::new(text),
         length => Err(format!("it has {length} bytes, at most {LONGEST}")),
-    };
-    program.map_err(|why| {
+    }
+}
+
+fn compiled(text: &str) -> Result<Program> {
+    program(text).map_err(|why| {
         let shown: String = text.chars().take(200).collect();
         let what = format!("the tokenizer's expression {shown:?} is not usable: {why}");
         Error::new(Status::UNSUPPORTED, what)

@@ -10,16 +10,21 @@
 
 mod peft;
 
+use llm::adapter::peft::Settings;
 use llm::error::{Error, Result, Status};
 use llm::model::arch::{LayerSlot as L, Rows, Slot, Take};
 use llm_kernels::dense::Dense;
 use llm_kernels::dense::gemm::View;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::params::{Param, Params};
 use crate::random::{Stream, bits};
 
 pub(crate) use peft::{config, read, read_config, tensors};
+
+/// The highest rank.
+const MOST: usize = 1 << 14;
 
 /// What is trained beside a checkpoint's matrices.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,11 +40,24 @@ pub struct LoraConfig {
     pub targets: Vec<String>,
     /// The factor is `alpha` / √`rank` instead (rsLoRA).
     pub root: bool,
+    /// Ranks of some matrices, by pattern: a regular expression for the end of a name, as PEFT has them; the first that
+    /// fits counts.
+    pub rank_pattern: Vec<(String, u32)>,
+    /// The same for `alpha`.
+    pub alpha_pattern: Vec<(String, f32)>,
 }
 
 impl Default for LoraConfig {
     fn default() -> Self {
-        LoraConfig { rank: 0, alpha: 16.0, dropout: 0.0, targets: Vec::new(), root: false }
+        LoraConfig {
+            rank: 0,
+            alpha: 16.0,
+            dropout: 0.0,
+            targets: Vec::new(),
+            root: false,
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+        }
     }
 }
 
@@ -49,23 +67,59 @@ impl LoraConfig {
     /// # Errors
     /// `INVALID_ARG` with the one that does not fit.
     pub fn check(&self) -> Result<()> {
-        let fine = self.rank <= 1 << 14
-            && self.alpha > 0.0
-            && self.alpha.is_finite()
+        let alpha = |alpha: f32| alpha > 0.0 && alpha.is_finite();
+        let fine = self.rank <= MOST
+            && self.rank_pattern.iter().all(|(_, rank)| (1..=MOST).contains(&(*rank as usize)))
+            && alpha(self.alpha)
+            && self.alpha_pattern.iter().all(|(_, value)| alpha(*value))
             && (0.0..1.0).contains(&self.dropout);
-        if fine {
-            return Ok(());
+        if !fine {
+            let message =
+                format!("lora: expected rank up to {MOST}, alpha above 0, dropout in 0..1, got {self:?}");
+            return Err(Error::new(Status::INVALID_ARG, message));
         }
-        let message =
-            format!("lora: expected rank up to 16384, alpha above 0, dropout in 0..1, got {self:?}");
-        Err(Error::new(Status::INVALID_ARG, message))
+        if let Some(twice) = twice(&self.rank_pattern).or_else(|| twice(&self.alpha_pattern)) {
+            let message = format!("lora: the pattern {twice:?} is named twice");
+            return Err(Error::new(Status::INVALID_ARG, message));
+        }
+        let patterns = self.settings().modules();
+        patterns.map(drop).map_err(|e| Error::new(Status::INVALID_ARG, format!("lora: {e}")))
     }
 
-    /// The factor on B·A.
-    pub fn scale(&self) -> f32 {
-        let rank = self.rank as f32;
-        self.alpha / if self.root { rank.sqrt() } else { rank }
+    /// What ranks and factors follow from.
+    fn settings(&self) -> Settings {
+        Settings {
+            rank: self.rank as u32,
+            alpha: f64::from(self.alpha),
+            ranks: self.rank_pattern.clone(),
+            alphas: self.alpha_pattern.iter().map(|(p, alpha)| (p.clone(), f64::from(*alpha))).collect(),
+            rank_stabilised: self.root,
+        }
     }
+
+    /// What must stay as it was where an adapter is trained further, in words.
+    pub(crate) fn change(&self) -> String {
+        let LoraConfig { rank, alpha, root, rank_pattern, alpha_pattern, .. } = self;
+        let over = if *root { "√rank" } else { "rank" };
+        let patterns = match (&rank_pattern[..], &alpha_pattern[..]) {
+            ([], []) => String::new(),
+            (ranks, alphas) => format!(", ranks of {ranks:?} and alphas of {alphas:?}"),
+        };
+        format!("rank {rank} and factor {alpha} / {over}{patterns}")
+    }
+}
+
+/// A pattern that comes again: an object of JSON has a name once.
+fn twice<T>(patterns: &[(String, T)]) -> Option<&str> {
+    let again = |i: &usize| patterns[..*i].iter().any(|(pattern, _)| *pattern == patterns[*i].0);
+    (1..patterns.len()).find(again).map(|i| patterns[i].0.as_str())
+}
+
+/// An item of `rank_pattern` or `alpha_pattern` from `PATTERN=NUMBER`; other text stays what it is, and is no item.
+pub(crate) fn pattern(text: &str) -> Value {
+    let number = |text: &str| serde_json::from_str::<serde_json::Number>(text).ok();
+    let parts = text.rsplit_once('=').and_then(|(pattern, value)| Some((pattern, number(value)?)));
+    parts.map_or_else(|| text.into(), |(pattern, value)| json!([pattern, value]))
 }
 
 /// A part of a module: rows of one parameter.
@@ -87,6 +141,8 @@ struct Part {
 pub(crate) struct Module {
     /// The checkpoint's tensor, without `.weight`.
     pub name: String,
+    /// The factor on B·A.
+    scale: f32,
     parts: Vec<Part>,
     /// A and B, by their place in the adapter's list.
     a: usize,
@@ -126,9 +182,10 @@ impl Lora {
     /// The adapters that `config` asks for.
     ///
     /// # Errors
-    /// `INVALID_ARG` for targets that the model lacks, with those it has.
+    /// `INVALID_ARG` for settings that do not fit, and for targets that the model lacks, with those it has.
     pub fn new(config: &LoraConfig, model: &Params) -> Result<Lora> {
         config.check()?;
+        let numbers = config.settings().modules()?;
         let mut modules: Vec<Module> = Vec::new();
         let mut shapes: Vec<(String, Slot, usize, usize)> = Vec::new();
         let mut hit = vec![false; config.targets.len()];
@@ -155,13 +212,14 @@ impl Lora {
                 if !wanted {
                     continue;
                 }
-                let at = modules.iter().position(|m| m.name == name).unwrap_or_else(|| {
-                    let index = shapes.len();
-                    shapes.push((format!("{name}.lora_A"), part.slot, config.rank, p.cols));
-                    shapes.push((format!("{name}.lora_B"), part.slot, 0, config.rank));
-                    modules.push(Module { name, parts: Vec::new(), a: index, b: index + 1 });
-                    modules.len() - 1
-                });
+                let at = modules.iter().position(|m| m.name == name).unwrap_or(modules.len());
+                if at == modules.len() {
+                    let rank = numbers.rank(&name)?;
+                    let (scale, rank, a) = (numbers.factor(&name, rank)?, rank as usize, shapes.len());
+                    shapes.push((format!("{name}.lora_A"), part.slot, rank, p.cols));
+                    shapes.push((format!("{name}.lora_B"), part.slot, 0, rank));
+                    modules.push(Module { name, scale, parts: Vec::new(), a, b: a + 1 });
+                }
                 let module = &mut modules[at];
                 let from = shapes[module.b].2;
                 shapes[module.b].2 += rows;
@@ -240,8 +298,7 @@ impl Lora {
                 let db = &mut grads[b.range()][span];
                 dense.product(dy.t(), View::new(&h, rows, rank, rank), db, rank, true);
             }
-            let scale = self.config.scale();
-            dh.iter_mut().for_each(|v| *v *= scale);
+            dh.iter_mut().for_each(|v| *v *= module.scale);
             let dh = View::new(&dh, rows, rank, rank);
             let weights = View::new(&values[a.range()], rank, cols, cols);
             if dropout > 0.0 {
@@ -262,8 +319,7 @@ impl Lora {
     pub fn merge(&self, dense: &mut Dense, values: &[f32], model: &Params, weights: &mut [f32]) {
         for module in &self.modules {
             let (a, b) = (&self.params.list[module.a], &self.params.list[module.b]);
-            let scale = self.config.scale();
-            let scaled: Vec<f32> = values[b.range()].iter().map(|v| v * scale).collect();
+            let scaled: Vec<f32> = values[b.range()].iter().map(|v| v * module.scale).collect();
             for part in &module.parts {
                 let (rank, cols) = (a.rows, a.cols);
                 let from = model.list[part.param].range().start + part.start * cols;
@@ -301,8 +357,7 @@ impl Lora {
         } else {
             dense.linear(x, &values[a.range()], None, None, &mut h, shape);
         }
-        let scale = self.config.scale();
-        h.iter_mut().for_each(|v| *v *= scale);
+        h.iter_mut().for_each(|v| *v *= module.scale);
         h
     }
 }

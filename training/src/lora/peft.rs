@@ -6,15 +6,19 @@
 //! ```
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use llm::adapter::peft::Settings;
 use llm::error::{Error, Result, Status};
 use safetensors::tensor::{Dtype, SafeTensors, View};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Lora, LoraConfig, Module};
 use crate::layout::floats;
 use crate::params::Params;
+
+/// What PEFT puts in front of a module's name.
+const WRAPPED: &str = "base_model.model.";
 
 /// `adapter_config.json` for adapters of the checkpoint `base`.
 pub(crate) fn config(lora: &Lora, base: &str) -> Value {
@@ -27,11 +31,15 @@ pub(crate) fn config(lora: &Lora, base: &str) -> Value {
         targets.clone_from(&lora.config.targets);
     }
     let c = &lora.config;
+    let ranks: Map<String, Value> = c.rank_pattern.iter().map(|(p, rank)| (p.clone(), json!(rank))).collect();
+    let alphas: Map<String, Value> =
+        c.alpha_pattern.iter().map(|(p, alpha)| (p.clone(), json!(alpha))).collect();
     json!({
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": c.rank,
         "lora_alpha": c.alpha, "lora_dropout": c.dropout, "target_modules": targets, "use_rslora": c.root,
         "bias": "none", "fan_in_fan_out": lora.turned, "inference_mode": true, "init_lora_weights": true,
-        "modules_to_save": null, "use_dora": false, "rank_pattern": {}, "alpha_pattern": {},
+        "modules_to_save": null, "use_dora": false, "rank_pattern": ranks,
+        "alpha_pattern": alphas,
     })
 }
 
@@ -78,7 +86,7 @@ pub(crate) fn tensors<'a>(lora: &'a Lora, values: &'a [f32]) -> Vec<(String, Sto
     let mut all = Vec::new();
     for module in &lora.modules {
         let (a, b) = (&lora.params.list[module.a], &lora.params.list[module.b]);
-        let name = |which: &str| format!("base_model.model.{}.lora_{which}.weight", module.name);
+        let name = |which: &str| format!("{WRAPPED}{}.lora_{which}.weight", module.name);
         let from = &values[b.range()];
         let mut out = vec![0.0; from.len()];
         for (row, place) in from.chunks_exact(b.cols).zip(places(module)) {
@@ -93,76 +101,53 @@ pub(crate) fn tensors<'a>(lora: &'a Lora, values: &'a [f32]) -> Vec<(String, Sto
 /// The settings of the adapter directory `dir`.
 ///
 /// # Errors
-/// `NOT_FOUND`, `IO`, `BAD_FORMAT`; `UNSUPPORTED` for what is more than plain LoRA, by name.
+/// `NOT_FOUND`, `IO`, `BAD_FORMAT`; `UNSUPPORTED` for what is more than a sum of low-rank changes, by name.
 pub(crate) fn read_config(dir: &Path) -> Result<LoraConfig> {
     let path = dir.join("adapter_config.json");
     let text = std::fs::read(&path).map_err(|e| Error::from(e).context(path.display()))?;
     let wrong = |what: String| Error::new(Status::BAD_FORMAT, format!("{}: {what}", path.display()));
     let c: Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
-    let set = |key: &str| match c.get(key) {
-        None | Some(Value::Null | Value::Bool(false)) => false,
-        Some(Value::Object(map)) => !map.is_empty(),
-        Some(Value::Array(list)) => !list.is_empty(),
-        Some(_) => true,
-    };
-    let extra = [
-        "use_dora",
-        "modules_to_save",
-        "rank_pattern",
-        "alpha_pattern",
-        "target_parameters",
-        "lora_bias",
-        "trainable_token_indices",
-        "layer_replication",
-        // what follows changes what the same two matrices mean
-        "alora_invocation_tokens",
-        "use_qalora",
-        "use_bdlora",
-        "arrow_config",
-        "kasa_config",
-        "monteclora_config",
-        "velora_config",
-    ];
-    let kind = c.get("peft_type").and_then(Value::as_str).unwrap_or("LORA");
-    let bias = c.get("bias").and_then(Value::as_str).unwrap_or("none");
-    if kind != "LORA" || bias != "none" || extra.iter().any(|key| set(key)) {
-        let which =
-            extra.iter().find(|key| set(key)).copied().unwrap_or(if bias == "none" { kind } else { "bias" });
-        let message = format!("{}: {which}: expected plain LoRA", path.display());
-        return Err(Error::new(Status::UNSUPPORTED, message));
-    }
-    // such a start changes the model's matrices, too
-    if let Some(start) = c.get("init_lora_weights").and_then(Value::as_str)
-        && ["pissa", "olora", "corda", "loftq", "lora_ga"]
-            .iter()
-            .any(|kind| start.to_ascii_lowercase().starts_with(kind))
-    {
-        let message = format!(
-            "{}: init_lora_weights = {start:?}: expected an adapter of the model as it is; PEFT converts it with \
-             `path_initial_model_for_weight_conversion`",
-            path.display()
-        );
-        return Err(Error::new(Status::UNSUPPORTED, message));
-    }
-    let rank = c.get("r").and_then(Value::as_u64).and_then(|r| usize::try_from(r).ok());
+    let settings = Settings::read(&c).map_err(|e| e.context(path.display()))?;
+    let narrowed = ["layers_to_transform", "exclude_modules"]
+        .iter()
+        .any(|key| c.get(key).is_some_and(|value| !value.is_null() && *value != json!([])));
     let targets = match c.get("target_modules") {
-        Some(Value::String(one)) if one == "all-linear" => Vec::new(),
-        Some(Value::Array(list)) => {
+        Some(Value::Array(list)) if !list.is_empty() && !narrowed => {
             let names: Option<Vec<String>> = list.iter().map(|v| v.as_str().map(String::from)).collect();
             names.ok_or_else(|| wrong("target_modules: expected names".into()))?
         }
-        other => return Err(wrong(format!("target_modules: expected a list of names, got {other:?}"))),
+        // an expression, or names of more modules than there are
+        _ => modules(dir)?,
     };
-    let number = |key: &str, default: f64| c.get(key).and_then(Value::as_f64).unwrap_or(default) as f32;
     let config = LoraConfig {
-        rank: rank.ok_or_else(|| wrong("no number `r`".into()))?,
-        alpha: number("lora_alpha", 8.0),
-        dropout: number("lora_dropout", 0.0),
+        rank: settings.rank as usize,
+        alpha: settings.alpha as f32,
+        dropout: c.get("lora_dropout").and_then(Value::as_f64).unwrap_or(0.0) as f32,
         targets,
-        root: set("use_rslora"),
+        root: settings.rank_stabilised,
+        rank_pattern: settings.ranks,
+        alpha_pattern: settings.alphas.into_iter().map(|(pattern, alpha)| (pattern, alpha as f32)).collect(),
     };
     config.check().map_err(|e| e.context(path.display()))?;
-    if config.rank == 0 { Err(wrong("`r` is 0".into())) } else { Ok(config) }
+    Ok(config)
+}
+
+/// The modules that the adapter in `dir` has tensors of.
+fn modules(dir: &Path) -> Result<Vec<String>> {
+    let (path, bytes) = tensor_file(dir)?;
+    let wrong = |what: String| Error::new(Status::BAD_FORMAT, format!("{}: {what}", path.display()));
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| wrong(e.to_string()))?;
+    let module = |name: &str| Some(name.strip_prefix(WRAPPED)?.strip_suffix(".lora_A.weight")?.to_string());
+    let mut modules: Vec<String> = file.names().into_iter().filter_map(module).collect();
+    modules.sort();
+    if modules.is_empty() { Err(wrong("no lora_A of a matrix in it".into())) } else { Ok(modules) }
+}
+
+/// The file of the adapter's tensors in `dir`.
+fn tensor_file(dir: &Path) -> Result<(PathBuf, Vec<u8>)> {
+    let path = dir.join("adapter_model.safetensors");
+    let bytes = std::fs::read(&path).map_err(|e| Error::from(e).context(path.display()))?;
+    Ok((path, bytes))
 }
 
 /// The adapters of the directory `dir` for a model.
@@ -172,8 +157,7 @@ pub(crate) fn read_config(dir: &Path) -> Result<LoraConfig> {
 /// for a matrix that the model lacks.
 pub(crate) fn read(dir: &Path, config: &LoraConfig, model: &Params) -> Result<(Lora, Vec<f32>)> {
     let lora = Lora::new(config, model).map_err(|e| e.context(dir.display()))?;
-    let path = dir.join("adapter_model.safetensors");
-    let bytes = std::fs::read(&path).map_err(|e| Error::from(e).context(path.display()))?;
+    let (path, bytes) = tensor_file(dir)?;
     let wrong = |what: String| Error::new(Status::BAD_FORMAT, format!("{}: {what}", path.display()));
     let file = SafeTensors::deserialize(&bytes).map_err(|e| wrong(e.to_string()))?;
     // every shape is compared before anything takes memory: the rank is a number of a file
@@ -181,7 +165,7 @@ pub(crate) fn read(dir: &Path, config: &LoraConfig, model: &Params) -> Result<(L
     for module in &lora.modules {
         for (which, id) in [("A", module.a), ("B", module.b)] {
             let p = &lora.params.list[id];
-            let name = format!("base_model.model.{}.lora_{which}.weight", module.name);
+            let name = format!("{WRAPPED}{}.lora_{which}.weight", module.name);
             let tensor = file.tensor(&name).map_err(|e| wrong(format!("{name:?}: {e}")))?;
             if tensor.shape() != [p.rows, p.cols] {
                 let (shape, dtype) = (tensor.shape(), tensor.dtype());

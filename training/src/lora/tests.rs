@@ -61,8 +61,11 @@ impl Case {
     }
 }
 
+/// Matrices of the second layer have a rank and a factor of their own.
 fn config(rank: usize) -> LoraConfig {
-    LoraConfig { rank, alpha: 6.0, ..LoraConfig::default() }
+    let second = || r".*\.1\..*".to_string();
+    let (rank_pattern, alpha_pattern) = (vec![(second(), 1)], vec![(second(), 2.5)]);
+    LoraConfig { rank, alpha: 6.0, rank_pattern, alpha_pattern, ..LoraConfig::default() }
 }
 
 /// Values of both matrices.
@@ -102,8 +105,8 @@ fn gradients_of_adapters_are_those_of_the_matrices_they_stand_for() {
         case.model = case.blueprint.params();
         let mut whole = vec![0.0; case.model.total];
         case.pass(None, &merged, Want::Gradient { scale: 1.0, grads: &mut whole });
-        let scale = f64::from(lora.config.scale());
         for module in &lora.modules {
+            let scale = f64::from(module.scale);
             let (a, b) = (&lora.params.list[module.a], &lora.params.list[module.b]);
             let (rank, cols) = (a.rows, a.cols);
             let mut expected = (vec![0.0f64; a.len()], vec![0.0f64; b.len()]);
@@ -224,6 +227,7 @@ fn an_adapter_survives_its_files_and_one_of_another_model_is_refused() {
         let path = dir.path().join("adapter_model.safetensors");
         safetensors::serialize_to_file(tensors(&lora, &values), None, &path).unwrap();
         let found = read_config(dir.path()).unwrap();
+        assert_eq!(found.change(), lora.config.change(), "{name}");
         let (again, read_values) =
             read(dir.path(), &found, &case.model).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!((again.modules.len(), &read_values), (lora.modules.len(), &values), "{name}");
@@ -233,6 +237,41 @@ fn an_adapter_survives_its_files_and_one_of_another_model_is_refused() {
             let error = read(dir.path(), &found, &other.params()).unwrap_err();
             assert_eq!(error.status(), Status::BAD_FORMAT, "{name}: {error}");
         }
+    }
+}
+
+#[test]
+fn ranks_factors_and_layers_that_peft_chose_give_its_logits_and_are_written_back() {
+    let place = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference");
+    let expected: serde_json::Value =
+        serde_json::from_str(include_str!("../../tests/reference/peft.json")).unwrap();
+    let (_, model) = designs().into_iter().find(|(n, _)| *n == "llama").unwrap();
+    let (case, written) = (case(&model), tempfile::tempdir().unwrap());
+    for (name, ranks) in [("patterns", vec![1, 2, 4, 5]), ("layers", vec![2, 4])] {
+        let dir = place.join(format!("peft-{name}"));
+        let found = read_config(&dir).unwrap();
+        let (lora, values) = read(&dir, &found, &case.model).unwrap();
+        let mut there: Vec<usize> = lora.modules.iter().map(|m| lora.params.list[m.a].rows).collect();
+        there.sort_unstable();
+        there.dedup();
+        assert_eq!(there, ranks, "{name}");
+        let got = case.logits(Some((&lora, &values)), &case.weights);
+        let expected = expected[name]["theirs"].as_array().unwrap();
+        assert_eq!(got.len(), expected.len(), "{name}");
+        for (a, b) in got.iter().zip(expected) {
+            let (a, b) = (f64::from(*a), b.as_f64().unwrap());
+            assert!((a - b).abs() < 1e-4 * b.abs().max(0.1), "{name}: {a}, peft has {b}");
+        }
+        let text = super::config(&lora, "base").to_string();
+        std::fs::write(written.path().join("adapter_config.json"), &text).unwrap();
+        let path = written.path().join("adapter_model.safetensors");
+        safetensors::serialize_to_file(tensors(&lora, &values), None, &path).unwrap();
+        let again = read_config(written.path()).unwrap();
+        assert_eq!(again, found, "{name}");
+        assert!(read(written.path(), &again, &case.model).unwrap().1 == values, "{name}");
+        let theirs = std::fs::read_to_string(dir.join("adapter_config.json")).unwrap();
+        let [own, theirs] = [text, theirs].map(|t| serde_json::from_str::<serde_json::Value>(&t).unwrap());
+        assert_eq!(own["rank_pattern"], theirs["rank_pattern"], "{name}");
     }
 }
 
@@ -253,8 +292,14 @@ fn a_rank_that_the_tensors_do_not_have_and_a_start_that_changes_the_model_are_re
     let error = read(dir.path(), &read_config(dir.path()).unwrap(), &case.model).unwrap_err();
     assert_eq!(error.status(), Status::BAD_FORMAT);
     assert!(error.message().contains("[3, 32], expected floats [16384, 32]"), "{error}");
-    for (key, value) in [("alora_invocation_tokens", vec![1, 2]), ("trainable_token_indices", vec![3])] {
-        write(key, value.into());
+    for (key, value) in [
+        ("alora_invocation_tokens", serde_json::json!([1, 2])),
+        ("trainable_token_indices", serde_json::json!([3])),
+        ("bias", "lora_only".into()),
+        ("bias", "all".into()),
+        ("modules_to_save", serde_json::json!(["lm_head"])),
+    ] {
+        write(key, value);
         let error = read_config(dir.path()).unwrap_err();
         assert_eq!(error.status(), Status::UNSUPPORTED);
         assert!(error.message().contains(key), "{error}");
@@ -265,8 +310,37 @@ fn a_rank_that_the_tensors_do_not_have_and_a_start_that_changes_the_model_are_re
         assert_eq!(error.status(), Status::UNSUPPORTED);
         assert!(error.message().contains(start), "{error}");
     }
-    write("init_lora_weights", "gaussian".into());
-    read(dir.path(), &read_config(dir.path()).unwrap(), &case.model).unwrap();
+    for (key, value) in [("init_lora_weights", "gaussian".into()), ("fan_in_fan_out", true.into())] {
+        write(key, value);
+        read(dir.path(), &read_config(dir.path()).unwrap(), &case.model).unwrap();
+    }
+}
+
+#[test]
+fn patterns_that_are_none_are_refused_before_a_run() {
+    for (assignment, expected) in [
+        ("rank_pattern=q_proj=0", "expected rank up to 16384"),
+        ("alpha_pattern=q_proj=-1", "alpha above 0"),
+        ("rank_pattern=q_proj=4,k_proj=2,q_proj=3", "the pattern \"q_proj\" is named twice"),
+        ("rank_pattern=q(=4", "lora: `rank_pattern`: `q(`: "),
+        ("alpha_pattern=q_proj=4", "lora.alpha_pattern: without lora.rank the whole model would be trained"),
+    ] {
+        let mut config = Config::default();
+        (config.model.vocab, config.from) = (300, "base".into());
+        config.set(assignment).unwrap();
+        let error = config.check().unwrap_err();
+        assert!(error.message().contains(expected), "{assignment}: {error}");
+    }
+    let mut config = Config::default();
+    for assignment in ["lora.rank=4", r"rank_pattern=layers\.1\..*=2,o_proj=8", "alpha_pattern=o_proj=1.5"] {
+        config.set(assignment).unwrap();
+    }
+    let ranks = vec![(r"layers\.1\..*".to_string(), 2), ("o_proj".to_string(), 8)];
+    assert_eq!((&config.lora.rank_pattern, &config.lora.alpha_pattern[0].1), (&ranks, &1.5));
+    assert_eq!(Config::from_json(&config.to_json()).unwrap(), config);
+    assert_eq!(Config::from_text(&config.to_yaml().unwrap()).unwrap(), config);
+    let error = config.set("rank_pattern=o_proj").unwrap_err();
+    assert!(error.message().contains("rank_pattern=o_proj: "), "{error}");
 }
 
 #[test]

@@ -1,9 +1,10 @@
 """Logits of small models with adapters, by peft: of adapters made here and of its own.
 
     LLM_TRAIN_REFERENCE=DIR cargo test -p llm-train --lib reference
-    python training/tests/reference/adapters.py DIR
+    python training/tests/reference/adapters.py DIR [NAME...]
 
-Writes peft.json and the adapters peft-* beside this file. Needs torch, transformers and peft.
+Writes peft.json and the adapters peft-* beside this file; with names those cases alone, the others stay as they are. Needs
+torch, transformers and peft.
 """
 
 import json
@@ -15,7 +16,32 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 HERE = Path(__file__).parent
-TARGETS = {"llama": ["q_proj", "v_proj", "down_proj"], "gpt2": ["c_attn", "mlp.c_proj"]}
+# the model of a case and what its adapter is like; a model's name is also a case with an adapter that was made here
+CASES = {
+    "llama": ("llama", dict(target_modules=["q_proj", "v_proj", "down_proj"])),
+    "gpt2": ("gpt2", dict(target_modules=["c_attn", "mlp.c_proj"], use_rslora=True)),
+    # modules by an expression; ranks and factors of some: of one by its whole name, of a layer; no module ends in `.proj`
+    "patterns": (
+        "llama",
+        dict(
+            target_modules=r"model\.layers\.\d+\.(self_attn\.[qvo]_proj|mlp\.(gate|down)_proj)",
+            rank_pattern={"^model.layers.0.self_attn.q_proj": 1, r"layers\.1\.mlp\..*": 2, "v_proj|gate_proj": 5},
+            alpha_pattern={"o_proj": 2.5, r"layers\.1\..*_proj": 7, "proj": 100},
+        ),
+    ),
+    # modules of some layers, one left out, the factors by the roots of ranks
+    "layers": (
+        "llama",
+        dict(
+            target_modules=["q_proj", "up_proj", "down_proj"],
+            layers_to_transform=[1],
+            exclude_modules=["up_proj"],
+            use_rslora=True,
+            rank_pattern={"q_proj": 2},
+            alpha_pattern={"mlp.down_proj": 3},
+        ),
+    ),
+}
 
 
 def base(path):
@@ -30,12 +56,17 @@ def logits(model):
 
 
 def main():
-    source, result = Path(sys.argv[1]), {}
-    for name, targets in TARGETS.items():
-        ours = PeftModel.from_pretrained(base(source / name), source / "adapters" / name).eval()
+    source, names = Path(sys.argv[1]), sys.argv[2:]
+    result = json.loads((HERE / "peft.json").read_text()) if names else {}
+    for name in names or CASES:
+        model, how = CASES[name]
+        result[name] = {}
+        if name == model:
+            ours = PeftModel.from_pretrained(base(source / model), source / "adapters" / model).eval()
+            result[name]["ours"] = logits(ours)
         torch.manual_seed(5)
-        config = LoraConfig(r=4, lora_alpha=6, target_modules=targets, use_rslora=name == "gpt2", task_type="CAUSAL_LM")
-        theirs = get_peft_model(base(source / name), config).eval()
+        config = LoraConfig(r=4, lora_alpha=6, task_type="CAUSAL_LM", **how)
+        theirs = get_peft_model(base(source / model), config).eval()
         with torch.no_grad():
             for key, p in theirs.named_parameters():
                 if "lora_B" in key:
@@ -45,7 +76,9 @@ def main():
         saved = HERE / f"peft-{name}" / "adapter_config.json"
         settings = json.loads(saved.read_text()) | {"base_model_name_or_path": "base"}
         saved.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n")
-        result[name] = {"ours": logits(ours), "theirs": logits(theirs)}
+        # as the file says: patterns are sorted there, and the first that fits counts
+        again = PeftModel.from_pretrained(base(source / model), HERE / f"peft-{name}").eval()
+        result[name]["theirs"] = logits(again)
     (HERE / "peft.json").write_text(json.dumps(result) + "\n")
 
 
