@@ -1,5 +1,5 @@
 //! Designs that no published layout equals: `config.json` holds the [`Spec`] itself, under the key `spec`, and tensors
-//! have Llama's names where Llama has the part, names in its style where it has not.
+//! have Llama's names where Llama has the part, names in its style where it has not. `docs/layout.md` lists all of it.
 
 use serde::Deserialize;
 use serde_json::Value;

@@ -16,9 +16,7 @@
 use std::io::BufRead;
 use std::time::Instant;
 
-use llm_kernels::detect::detect;
-use llm_kernels::peak::{Operands, multiply};
-use llm_train::{Config, ModelConfig, Precision, PrepareOptions, Trainer, prepare};
+use llm_train::{Config, ModelConfig, PrepareOptions, Trainer, prepare};
 
 #[path = "../tests/common/characters.rs"]
 mod characters;
@@ -36,21 +34,6 @@ fn processor_seconds() -> f64 {
     // behind the name in brackets: the 14th and 15th field of all
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
     fields.filter_map(|f| f.parse::<f64>().ok()).sum::<f64>() / 100.0
-}
-
-/// Multiplications (each with its addition, so two operations) per second of `threads` threads that do nothing else,
-/// with the operands that products of a run have.
-fn peak(threads: usize, precision: Precision) -> f64 {
-    const ROUNDS: u32 = 100_000_000;
-    let bf16 = precision == Precision::Bf16 && multiply(detect(), Operands::Bf16, 1).is_some();
-    let operands = if bf16 { Operands::Bf16 } else { Operands::F32 };
-    let start = Instant::now();
-    let done: u64 = std::thread::scope(|s| {
-        let work = || multiply(detect(), operands, ROUNDS).unwrap_or(0);
-        let threads: Vec<_> = (0..threads).map(|_| s.spawn(work)).collect();
-        threads.into_iter().map(|t| t.join().unwrap_or(0)).sum()
-    });
-    done as f64 / start.elapsed().as_secs_f64()
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -107,15 +90,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         rates.sort_by(f64::total_cmp);
         let median = rates[rates.len() / 2];
-        let threads = if threads == 0 { llm_kernels::threads::default_threads() } else { threads };
-        let peak = 2.0 * peak(threads, config.precision);
+        let work = median * flops;
+        let of = |peak: f64| format!(" ({:.1} % of {:.0})", 100.0 * work / peak, peak / 1e9);
+        let share = trainer.peak().map_or(String::new(), of);
         println!(
-            "median {median:.0}, {:.0} to {:.0} tokens/s; {:.0} of {:.0} GFLOP/s, {:.1} %; {:.0} MB",
+            "median {median:.0}, {:.0} to {:.0} tokens/s; {:.0} GFLOP/s{share}; {:.0} MB",
             rates[0],
             rates[rates.len() - 1],
-            median * flops / 1e9,
-            peak / 1e9,
-            100.0 * median * flops / peak,
+            work / 1e9,
             most_memory() as f64 / 1e6
         );
     }

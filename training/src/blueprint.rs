@@ -49,7 +49,15 @@ impl Blueprint {
         let config: Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
         let (arch, spec) = read_config(&config).map_err(|e| e.context(path.display()))?;
         trainable(&spec).map_err(|e| e.context(path.display()))?;
-        Ok(Blueprint { arch, spec, config, fixed_positions: false })
+        // beside the spec, since it says nothing of what the model computes
+        let fixed_positions = match config.get("fixed_positions") {
+            Some(Value::Bool(fixed)) => *fixed,
+            Some(Value::Null) | None => false,
+            Some(other) => {
+                return Err(wrong(format!("`fixed_positions` is {other}, expected true or false")));
+            }
+        };
+        Ok(Blueprint { arch, spec, config, fixed_positions })
     }
 
     /// The same, of a new model whose texts end as the documents of `data` do.
@@ -220,6 +228,27 @@ mod tests {
             change(&mut spec);
             let e = write(&spec).unwrap_err();
             assert!(e.message().contains(reason), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_says_whether_its_table_of_positions_is_trained() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |config: &Value| {
+            std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+            Blueprint::of_checkpoint(dir.path())
+        };
+        for (position, fixed) in [(Position::Sinusoidal, true), (Position::Learned, false)] {
+            let model = ModelConfig { vocab: 19, position, ..ModelConfig::tiny() };
+            let mut config = model.hugging_face().unwrap();
+            assert_eq!(of(&config).unwrap().fixed_positions, fixed);
+            // a description by hand need not say it
+            config.as_object_mut().unwrap().remove("fixed_positions").unwrap();
+            assert!(!of(&config).unwrap().fixed_positions);
+            config["fixed_positions"] = json!("yes");
+            let e = of(&config).unwrap_err();
+            assert_eq!(e.status(), Status::BAD_FORMAT);
+            assert!(e.message().contains("`fixed_positions` is \"yes\", expected true or false"), "{e}");
         }
     }
 

@@ -8,7 +8,10 @@
 //! ```
 //! An answer begins where the template, asked for the beginning of an answer, ends. A template may change what it wrote
 //! before (leave out the thoughts of earlier answers): then each answer becomes a conversation of its own, with all that
-//! the template shows before it, and is learned alone. What a host wrote never becomes a special token.
+//! the template shows before it, and is learned alone. What a host wrote never becomes a special token. Rows of other
+//! forms become such conversations first ([`forms`]).
+
+mod forms;
 
 use std::path::Path;
 
@@ -18,6 +21,7 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use crate::encode::{Encoder, Place};
+use forms::Conversation;
 
 /// A conversation's ids, which of them are learned, and the bytes of text that those are.
 pub(crate) type Marked = (Vec<u32>, Vec<bool>, usize);
@@ -52,26 +56,29 @@ impl Marker {
     /// The conversations that a row of data holds: one, or one for each answer.
     ///
     /// # Errors
-    /// `BAD_FORMAT` for a row without messages or answers, what the template refuses.
+    /// `BAD_FORMAT` for a row of no known form or without answers, for a template that leaves out calls of tools; what
+    /// the template refuses.
     pub fn row(&self, row: &Value) -> Result<Vec<Marked>> {
         let wrong = |what: &str| Error::new(Status::BAD_FORMAT, what.to_string());
-        let messages = row.get("messages").or_else(|| row.get("conversations")).and_then(Value::as_array);
-        let messages = messages.ok_or_else(|| wrong("no list `messages`"))?;
+        let Conversation { messages, tools } = forms::conversation(row)?;
         let mut chat = Chat::new();
-        if let Some(tools) = row.get("tools").filter(|t| !t.is_null()) {
-            // some sets keep the list as a text
-            chat.set_tools_json(&tools.as_str().map_or_else(|| tools.to_string(), String::from))?;
+        if let Some(tools) = tools {
+            chat.set_tools_json(&tools.to_string())?;
         }
         // the text before each answer and behind it
         let mut answers: Vec<(Rendered, Rendered)> = Vec::new();
-        for message in messages {
+        for (i, message) in messages.iter().enumerate() {
             let answers_now = message.get("role").and_then(Value::as_str) == Some("assistant");
             let before = if answers_now { Some(self.render(&chat, true)?) } else { None };
-            chat.add_json(&message.to_string())?;
+            chat.add_json(&message.to_string()).map_err(|e| e.context(format_args!("message {i}")))?;
             if let Some(before) = before {
                 let after = self.render(&chat, false)?;
-                if !after.text.starts_with(&before.text) {
+                let Some(answer) = after.text.strip_prefix(&before.text) else {
                     return Err(wrong("the template's text before an answer is not how the answer begins"));
+                };
+                if let Some(name) = called(message).find(|name| !answer.contains(name)) {
+                    let what = format!("the template leaves out the call of {name:?} (`tool_calls`)");
+                    return Err(wrong(&what));
                 }
                 answers.push((before, after));
             }
@@ -123,6 +130,12 @@ impl Marker {
         }
         Ok((ids, learned, spans.iter().map(|(a, b)| b - a).sum()))
     }
+}
+
+/// The functions that a message calls.
+fn called(message: &Value) -> impl Iterator<Item = &str> {
+    let calls = message.get("tool_calls").and_then(Value::as_array);
+    calls.into_iter().flatten().filter_map(|call| call.get("function")?.get("name")?.as_str())
 }
 
 /// The first special token of the template's own in `from..to`, the longest where several begin: its place and id.

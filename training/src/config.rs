@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 
 use crate::corpus::{self, Part, Phase};
 use crate::design::ModelConfig;
-use crate::lora::LoraConfig;
+use crate::lora::{self, LoraConfig};
+use crate::run::text;
 
 /// The most threads of a run; far more than cores take a process down.
 const THREADS: usize = 1024;
@@ -157,6 +158,12 @@ pub struct Config {
     pub data: PathBuf,
     /// Several such directories in place of `data`, drawn by weight.
     pub mixture: Vec<Part>,
+    /// Texts in place of `data`, as `data prepare` takes them: [`crate::train`] prepares them in `out`, once.
+    pub text: Vec<String>,
+    /// The `tokenizer.json` for `text`. Empty: that of `from`, or a byte-level BPE that is trained on the text.
+    pub tokenizer: PathBuf,
+    /// Tokens of that.
+    pub tokenizer_size: usize,
     /// Stretches of the run with other lengths and weights, in order; what follows the last has the run's own.
     pub curriculum: Vec<Phase>,
     /// Directory that takes checkpoints (`step-N`) and `metrics.jsonl`.
@@ -175,7 +182,7 @@ pub struct Config {
     pub recompute: Recompute,
     /// What activations and the operands of products are.
     pub precision: Precision,
-    /// Steps between checkpoints; 0: only at the end.
+    /// Steps between checkpoints, beside those of the best evaluations; 0: only these and the last.
     pub save_every: u64,
     /// Checkpoints kept beside the best.
     pub keep: usize,
@@ -185,6 +192,8 @@ pub struct Config {
     pub eval_sequences: usize,
     /// The run ends after so many evaluations that are no better than the best; 0: never.
     pub patience: u64,
+    /// The run fails after so many steps in a row whose loss or gradient norm is far above the usual; 0: never.
+    pub divergence: u64,
 }
 
 impl Default for Config {
@@ -199,6 +208,9 @@ impl Default for Config {
             optim: OptimConfig::default(),
             data: PathBuf::from("data"),
             mixture: Vec::new(),
+            text: Vec::new(),
+            tokenizer: PathBuf::new(),
+            tokenizer_size: 8192,
             curriculum: Vec::new(),
             out: PathBuf::from("run"),
             steps: 2000,
@@ -213,6 +225,7 @@ impl Default for Config {
             eval_every: 250,
             eval_sequences: 64,
             patience: 0,
+            divergence: 50,
         }
     }
 }
@@ -281,34 +294,40 @@ impl Config {
     /// Every directory it names.
     fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let mixture = self.mixture.iter_mut().map(|part| &mut part.data);
-        [&mut self.from, &mut self.adapter, &mut self.data, &mut self.out].into_iter().chain(mixture)
+        let own = [&mut self.from, &mut self.adapter, &mut self.data, &mut self.tokenizer, &mut self.out];
+        own.into_iter().chain(mixture)
     }
 
-    /// Sets one value from `key=value`; the key is a path (`optim.rate`) or its last part where that is unique.
+    /// Sets one value from `key=value`; the key is a path (`optim.rate`, `mixture.0.weight` for an item of a list) or
+    /// its last part where that is unique.
     ///
     /// # Errors
-    /// `INVALID_ARG` for text without `=`, an unknown or ambiguous key, or a value of the wrong type.
+    /// `INVALID_ARG` for text without `=`, an unknown or ambiguous key, an item that is not there, or a value of the
+    /// wrong type.
     pub fn set(&mut self, assignment: &str) -> Result<()> {
         let (key, text) = assignment
             .split_once('=')
             .ok_or_else(|| invalid(format!("{assignment:?}: expected key=value, such as optim.rate=1e-3")))?;
         let mut tree = to_value(self)?;
         let paths = paths(&tree, "");
-        let exact = paths.iter().find(|p| *p == key);
+        // of a key within a list the path leads to the list
+        let within = |p: &str| key.strip_prefix(p).is_some_and(|rest| rest.starts_with('.'));
+        let exact = paths.iter().find(|p| *p == key || within(p));
         let by_leaf: Vec<&String> = paths.iter().filter(|p| p.rsplit('.').next() == Some(key)).collect();
-        let path = match (exact, &by_leaf[..]) {
-            (Some(path), _) => path,
+        let path: &str = match (exact, &by_leaf[..]) {
+            (Some(_), _) => key,
             (None, [path]) => path,
             (None, []) => return Err(unknown(key, paths.iter().map(String::as_str))),
             (None, several) => {
                 return Err(invalid(format!("key {key:?} is one of {several:?}: write the whole")));
             }
         };
-        let place = path.split('.').try_fold(&mut tree, |at, part| at.get_mut(part));
-        let place = place.unwrap_or_else(|| unreachable!("the path was listed"));
+        let place = place(&mut tree, path)?;
         // a list may be given as its items: lora.targets=q_proj,v_proj or mixture=web=3,books=1
-        let item = |t| match path.as_str() {
+        let item = |t: &str| match path {
             "mixture" => serde_json::to_value(Part::parse(t)).unwrap_or_default(),
+            "lora.rank_pattern" | "lora.alpha_pattern" => lora::pattern(t),
+            _ if path.ends_with(".weights") => t.parse::<f64>().map_or_else(|_| t.into(), Value::from),
             _ => Value::from(t),
         };
         let items = || Value::Array(text.split(',').filter(|t| !t.is_empty()).map(item).collect());
@@ -330,7 +349,7 @@ impl Config {
     /// # Errors
     /// `INVALID_ARG` with the first setting that does not fit.
     pub fn check(&self) -> Result<()> {
-        let paths = [&self.from, &self.adapter, &self.data, &self.out].map(PathBuf::as_path);
+        let paths = [&self.from, &self.adapter, &self.data, &self.tokenizer, &self.out].map(PathBuf::as_path);
         let parts = self.mixture.iter().map(|part| part.data.as_path());
         if let Some(path) = paths.into_iter().chain(parts).find(|path: &&Path| path.to_str().is_none()) {
             // checkpoints hold the configuration as JSON
@@ -343,10 +362,19 @@ impl Config {
             }
         }
         self.lora.check()?;
-        if self.lora.rank == 0 && !self.lora.targets.is_empty() && self.adapter.as_os_str().is_empty() {
-            return Err(invalid("lora.targets: without lora.rank the whole model would be trained".into()));
+        let about = [
+            ("targets", self.lora.targets.is_empty()),
+            ("rank_pattern", self.lora.rank_pattern.is_empty()),
+            ("alpha_pattern", self.lora.alpha_pattern.is_empty()),
+        ];
+        if let Some((key, _)) = about.into_iter().find(|(_, empty)| !empty)
+            && self.lora.rank == 0
+            && self.adapter.as_os_str().is_empty()
+        {
+            return Err(invalid(format!("lora.{key}: without lora.rank the whole model would be trained")));
         }
         corpus::check(self)?;
+        text::check(self)?;
         if self.threads > THREADS {
             let threads = self.threads;
             return Err(invalid(format!(
@@ -446,6 +474,7 @@ fn plain(e: &serde_json::Error) -> String {
     let mut text = e.to_string();
     for (ty, words) in [
         ("usize", "a whole number, 0 or more"),
+        ("u32", "a whole number, 0 or more"),
         ("u64", "a whole number, 0 or more"),
         ("f32", "a number"),
         ("f64", "a number"),
@@ -455,6 +484,38 @@ fn plain(e: &serde_json::Error) -> String {
         text = text.replace(&format!("expected {ty}"), &format!("expected {words}"));
     }
     text
+}
+
+/// What `path` leads to; a part of it may be the number of an item of a list.
+///
+/// # Errors
+/// `INVALID_ARG` with the part that leads nowhere.
+fn place<'v>(tree: &'v mut Value, path: &str) -> Result<&'v mut Value> {
+    let (mut at, mut before) = (tree, String::new());
+    for part in path.split('.') {
+        let name = if before.is_empty() { part.to_string() } else { format!("{before}.{part}") };
+        let known = match &*at {
+            Value::Array(items) if part.parse::<usize>().is_ok_and(|i| i < items.len()) => Vec::new(),
+            Value::Array(items) => {
+                let there = match items.len() {
+                    0 => "the list is empty".to_string(),
+                    1 => "there is one item, 0".to_string(),
+                    n => format!("there are {n} items, 0 to {}", n - 1),
+                };
+                return Err(invalid(format!("{name}: expected the number of an item: {there}")));
+            }
+            Value::Object(map) if map.contains_key(part) => Vec::new(),
+            Value::Object(map) => siblings(map, &format!("{before}.")),
+            _ => return Err(invalid(format!("{name}: {before} is one value, it has no parts"))),
+        };
+        let next = match at {
+            Value::Array(items) => part.parse::<usize>().ok().and_then(|i| items.get_mut(i)),
+            other => other.get_mut(part),
+        };
+        at = next.ok_or_else(|| unknown(&name, known.iter().map(String::as_str)))?;
+        before = name;
+    }
+    Ok(at)
 }
 
 /// All leaves as dotted paths.

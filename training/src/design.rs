@@ -358,7 +358,7 @@ impl ModelConfig {
         }
     }
 
-    /// nanoGPT's character model: GPT-2 with 6 layers, 6 heads, width 384, 256 tokens.
+    /// The size of nanoGPT's character model: GPT-2 with 6 layers, 6 heads, width 384, 256 tokens.
     pub fn baby_gpt() -> ModelConfig {
         ModelConfig { layers: 6, heads: 6, width: 384, ffn: 1536, context: 256, ..ModelConfig::tiny() }
             .gpt2_design()
@@ -426,28 +426,43 @@ impl ModelConfig {
                 return Err(invalid(format!("model.{name} = {value}: expected above 0")));
             }
         }
-        if x.count > 0 && (x.active == 0 || x.active > x.count || !self.gated()) {
-            return Err(invalid(format!(
-                "model.experts: {} of {} experts with feed {:?}: expected 1 to count, and a gated block",
-                x.active, x.count, self.feed
-            )));
-        }
         if x.count > 0 {
             self.check_routing()?;
         }
         if l.kv_rank > 0 {
-            let rotated = self.position == Position::Rope;
-            if !matches!(self.position, Position::Rope | Position::None) || l.nope == 0 || l.value == 0 {
-                return Err(invalid(
-                    "model.latent: expected position rope or none, nope and value above 0".into(),
-                ));
+            self.check_latent()?;
+        }
+        Ok(())
+    }
+
+    /// Checks latent attention, where there is some.
+    fn check_latent(&self) -> Result<()> {
+        let l = &self.latent;
+        if !matches!(self.position, Position::Rope | Position::None) {
+            let position = json!(self.position);
+            return Err(invalid(format!(
+                "model.position = {position}: expected rope or none with latent attention, which rotates a part of \
+                 each head or nothing"
+            )));
+        }
+        let absent = [
+            ("qk_norm", self.qk_norm == QkDesign::None, json!(self.qk_norm), "none"),
+            ("window", self.window == 0, json!(self.window), "0"),
+            ("bias", self.bias == Bias::None, json!(self.bias), "none"),
+        ];
+        if let Some((name, _, value, expected)) = absent.iter().find(|(_, fits, ..)| !fits) {
+            return Err(invalid(format!(
+                "model.{name} = {value}: expected {expected} with latent attention; no layout that libllm writes has \
+                 both"
+            )));
+        }
+        for (name, value) in [("nope", l.nope), ("value", l.value)] {
+            if value == 0 {
+                return Err(invalid(format!("model.latent.{name} = 0: expected above 0")));
             }
-            if rotated && (l.rope == 0 || !l.rope.is_multiple_of(2)) {
-                return Err(invalid(format!("model.latent.rope = {}: expected an even number", l.rope)));
-            }
-            if self.qk_norm != QkDesign::None || self.window > 0 || self.bias != Bias::None {
-                return Err(invalid("model.latent: goes without qk_norm, window and bias".into()));
-            }
+        }
+        if self.position == Position::Rope && (l.rope == 0 || !l.rope.is_multiple_of(2)) {
+            return Err(invalid(format!("model.latent.rope = {}: expected an even number", l.rope)));
         }
         Ok(())
     }
@@ -472,6 +487,17 @@ impl ModelConfig {
     /// Checks how experts are chosen, where there are some.
     fn check_routing(&self) -> Result<()> {
         let x = &self.experts;
+        if x.active == 0 || x.active > x.count {
+            let (active, count) = (x.active, x.count);
+            return Err(invalid(format!("model.experts.active = {active}: expected 1 to count, {count}")));
+        }
+        if !self.gated() {
+            let feed = json!(self.feed);
+            return Err(invalid(format!(
+                "model.feed = {feed}: expected swiglu or geglu with experts; no layout that libllm writes has experts \
+                 without a gate"
+            )));
+        }
         if x.groups == 0 || !x.count.is_multiple_of(x.groups) {
             let (groups, count) = (x.groups, x.count);
             return Err(invalid(format!(
@@ -571,6 +597,46 @@ mod tests {
             change(&mut model);
             let e = model.spec().unwrap_err();
             assert!(e.message().contains(expected), "{e}");
+        }
+    }
+
+    #[test]
+    fn what_no_layout_has_is_refused_with_the_setting_and_the_reason() {
+        let experts = ExpertsDesign { count: 4, ..ExpertsDesign::default() };
+        let latent = LatentDesign { kv_rank: 8, ..LatentDesign::default() };
+        let moe = ModelConfig { vocab: 19, experts, ..ModelConfig::tiny() };
+        let mla = ModelConfig { vocab: 19, latent, ..ModelConfig::tiny() };
+        moe.spec().unwrap();
+        mla.spec().unwrap();
+        let gate = "no layout that libllm writes has experts without a gate";
+        let both = "with latent attention; no layout that libllm writes has both";
+        let turned = "with latent attention, which rotates a part of each head or nothing";
+        type Change = fn(&mut ModelConfig);
+        let cases: [(&str, &str, &ModelConfig, Change); 6] = [
+            ("model.feed = \"gelu\": expected swiglu or geglu", gate, &moe, |m| m.feed = Feed::Gelu),
+            ("model.feed = \"relu2\": ", gate, &moe, |m| m.feed = Feed::Relu2),
+            ("model.qk_norm = \"head\": expected none", both, &mla, |m| m.qk_norm = QkDesign::Head),
+            ("model.window = 4: expected 0", both, &mla, |m| m.window = 4),
+            ("model.bias = \"qkv\": expected none", both, &mla, |m| m.bias = Bias::Qkv),
+            ("model.position = \"alibi\": ", turned, &mla, |m| m.position = Position::Alibi),
+        ];
+        for (setting, reason, model, change) in cases {
+            let mut model = model.clone();
+            change(&mut model);
+            let e = model.spec().unwrap_err();
+            assert_eq!(e.status(), Status::INVALID_ARG);
+            assert!(e.message().contains(setting) && e.message().contains(reason), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_description_put_together_here_is_the_one_that_a_published_layout_is_read_into() {
+        for kind in [ScalingKind::None, ScalingKind::Linear, ScalingKind::Llama3, ScalingKind::Yarn] {
+            let rope_scaling = RopeScaling { kind, ..RopeScaling::default() };
+            let model = ModelConfig { vocab: 19, rope_scaling, ..ModelConfig::tiny() };
+            let (_, published) = model.spec().unwrap();
+            let own = model.own_spec().unwrap();
+            assert_eq!(Spec { architecture: published.architecture.clone(), ..own }, published);
         }
     }
 }

@@ -51,7 +51,7 @@ pub const PRESETS: &[Preset] = &[
         about: "Llama's design, 24 layers, width 2048",
         config: || llama(24, 16, 2048, 5632),
     },
-    Preset { name: "baby-gpt", about: "nanoGPT's character model", config: baby_gpt },
+    Preset { name: "baby-gpt", about: "the size of nanoGPT's character model", config: baby_gpt },
     Preset { name: "gpt2", about: "GPT-2, 124 million", config: || gpt2(12, 12, 768) },
     Preset { name: "gpt2-medium", about: "GPT-2, 355 million", config: || gpt2(24, 16, 1024) },
     Preset { name: "gpt2-large", about: "GPT-2, 774 million", config: || gpt2(36, 20, 1280) },
@@ -109,6 +109,7 @@ fn pair(shape: ModelConfig, steps: u64, rate: f32) -> Config {
     Config {
         model: ModelConfig { kv_heads: 2, context: 256, ..shape },
         optim: OptimConfig { rate, min_rate: rate / 10.0, warmup: steps / 10, ..OptimConfig::default() },
+        tokenizer_size: 4096,
         steps,
         ..Config::default()
     }

@@ -1,10 +1,13 @@
 //! A whole run: steps, evaluations, checkpoints, early stopping, and what watches it.
 //!
 //! ```text
+//! data/            what its texts became, where it is given texts   (text)
 //! metrics.jsonl    a line per step and evaluation: the source of what follows
 //! report.html      curves of it, for any browser, one file          (report)
 //! events/          the same for TensorBoard                         (events)
 //! ```
+
+pub(crate) mod text;
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -16,6 +19,7 @@ use serde_json::{Value, json};
 
 use crate::checkpoint;
 use crate::config::Config;
+use crate::data::{PrepareOptions, Prepared};
 use crate::events::Events;
 use crate::report;
 use crate::trainer::{Evaluation, StepReport, Trainer};
@@ -23,12 +27,18 @@ use crate::trainer::{Evaluation, StepReport, Trainer};
 /// What a run tells its caller.
 #[derive(Clone, Debug)]
 pub enum Event {
+    /// The run's texts become its data, with its tokenizer, if it has texts and not that data yet.
+    Preparing(PrepareOptions),
+    /// They have.
+    Prepared(Prepared),
     /// The run begins, or continues at this step.
     Started {
         /// Steps done before.
         step: u64,
         /// Trained values.
         parameters: usize,
+        /// Floating-point operations per second that [`StepReport::flops`] are measured against, see [`Trainer::peak`].
+        peak: Option<f64>,
     },
     /// A step is done.
     Step(StepReport),
@@ -58,17 +68,19 @@ pub struct Summary {
     pub early: bool,
 }
 
-/// Trains as `config` says, continuing from the latest checkpoint in `config.out`. `watch` sees every event; `Break`
-/// ends the run after a last checkpoint, which no evaluation holds up. Every step and evaluation is a line of
-/// `metrics.jsonl`.
+/// Trains as `config` says, continuing from the latest checkpoint in `config.out`. An evaluation that is the best so
+/// far leaves a checkpoint, whatever `save_every` says. `watch` sees every event; `Break` ends the run after a last
+/// checkpoint, which no evaluation holds up. Every step and evaluation is a line of `metrics.jsonl`.
 ///
 /// # Errors
-/// Those of [`Trainer`]'s functions and of writing metrics.
+/// Those of [`Trainer`]'s functions, of preparing texts, and of writing metrics; `MISMATCH` where the texts are others than
+/// before.
 pub fn train(config: &Config, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Result<Summary> {
     let out = &config.out;
     fs::create_dir_all(out).map_err(|e| Error::from(e).context(out.display()))?;
     let _lock = lock(out)?;
     checkpoint::sweep(out)?;
+    let config = &text::prepared(config, watch)?;
     let mut trainer = match checkpoint::list(out)?.last() {
         Some((dir, _)) => Trainer::resume(config, dir)?,
         None => Trainer::new(config)?,
@@ -88,7 +100,8 @@ pub fn train(config: &Config, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) 
         checkpoint: out.join(checkpoint::name(trainer.steps_done())),
         early: false,
     };
-    let started = Event::Started { step: trainer.steps_done(), parameters: trainer.parameters() };
+    let peak = (trainer.steps_done() < config.steps).then(|| trainer.peak()).flatten();
+    let started = Event::Started { step: trainer.steps_done(), parameters: trainer.parameters(), peak };
     let mut stop = watch(&started).is_break();
     // a run that ended by itself has ended: only with more patience does it go on
     if config.patience > 0 && metrics.since_best() >= config.patience {
@@ -101,7 +114,7 @@ pub fn train(config: &Config, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) 
     while !stop && (owed || trainer.steps_done() < config.steps) {
         if !owed {
             let report = trainer.step()?;
-            metrics.step(&report)?;
+            metrics.step(&report, peak)?;
             summary.loss = Some(report.loss);
             stop |= watch(&Event::Step(report)).is_break();
         }
@@ -109,12 +122,14 @@ pub fn train(config: &Config, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) 
         let step = trainer.steps_done();
         let last = step == config.steps;
         let due = |every: u64| last || (every > 0 && step.is_multiple_of(every));
+        let mut best = false;
         if !stop && due(config.eval_every) && held_out {
             let sequences = if last { 0 } else { config.eval_sequences };
             match trainer.evaluate_until(sequences, &mut || watch(&Event::Evaluating(step)))? {
                 ControlFlow::Break(()) => stop = true,
                 ControlFlow::Continue((evaluation, each)) => {
                     metrics.evaluation(step, &evaluation, &each, trainer.held_out())?;
+                    best = metrics.since_best() == 0;
                     summary.evaluation = Some(evaluation);
                     stop |= watch(&Event::Evaluated(step, evaluation)).is_break();
                     if config.patience > 0 && !last && metrics.since_best() >= config.patience {
@@ -124,7 +139,8 @@ pub fn train(config: &Config, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) 
                 }
             }
         }
-        if stop || due(config.save_every) {
+        // a run that goes astray pushes out no checkpoint from before
+        if stop || best || last || (due(config.save_every) && !trainer.is_off_course()) {
             summary.checkpoint = out.join(checkpoint::name(step));
             let lost = "the checkpoint was not written; the run goes on from the one before it with the same command";
             trainer.save(&summary.checkpoint).map_err(|e| e.context(lost))?;
@@ -197,9 +213,14 @@ impl Metrics {
         self.events.add(row)
     }
 
-    fn step(&mut self, r: &StepReport) -> Result<()> {
-        self.line(&json!({"step": r.step, "loss": r.loss, "lr": r.lr, "grad_norm": r.grad_norm,
-                          "tokens_per_second": r.tokens_per_second, "flops": r.flops}))
+    /// `peak`: what `flops` are a share of.
+    fn step(&mut self, r: &StepReport, peak: Option<f64>) -> Result<()> {
+        let mut row = json!({"step": r.step, "loss": r.loss, "lr": r.lr, "grad_norm": r.grad_norm,
+                             "tokens_per_second": r.tokens_per_second, "flops": r.flops});
+        if let Some(peak) = peak {
+            row["mfu"] = json!(r.flops / peak);
+        }
+        self.line(&row)
     }
 
     /// `compared`: the loss on what every evaluation of the run sees.

@@ -1,5 +1,6 @@
 //! A model in training: steps, evaluation, checkpoints.
 
+mod course;
 mod evaluate;
 mod fit;
 
@@ -8,11 +9,12 @@ use std::time::Instant;
 
 use llm::error::{Error, Result, Status};
 use llm_kernels::dense::zeros;
+use llm_kernels::peak::{self, Operands};
 
 use crate::batches::{Batch, Sampler};
 use crate::blueprint::Blueprint;
 use crate::checkpoint::{self, Contents, Drawn, State};
-use crate::config::{Config, OptimConfig};
+use crate::config::{Config, OptimConfig, Precision};
 use crate::corpus::{self, Data};
 use crate::design::ModelConfig;
 use crate::engine::{Adapter, Engine, Input, RouterLosses, Want};
@@ -22,6 +24,8 @@ use crate::memory;
 use crate::optim::{self, Optimizer};
 use crate::params::Params;
 use crate::tape::{How, Tape};
+
+use course::Course;
 
 /// So many batches in a row without a token to learn end a run.
 const BARREN: usize = 1000;
@@ -80,6 +84,8 @@ pub struct Trainer {
     /// Samples that came from each directory.
     drawn: Vec<u64>,
     held_out: Option<f64>,
+    /// Of the steps since this process began.
+    course: Course,
 }
 
 impl Trainer {
@@ -190,6 +196,7 @@ impl Trainer {
             began: 0,
             sample: 0,
             held_out: None,
+            course: Course::default(),
         })
     }
 
@@ -204,13 +211,12 @@ impl Trainer {
         match &mut trainer.engine.adapter {
             Some(adapter) => {
                 let (found, own) = (lora::read_config(dir)?, &adapter.lora.config);
-                if (found.rank, found.scale()) != (own.rank, own.scale()) {
-                    let say = |c: &lora::LoraConfig| format!("rank {} and factor {}", c.rank, c.scale());
+                if found.change() != own.change() {
                     let message = format!(
                         "{}: holds an adapter of {}, the configuration asks for {}",
                         dir.display(),
-                        say(&found),
-                        say(own)
+                        found.change(),
+                        own.change()
                     );
                     return Err(Error::new(Status::MISMATCH, message));
                 }
@@ -307,18 +313,35 @@ impl Trainer {
     pub fn merge(&mut self) {
         let Some(adapter) = self.engine.adapter.take() else { return };
         adapter.lora.merge(&mut self.engine.dense, &adapter.values, &self.params, &mut self.weights);
-        (self.config.lora.rank, self.config.lora.targets) = (0, Vec::new());
+        self.config.lora = lora::LoraConfig::default();
         self.config.adapter.clear();
         self.params = self.blueprint.params();
         self.engine.set_params(&self.params);
         self.grads = zeros(self.params.total);
         self.optimizer = Optimizer::new(&self.config.optim, &self.params);
         self.began = self.step;
+        self.course = Course::default();
     }
 
     /// Tokens per step, of the stage that the run is in.
     pub fn tokens_per_step(&self) -> u64 {
         (self.tape.rows() * self.config.accumulate) as u64
+    }
+
+    /// Floating-point operations per second of a loop on the run's threads that only multiplies, with operands as the
+    /// run's products have them: the limit of [`StepReport::flops`]. It is measured in less than a tenth of a second;
+    /// `None` where the instruction set has no such loop.
+    pub fn peak(&self) -> Option<f64> {
+        let dense = &self.engine.dense;
+        let rate = |operands| peak::measure(dense.threads(), dense.isa(), operands);
+        let rounded = (self.config.precision == Precision::Bf16).then(|| rate(Operands::Bf16)).flatten();
+        // each with its addition
+        Some(2.0 * rounded.or_else(|| rate(Operands::F32))?)
+    }
+
+    /// Whether the last step's loss or gradient norm was far above the usual; never with `divergence` 0.
+    pub(crate) fn is_off_course(&self) -> bool {
+        self.course.off > 0
     }
 
     /// Bytes of memory that the optimizer's state takes.
@@ -334,8 +357,8 @@ impl Trainer {
     /// One optimizer step: `accumulate` passes, clipping, the update.
     ///
     /// # Errors
-    /// Those of reading data; `BAD_STATE` when the loss is no longer a number, with the layer that showed it first: the
-    /// weights stay as they were.
+    /// Those of reading data; `BAD_STATE` when the loss is no longer a number, with the layer that showed it first, or has
+    /// been far above the usual for as many steps as `divergence` says: the weights stay as they were.
     pub fn step(&mut self) -> Result<StepReport> {
         let start = Instant::now();
         let (length, weights) = corpus::stage(&self.config, self.step);
@@ -383,6 +406,13 @@ impl Trainer {
         let norm = self.engine.dense.sum_squares(&self.grads).sqrt();
         if !loss.is_finite() || !norm.is_finite() {
             return Err(self.diverged(&batches, loss, norm));
+        }
+        if self.config.divergence > 0 {
+            let uniform = self.uniform();
+            self.course.take(loss, norm, uniform);
+            if self.course.off >= self.config.divergence {
+                return Err(self.lost(loss, norm));
+            }
         }
         let lr = self.rate(self.step);
         self.update(lr, norm);

@@ -7,6 +7,7 @@ use std::path::Path;
 use llm::error::Status;
 use llm_train::{Config, Event, ModelConfig, OptimizerKind, PrepareOptions, Trainer};
 use llm_train::{design, merge, prepare, train};
+use safetensors::tensor::SafeTensors;
 
 mod common;
 use common::{advance, bits, run, setup};
@@ -58,6 +59,40 @@ fn every_design_goes_on_from_its_checkpoint_whole() {
         let again = logits(&mut Trainer::new(&Config { from: out, ..whole.clone() }).unwrap());
         assert_eq!(bits(&again), bits(&logits(&mut trainer)), "{name}");
         assert!(apart(&before, &again) > 1e-2, "{name}: nothing was learned");
+    }
+}
+
+/// The tensors of a checkpoint's only file.
+fn tensors(checkpoint: &Path) -> Vec<(String, Vec<u8>)> {
+    let bytes = fs::read(checkpoint.join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut all: Vec<_> = file.iter().map(|(name, view)| (name.to_string(), view.data().to_vec())).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn a_table_of_sinusoids_stays_as_it_is_in_a_fresh_run_and_in_every_run_from_its_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = setup(dir.path());
+    config.model = ModelConfig { position: design::Position::Sinusoidal, ..config.model.gpt2_design() };
+    config.optim.rate = 1e-2;
+    let [new, fresh, tuned, again] = ["new", "fresh", "tuned", "again"].map(|name| dir.path().join(name));
+    run(&config, 0).save(&new).unwrap();
+    run(&config, 3).save(&fresh).unwrap();
+    run(&Config { from: fresh.clone(), ..config.clone() }, 3).save(&tuned).unwrap();
+    run(&Config { from: tuned.clone(), ..config }, 3).save(&again).unwrap();
+    for (before, after) in [(&new, &fresh), (&fresh, &tuned), (&tuned, &again)] {
+        let (before, after) = (tensors(before), tensors(after));
+        assert_eq!(before.len(), after.len());
+        for ((name, before), (same, after)) in before.iter().zip(&after) {
+            assert_eq!(name, same);
+            // the bias of keys has no gradient but that of rounding
+            if name.ends_with("weight") {
+                assert_eq!(before == after, name == "model.embed_positions.weight", "{name}");
+            }
+        }
+        assert!(before.iter().any(|(name, _)| name == "model.embed_positions.weight"));
     }
 }
 

@@ -1,16 +1,17 @@
 //! Whole runs: what a run makes depends on its configuration alone, and a checkpoint is whole at every moment.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use llm::error::Status;
-use llm_train::{Config, Event, ModelConfig, PrepareOptions, Source, TokenizerOptions, Trainer};
+use llm_train::{Config, Event, ModelConfig, PrepareOptions, Schedule, Source, TokenizerOptions, Trainer};
 use llm_train::{prepare, train, train_tokenizer};
 use serde_json::{Value, json};
 
 mod common;
-use common::{advance, bits, run, setup};
+use common::{advance, bits, run, settings, setup};
 
 #[test]
 fn designs_learn_one_batch_by_heart() {
@@ -117,22 +118,74 @@ fn a_run_that_is_broken_off_continues_and_ends_like_one_that_was_not() {
     assert!(kept.len() <= config.keep + 1 && kept.iter().any(|(_, s)| s.step == 12), "{}", kept.len());
 }
 
+#[test]
+fn every_step_says_which_share_of_the_machine_it_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = setup(dir.path());
+    let mut told = None;
+    let started = &mut |event: &Event| {
+        if let Event::Started { peak, .. } = event {
+            told = *peak;
+        }
+        ControlFlow::Continue(())
+    };
+    train(&config, started).unwrap();
+    let metrics = std::fs::read_to_string(config.out.join("metrics.jsonl")).unwrap();
+    let rows = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let steps: Vec<Value> = rows.filter(|row| row["loss"].is_f64()).collect();
+    assert_eq!(steps.len(), 12);
+    for row in &steps {
+        let share = told.map(|peak| row["flops"].as_f64().unwrap() / peak);
+        let close = |mfu: f64| share.is_some_and(|share| share > 0.0 && (mfu / share - 1.0).abs() < 1e-12);
+        assert!(row["mfu"].as_f64().map_or(share.is_none(), close), "{row}, {told:?}");
+    }
+}
+
+/// A run in `dir`, whose data is there already, that saves at every step and goes on for `steps`, on which its rate
+/// does not depend.
+fn saving(dir: &Path, steps: u64) -> Config {
+    let mut config = Config { steps, save_every: 1, eval_every: 0, ..settings(dir) };
+    config.optim.schedule = Schedule::Constant;
+    config
+}
+
 /// Not a claim of its own: the child of the next test, which saves until it is killed.
 #[test]
 fn child_that_saves_until_killed() {
     let Some(dir) = std::env::var_os("LLM_TRAIN_TEST_SAVE") else { return };
-    let dir = PathBuf::from(dir);
-    let config = Config { steps: 1 << 40, save_every: 1, eval_every: 0, ..setup(&dir) };
+    let config = saving(Path::new(&dir), 1 << 40);
     train(&config, &mut |_| ControlFlow::Continue(())).unwrap();
 }
 
+/// Number `i` of those that `seed` gives, 0 to 1 (splitmix64).
+fn draw(seed: u64, i: u64) -> f64 {
+    let z = seed.wrapping_add((i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ (z >> 31)) as f64 / u64::MAX as f64
+}
+
+/// The losses of a run, step by step, as its file has them.
+fn losses(config: &Config) -> Vec<(u64, f64)> {
+    let metrics = std::fs::read_to_string(config.out.join("metrics.jsonl")).unwrap();
+    let rows = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    rows.filter_map(|row| Some((row["step"].as_u64()?, row["loss"].as_f64()?))).collect()
+}
+
 #[test]
-fn a_kill_at_any_moment_leaves_checkpoints_that_load() {
+fn a_kill_at_any_moment_leaves_checkpoints_that_load_and_a_run_that_ends_like_one_without() {
     let dir = tempfile::tempdir().unwrap();
-    let config = setup(dir.path());
-    let mut last = 0;
+    setup(dir.path());
+    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
     // LLM_TRAIN_KILLS=200 for a long run
-    let rounds = std::env::var("LLM_TRAIN_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(6u64);
+    let rounds = number("LLM_TRAIN_KILLS").unwrap_or(6);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let seed = number("LLM_TRAIN_KILLS_SEED").unwrap_or(now);
+    println!("moments as with LLM_TRAIN_KILLS_SEED={seed}");
+    let config = saving(dir.path(), 1 << 40);
+    let newest =
+        || llm_train::checkpoint::list(&config.out).ok().and_then(|l| Some(l.last()?.1.step)).unwrap_or(0);
+    let mut last = 0;
     for round in 0..rounds {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child_that_saves_until_killed", "--quiet"])
@@ -140,15 +193,19 @@ fn a_kill_at_any_moment_leaves_checkpoints_that_load() {
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        // Wait for progress, then strike at some moment of the next saves.
-        let newest = || {
-            llm_train::checkpoint::list(&config.out).ok().and_then(|l| Some(l.last()?.1.step)).unwrap_or(0)
+        let mut wait = |step| {
+            while newest() < step {
+                assert!(child.try_wait().unwrap().is_none(), "the child ended by itself");
+                std::thread::sleep(Duration::from_millis(1));
+            }
         };
-        while newest() < last + 2 {
-            assert!(child.try_wait().unwrap().is_none(), "the child ended by itself");
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-        std::thread::sleep(std::time::Duration::from_micros(round * 1733 % 20_000));
+        // how long steps take that are saved; then strike at some moment of the next two
+        wait(last + 1);
+        let start = Instant::now();
+        wait(last + 3);
+        let moment = start.elapsed().mul_f64(draw(seed, round));
+        println!("round {round}: {moment:?} of {:?} behind step {}", start.elapsed(), newest());
+        std::thread::sleep(moment);
         child.kill().unwrap();
         child.wait().unwrap();
         let found = llm_train::checkpoint::list(&config.out).unwrap();
@@ -159,6 +216,20 @@ fn a_kill_at_any_moment_leaves_checkpoints_that_load() {
         }
         last = newest();
     }
+    let ended = saving(dir.path(), last + 3);
+    let never = Config { out: dir.path().join("never"), save_every: 0, ..ended.clone() };
+    let [ours, theirs] = [&ended, &never].map(|config| {
+        let summary = train(config, &mut |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(summary.steps, last + 3);
+        let file = |name: &str| std::fs::read(summary.checkpoint.join(name)).unwrap();
+        (file("model.safetensors"), file("optimizer.safetensors"), losses(config))
+    });
+    assert!(ours.0 == theirs.0 && ours.1 == theirs.1, "weights or moments after {} steps", last + 3);
+    assert_eq!(ours.2, theirs.2);
+    assert_eq!(ours.2.len() as u64, last + 3);
+    let names = std::fs::read_dir(&ended.out).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let begun: Vec<String> = names.filter(|name| name.starts_with(".step-")).collect();
+    assert!(begun.is_empty(), "{begun:?}: what kills left of checkpoints");
 }
 
 #[test]

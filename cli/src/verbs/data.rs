@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use llm_train::data::Earlier;
 use llm_train::{PrepareOptions, Source};
 
 use crate::stop::{AtOnce, Writing};
@@ -37,7 +38,8 @@ pub struct PrepareArgs {
     /// first special token of a tokenizer that was trained here
     #[arg(long, value_name = "TOKEN", conflicts_with = "chat")]
     end: Option<String>,
-    /// Rows of .jsonl are conversations ("messages", "tools"): only the assistant's answers are learned
+    /// Rows of .jsonl are conversations, of which only the assistant's answers are learned: "messages" with "role" and
+    /// "content" or with "from" and "value", "instruction" and "output", or "prompt" and "response"
     #[arg(long)]
     chat: bool,
     /// The chat template to render them with, instead of the one beside the tokenizer
@@ -67,10 +69,13 @@ pub fn run(verb: &Data) -> Result<()> {
         template: args.chat_template.clone(),
     };
     let tokenized = {
-        let unfinished = options.unfinished();
-        let left = "no data was written; what was there before is as it was";
-        let _stop = AtOnce::begin(move || unfinished.clone(), left);
-        llm_train::data::tokenize(&options)?
+        let asked = options.clone();
+        let left = "no data is ready, what was there before is as it was; where much was done, the same command goes on";
+        let _stop = AtOnce::begin(move || asked.unfinished(), left);
+        llm_train::data::tokenize(&options, &mut |earlier| match earlier {
+            Earlier::Continued(tokens) => note!("going on behind {tokens} tokens, where this was broken off"),
+            Earlier::Replaced(reason) => note!("beginning anew what was broken off: {reason}"),
+        })?
     };
     // A moment, in which files take each other's place: it comes to its end.
     let _writing = Writing::begin();

@@ -1,14 +1,15 @@
-//! `libllm train`: prepared data becomes a checkpoint.
+//! `libllm train`: prepared data, or texts, become a checkpoint.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use llm_train::{Config, Event, StepReport};
+use llm_format::TempFile;
+use llm_train::{Config, Event, PrepareOptions, StepReport};
 
 use crate::common;
 use crate::progress::Progress;
-use crate::stop::Writing;
+use crate::stop::{AtOnce, Writing};
 
 /// Train a model from scratch, or continue a run
 #[derive(clap::Args)]
@@ -22,6 +23,14 @@ pub struct Args {
     /// Directory of prepared data (the setting `data`)
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// A text in place of prepared data, as `data prepare` takes it; may be given several times (the setting `text`).
+    /// The run prepares it in its own directory, as DIR/data
+    #[arg(long, conflicts_with = "data")]
+    text: Vec<String>,
+    /// The tokenizer.json for --text (the setting `tokenizer`). Without it one is trained on the text:
+    /// DIR/tokenizer.json
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
     /// Directory of the run (the setting `out`): checkpoints, metrics.jsonl. A run found there is continued
     #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -55,14 +64,21 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(data) = &args.data {
         config.data.clone_from(data);
     }
+    if !args.text.is_empty() {
+        config.text.clone_from(&args.text);
+    }
+    if let Some(tokenizer) = &args.tokenizer {
+        config.tokenizer.clone_from(tokenizer);
+    }
     if let Some(out) = &args.out {
         config.out.clone_from(out);
     }
     for setting in &args.settings {
         config.set(setting)?;
     }
-    if args.data.is_some() && !config.mixture.is_empty() {
-        bail!("--data and the setting `mixture` both name the data: give one of them");
+    let others = [("mixture", config.mixture.is_empty()), ("text", config.text.is_empty())];
+    if let Some((other, _)) = others.into_iter().find(|(_, empty)| args.data.is_some() && !empty) {
+        bail!("--data and the setting `{other}` both name the data: give one of them");
     }
     if args.show_config {
         say!("{}", config.to_json())?;
@@ -85,10 +101,18 @@ fn settings_of_run(args: &Args) -> Result<Config> {
     Ok(Config { out, ..state.config })
 }
 
-/// What is told of a step.
-fn told(report: &StepReport) -> String {
+/// What is told of a step, with its share of the `peak` of operations per second.
+fn told(report: &StepReport, peak: Option<f64>) -> String {
     let (speed, work) = (report.tokens_per_second, report.flops / 1e9);
-    format!("loss {:.4}  {speed:.0} tokens/s  {work:.1} GFLOP/s", report.loss)
+    let share = peak.map_or(String::new(), |peak| format!(" ({:.0} %)", 100.0 * report.flops / peak));
+    format!("loss {:.4}  {speed:.0} tokens/s  {work:.1} GFLOP/s{share}", report.loss)
+}
+
+/// While it lives, Ctrl-C ends the process and takes away what is being made of the run's texts.
+fn preparing(options: &PrepareOptions) -> AtOnce {
+    let options = options.clone();
+    let unfinished = move || [options.unfinished(), TempFile::unfinished(&options.tokenizer)].concat();
+    AtOnce::begin(unfinished, "the text was being prepared; the same command goes on with that")
 }
 
 /// Trains with progress; Ctrl-C ends the run after a last checkpoint.
@@ -97,13 +121,24 @@ fn train(config: &Config, args: &Args) -> Result<()> {
     // A second Ctrl-C must not cut the checkpoint short.
     let _writing = Writing::begin();
     let progress = Progress::new("train", false);
+    let (mut most, mut at_once) = (None, None);
     let summary = llm_train::train(config, &mut |event| {
         match event {
-            Event::Started { step, parameters } => {
+            Event::Preparing(options) => {
+                note!("preparing the text, in {}", options.output.display());
+                at_once = Some(preparing(options));
+            }
+            Event::Prepared(done) => {
+                drop(at_once.take());
+                let (train, held_out) = (done.train_tokens, done.held_out_tokens);
+                note!("{train} tokens to train on, {held_out} held out, vocabulary of {}", done.vocab);
+            }
+            Event::Started { step, parameters, peak } => {
                 progress.begin(*step);
+                most = *peak;
                 note!("{parameters} parameters, {step} of {} steps done", config.steps);
             }
-            Event::Step(report) => progress.at(report.step, config.steps, &told(report)),
+            Event::Step(report) => progress.at(report.step, config.steps, &told(report, most)),
             // told so that a signal is seen
             Event::Evaluating(_) => {}
             Event::Evaluated(step, held_out) => progress.beside(|| {
@@ -146,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_is_told_with_its_loss_and_its_speed() {
+    fn a_step_is_told_with_its_loss_its_speed_and_its_share_of_what_the_machine_multiplies() {
         let report = StepReport {
             step: 7,
             loss: 2.345_67,
@@ -155,6 +190,7 @@ mod tests {
             tokens_per_second: 1234.4,
             flops: 5.67e9,
         };
-        assert_eq!(told(&report), "loss 2.3457  1234 tokens/s  5.7 GFLOP/s");
+        assert_eq!(told(&report, None), "loss 2.3457  1234 tokens/s  5.7 GFLOP/s");
+        assert_eq!(told(&report, Some(9e9)), "loss 2.3457  1234 tokens/s  5.7 GFLOP/s (63 %)");
     }
 }

@@ -72,6 +72,53 @@ fn a_directory_without_a_name_in_text_is_refused_and_shown() {
 }
 
 #[test]
+fn one_item_of_a_list_is_changed_by_its_number() {
+    let mut c = Config::default();
+    c.set("mixture=web=3,books").unwrap();
+    c.set(r#"curriculum=[{"until": 100, "length": 64}, {"until": 200, "weights": [0, 1]}]"#).unwrap();
+    let mut expected = c.clone();
+    for assignment in [
+        "mixture.0.weight=0.3",
+        "mixture.1.data=2026",
+        "curriculum.1.until=150",
+        "curriculum.1.weights.0=2",
+        "curriculum.0.weights=2,1.5",
+        r#"mixture.1={"data": "tales", "weight": 2}"#,
+    ] {
+        c.set(assignment).unwrap();
+    }
+    expected.mixture[0].weight = 0.3;
+    expected.mixture[1] = Part { data: "tales".into(), weight: 2.0 };
+    (expected.curriculum[1].until, expected.curriculum[1].weights[0]) = (150, 2.0);
+    expected.curriculum[0].weights = vec![2.0, 1.5];
+    assert_eq!(c, expected);
+    for (assignment, reason) in [
+        ("mixture.2.weight=1", "mixture.2: expected the number of an item: there are 2 items, 0 to 1"),
+        ("mixture.first.weight=1", "mixture.first: expected the number of an item: there are 2 items"),
+        ("mixture.-1.weight=1", "mixture.-1: expected the number of an item"),
+        ("curriculum.1.weights.2=1", "curriculum.1.weights.2: expected the number of an item: there are 2"),
+        ("lora.targets.0=q_proj", "lora.targets.0: expected the number of an item: the list is empty"),
+        ("mixture.0.wieght=1", "\"mixture.0.wieght\"; the nearest known name is \"mixture.0.weight\""),
+        ("mixture.0.weight.more=1", "mixture.0.weight is one value, it has no parts"),
+        ("optim.rate.0=1", "optim.rate is one value, it has no parts"),
+        ("mixture.0.weight=much", "mixture.0.weight=much: "),
+        ("mixture.0=web", "mixture.0=web: "),
+        ("weight=1", "unknown configuration key \"weight\""),
+    ] {
+        let e = c.set(assignment).unwrap_err();
+        assert_eq!(e.status(), Status::INVALID_ARG);
+        assert!(e.message().contains(reason), "{e}");
+    }
+    assert_eq!(c, expected, "what was refused changes nothing");
+    c.set("curriculum=[]").unwrap();
+    let e = c.set("curriculum.0.until=1").unwrap_err();
+    assert!(e.message().contains("curriculum.0: expected the number of an item: the list is empty"), "{e}");
+    c.set("mixture=web").unwrap();
+    let e = c.set("mixture.1.weight=1").unwrap_err();
+    assert!(e.message().contains("there is one item, 0"), "{e}");
+}
+
+#[test]
 fn overrides_reach_every_level_and_survive_json() {
     let mut c = Config::preset("baby-gpt").unwrap();
     for assignment in ["optim.rate=0.5", "layers=3", "data=some/where", "position=rope", "decay=0"] {

@@ -1,9 +1,18 @@
 //! Prepared data: the same ids whatever a text came in, files that are refused, what ends a document.
 
 use std::io::Write;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
 
+use serde_json::{Value, json};
+
+use super::preparation::FILES;
+use super::writer::part;
 use super::*;
 use crate::bpe::{TokenizerOptions, train_tokenizer};
+use crate::source::Source;
+use crate::source::testing::{Fault, columns, serve};
 
 fn prepared(dir: &Path) -> Prepared {
     let text: String = (0..400).map(|i| format!("line {i} of the text\n")).collect();
@@ -166,11 +175,11 @@ fn data_that_is_not_settled_changes_nothing() {
     let inputs = vec![dir.path().join("b.jsonl").into()];
     let tokenizer = dir.path().join("tokenizer.json");
     let options = PrepareOptions { inputs, tokenizer, output: output.clone(), ..Default::default() };
-    let tokenized = tokenize(&options).unwrap();
+    let tokenized = tokenize(&options, &mut |_| ()).unwrap();
     assert!(options.unfinished().iter().all(|path| path.is_file()) && FILES.map(read) == before);
     drop(tokenized);
     assert!(!options.unfinished().iter().any(|path| path.exists()) && FILES.map(read) == before);
-    tokenize(&options).unwrap().settle().unwrap();
+    tokenize(&options, &mut |_| ()).unwrap().settle().unwrap();
     assert!(FILES.map(read) != before);
 }
 
@@ -181,7 +190,7 @@ fn a_directory_is_prepared_by_one_process_at_a_time() {
     let (inputs, tokenizer) = (vec![dir.path().join("b.jsonl").into()], dir.path().join("tokenizer.json"));
     let options = PrepareOptions { inputs, tokenizer, output: dir.path().join("data"), ..Default::default() };
     let alone = prepare(&options).unwrap();
-    for part in options.unfinished() {
+    for part in FILES.map(|name| part(&options.output.join(name))) {
         std::fs::write(&part, "of a process that works, or was killed").unwrap();
         let works = File::open(&part).unwrap();
         works.try_lock().unwrap();
@@ -192,6 +201,276 @@ fn a_directory_is_prepared_by_one_process_at_a_time() {
         assert_eq!(prepare(&options).unwrap().train_tokens, alone.train_tokens);
         for name in FILES {
             TokenFile::open(&options.output.join(name)).unwrap().verify().unwrap();
+        }
+    }
+}
+
+/// Prepares, and says what was heard of an earlier preparation.
+fn heard(options: &PrepareOptions) -> Option<Earlier> {
+    let mut heard = None;
+    tokenize(options, &mut |earlier| heard = Some(earlier)).unwrap().settle().unwrap();
+    heard
+}
+
+/// The files of a directory of prepared data.
+fn files(dir: &Path) -> [Vec<u8>; 3] {
+    [FILES[0], FILES[1], "tokenizer.json"].map(|name| std::fs::read(dir.join(name)).unwrap())
+}
+
+/// The number of files in a directory.
+fn count(dir: &Path) -> usize {
+    std::fs::read_dir(dir).unwrap().count()
+}
+
+/// A text in several gzip members, and where they begin.
+fn members(text: &str) -> (Vec<u8>, Vec<usize>) {
+    let (mut bytes, mut starts) = (Vec::new(), Vec::new());
+    for part in text.as_bytes().chunks(text.len().div_ceil(10)) {
+        starts.push(bytes.len());
+        let mut packed = flate2::write::GzEncoder::new(bytes, flate2::Compression::fast());
+        packed.write_all(part).unwrap();
+        bytes = packed.finish().unwrap();
+    }
+    (bytes, starts)
+}
+
+/// Writes a file that looks as if nobody had changed it since.
+fn write_unseen(path: &Path, bytes: &[u8]) {
+    std::fs::write(path, bytes).unwrap();
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    File::options().write(true).open(path).unwrap().set_modified(long_ago).unwrap();
+}
+
+/// What fits into no text and begins no gzip member.
+const BROKEN: u8 = 0xff;
+
+#[test]
+fn what_was_broken_off_at_any_moment_goes_on_to_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    prepared(dir.path());
+    let lines =
+        |n: usize, end: &str| -> String { (0..n).map(|i| format!("line {i} of the text{end}")).collect() };
+    let text = lines(60_000, "\n");
+    let rows: String = text.lines().map(|line| json!({"text": line}).to_string() + "\n").collect();
+    let tenths = |bytes: Vec<u8>| {
+        let starts: Vec<usize> = (0..10).map(|i| bytes.len() * i / 10).collect();
+        (bytes, starts)
+    };
+    for (name, (bytes, starts)) in [
+        ("a.txt", tenths(text.clone().into_bytes())),
+        ("b.txt", tenths(lines(120_000, "\r\n").into_bytes())),
+        ("c.jsonl", tenths(rows.clone().into_bytes())),
+        ("d.txt.gz", members(&text)),
+        ("e.jsonl.gz", members(&rows)),
+    ] {
+        let path = dir.path().join(name);
+        write_unseen(&path, &bytes);
+        let tokenizer = dir.path().join("tokenizer.json");
+        let inputs = vec![path.clone().into(), dir.path().join("b.jsonl").into()];
+        let mut options = PrepareOptions { inputs, tokenizer, held_out: 0.5, ..Default::default() };
+        options.output = dir.path().join("whole");
+        prepare(&options).unwrap();
+        let whole = files(&options.output);
+        options.output = dir.path().join("broken");
+        let mut went_on = 0;
+        for at in [starts[1], starts[5], starts[9]] {
+            let mut broken: Vec<u8> = bytes.clone();
+            broken[at] = BROKEN;
+            write_unseen(&path, &broken);
+            let e = prepare(&options).unwrap_err();
+            assert!(e.message().contains(name), "{e}");
+            // a process that is ended from outside takes nothing away that it can go on with
+            let journal = options.output.join("prepare.journal").exists();
+            assert_eq!(options.unfinished().is_empty(), journal);
+            assert!(journal || count(&options.output) == 0);
+            write_unseen(&path, &bytes);
+            match heard(&options) {
+                Some(Earlier::Continued(tokens)) => assert!(journal && tokens > 0),
+                other => assert!(!journal && other.is_none(), "{other:?}"),
+            }
+            assert!(files(&options.output) == whole, "{name}, broken at {at}");
+            assert_eq!(count(&options.output), 3);
+            std::fs::remove_dir_all(&options.output).unwrap();
+            went_on += usize::from(journal);
+        }
+        assert!(went_on >= 2, "{name}: {went_on}");
+        std::fs::remove_dir_all(dir.path().join("whole")).unwrap();
+    }
+}
+
+#[test]
+fn what_was_broken_off_begins_anew_where_it_does_not_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    prepared(dir.path());
+    let (path, output) = (dir.path().join("c.jsonl"), dir.path().join("out"));
+    let rows = (0..30_000).map(|i| json!({"text": format!("line {i} of the text")}).to_string() + "\n");
+    let rows: Vec<u8> = rows.collect::<String>().into_bytes();
+    let asked = PrepareOptions {
+        inputs: vec![path.clone().into()],
+        tokenizer: dir.path().join("tokenizer.json"),
+        output: output.clone(),
+        held_out: 0.5,
+        ..Default::default()
+    };
+    type Change<'c> = (&'c str, &'c dyn Fn(&mut PrepareOptions));
+    let changes: [Change<'_>; 6] = [
+        ("held_out was \"0.5\" and is \"0.25\"", &|options| options.held_out = 0.25),
+        ("end was 0 and is null", &|options| options.end = Some(String::new())),
+        ("inputs.0.modified was 1000000000000000000 and is ", &|_| std::fs::write(&path, &rows).unwrap()),
+        ("train.tokens.part does not hold what was written", &|options| {
+            let part = part(&options.output.join(FILES[0]));
+            let mut bytes = std::fs::read(&part).unwrap();
+            bytes[HEAD + 10] ^= 1;
+            std::fs::write(&part, bytes).unwrap();
+        }),
+        ("held_out.tokens.part does not hold what was written", &|options| {
+            std::fs::write(options.output.join("held_out.offsets.tmp"), [0; 8]).unwrap();
+        }),
+        ("", &|options| std::fs::write(options.output.join("prepare.journal"), "{").unwrap()),
+    ];
+    for (reason, change) in changes {
+        let mut broken = rows.clone();
+        broken[rows.len() * 9 / 10] = BROKEN;
+        write_unseen(&path, &broken);
+        prepare(&asked).unwrap_err();
+        write_unseen(&path, &rows);
+        let mut options = asked.clone();
+        change(&mut options);
+        match heard(&options) {
+            Some(Earlier::Replaced(said)) => assert!(!reason.is_empty() && said.contains(reason), "{said}"),
+            other => assert!(reason.is_empty() && other.is_none(), "{reason}: {other:?}"),
+        }
+        assert_eq!(count(&output), 3, "{reason}");
+        options.output = dir.path().join("other");
+        prepare(&options).unwrap();
+        assert!(files(&options.output) == files(&output), "{reason}");
+        for made in [&output, &options.output] {
+            std::fs::remove_dir_all(made).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_was_broken_off_begins_anew_where_a_server_has_another_file() {
+    let dir = tempfile::tempdir().unwrap();
+    prepared(dir.path());
+    let text: String = (0..60_000).map(|i| format!("line {i} of the text\n")).collect();
+    let server = serve(text.into_bytes(), Fault::Changes);
+    let address = format!("{}/plain", server.address);
+    let mut options = PrepareOptions {
+        inputs: vec![Source::Url(address.clone())],
+        tokenizer: dir.path().join("tokenizer.json"),
+        output: dir.path().join("out"),
+        held_out: 0.5,
+        ..Default::default()
+    };
+    let e = prepare(&options).unwrap_err();
+    assert!(e.message().contains("the file changed while it was read"), "{e}");
+    let said = Earlier::Replaced(format!("{address} is not the file that it was"));
+    assert_eq!(heard(&options), Some(said));
+    let found = files(&options.output);
+    options.output = dir.path().join("other");
+    prepare(&options).unwrap();
+    assert!(files(&options.output) == found);
+}
+
+/// What the child of the next test prepares, into the directory `killed`.
+fn served(dir: &Path, address: &str) -> PrepareOptions {
+    PrepareOptions {
+        inputs: vec![Source::Url(address.into())],
+        tokenizer: dir.join("tokenizer.json"),
+        output: dir.join("killed"),
+        held_out: 0.5,
+        ..Default::default()
+    }
+}
+
+/// Not a claim of its own: the child of the next test.
+#[test]
+fn child_that_prepares() {
+    let Some(dir) = std::env::var_os("LLM_TRAIN_TEST_PREPARE") else { return };
+    let address = std::env::var("LLM_TRAIN_TEST_ADDRESS").unwrap();
+    prepare(&served(Path::new(&dir), &address)).unwrap();
+}
+
+/// Waits until `journal` is another than `before` and kills the child; true if the child came to its end before.
+fn kill_at_next(mut child: Child, journal: &Path, before: Option<&Vec<u8>>) -> bool {
+    let clock = Instant::now();
+    while clock.elapsed() < Duration::from_secs(60) {
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success());
+            return true;
+        }
+        if std::fs::read(journal).is_ok_and(|now| Some(&now) != before) {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    panic!("{}: no other within a minute", journal.display());
+}
+
+#[test]
+fn a_preparation_that_is_killed_goes_on_and_reads_no_finished_row_group_again() {
+    use ::parquet::file::reader::{FileReader, SerializedFileReader};
+    let dir = tempfile::tempdir().unwrap();
+    prepared(dir.path());
+    let document = |i: u32| -> String {
+        (0..60).map(|j| (i * 61 + j).wrapping_mul(2_654_435_761).to_string() + " ").collect()
+    };
+    let documents: Vec<String> = (0..2000).map(document).collect();
+    let rows: String = documents.iter().map(|d| json!({"text": d}).to_string() + "\n").collect();
+    // a line ends with something visible, so that pieces end there
+    let text = documents.join(".\n");
+    for (name, bytes) in
+        [("a.txt", text.into_bytes()), ("b.jsonl", rows.into_bytes()), ("c.parquet", columns(&documents))]
+    {
+        let server = serve(bytes.clone(), Fault::None);
+        let address = format!("{}/resolve/{name}", server.address);
+        let options = served(dir.path(), &address);
+        let whole = PrepareOptions { output: dir.path().join("whole"), ..options.clone() };
+        prepare(&whole).unwrap();
+        let journal = options.output.join("prepare.journal");
+        let start = || {
+            server.starts.lock().unwrap().clear();
+            Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "data::tests::child_that_prepares"])
+                .env("LLM_TRAIN_TEST_PREPARE", dir.path())
+                .env("LLM_TRAIN_TEST_ADDRESS", &address)
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap()
+        };
+        // the first one cannot come to its end
+        server.hold.store(bytes.len() * 3 / 4, Ordering::SeqCst);
+        assert!(!kill_at_next(start(), &journal, None));
+        server.hold.store(usize::MAX, Ordering::SeqCst);
+        for round in 1.. {
+            // it may have come to its end before it was killed
+            let Ok(noted) = std::fs::read(&journal) else { break };
+            // some more are killed at their first journal
+            let next = if round < 4 { journal.clone() } else { dir.path().join("none") };
+            let ended = kill_at_next(start(), &next, Some(&noted));
+            if name == "c.parquet" {
+                let noted: Value = serde_json::from_slice(&noted).unwrap();
+                let group = noted["at"]["mark"]["place"].as_u64().unwrap() as usize;
+                let reader = SerializedFileReader::new(::bytes::Bytes::from(bytes.clone())).unwrap();
+                let column = reader.metadata().row_group(group).column(1);
+                let from = column.dictionary_page_offset().unwrap_or(column.data_page_offset()) as usize;
+                // the first bytes are asked for to see what the file is
+                let starts = server.starts.lock().unwrap();
+                assert!(starts.iter().all(|start| *start == 0 || *start >= from), "{from}: {starts:?}");
+                assert!(starts.contains(&from) && (group > 0 || round == 1), "{from}: {starts:?}");
+            }
+            if ended {
+                break;
+            }
+        }
+        assert!(files(&options.output) == files(&whole.output), "{name}");
+        for made in [&options.output, &whole.output] {
+            std::fs::remove_dir_all(made).unwrap();
         }
     }
 }

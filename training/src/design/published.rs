@@ -22,7 +22,8 @@ impl ModelConfig {
         let four = d.ffn == 4 * d.width;
         if plain && mha && pre && d.tied && d.norm == Layer && d.bias == Bias::All && !d.gated() {
             match d.position {
-                Position::Learned | Position::Sinusoidal if bare => return "gpt2",
+                // a table that is not trained is no table of GPT-2's
+                Position::Learned if bare => return "gpt2",
                 Position::Alibi if d.embedding_norm && d.feed == Feed::Gelu && four && d.window == 0 => {
                     return if d.qk_norm == QkDesign::None { "bloom" } else { "libllm" };
                 }
@@ -131,9 +132,10 @@ impl ModelConfig {
                 "layer_norm_epsilon": as_f64(m.eps), "apply_residual_connection_post_layernorm": false,
                 "hidden_dropout": 0.0, "attention_dropout": 0.0,
             })),
-            "libllm" => put(
-                json!({"spec": serde_json::to_value(self.own_spec()?).map_err(|e| invalid(e.to_string()))?}),
-            ),
+            "libllm" => put(json!({
+                "spec": serde_json::to_value(self.own_spec()?).map_err(|e| invalid(e.to_string()))?,
+                "fixed_positions": m.position == Position::Sinusoidal,
+            })),
             _ => put(shape),
         }
         match layout {

@@ -197,6 +197,74 @@ mod tests {
     }
 
     #[test]
+    fn directions_are_the_leading_singular_vectors_and_orthonormal() {
+        // cosines of different frequencies are orthonormal, so the singular vectors of Σ σ·u·vᵀ are known
+        let cosine = |n: usize, frequency: usize, at: usize| -> f64 {
+            let angle = std::f64::consts::PI * frequency as f64 * (at as f64 + 0.5) / n as f64;
+            (2.0 / n as f64).sqrt() * angle.cos()
+        };
+        let values = [(1, 0.02), (2, 5.0), (3, 0.03), (4, 9.0), (5, 3.0)];
+        let mut dense = Dense::new(2);
+        for (rows, cols) in [(21, 50), (50, 21), (19, 19)] {
+            let value = |i: usize| {
+                let terms = values.map(|(f, s)| s * cosine(rows, f, i / cols) * cosine(cols, f, i % cols));
+                terms.iter().sum::<f64>() as f32
+            };
+            let g: Vec<f32> = (0..rows * cols).map(value).collect();
+            let basis = directions(&mut dense, View::new(&g, rows, cols, cols), rows, cols, 3, (1, 0, 0));
+            let (small, at) = (rows.min(cols), |i: usize, k: usize| f64::from(basis[i * 3 + k]));
+            for (i, j) in (0..9).map(|i| (i / 3, i % 3)) {
+                let product: f64 = (0..small).map(|row| at(row, i) * at(row, j)).sum();
+                let wanted = if i == j { 1.0 } else { 0.0 };
+                assert!((product - wanted).abs() < 1e-6, "[{rows}, {cols}]: columns {i}, {j}: {product}");
+            }
+            for (i, j) in (0..small * small).map(|i| (i / small, i % small)) {
+                let got: f64 = (0..3).map(|k| at(i, k) * at(j, k)).sum();
+                let wanted: f64 = [2, 4, 5].iter().map(|f| cosine(small, *f, i) * cosine(small, *f, j)).sum();
+                assert!((got - wanted).abs() < 1e-5, "[{rows}, {cols}] ({i}, {j}): {got}, expected {wanted}");
+            }
+        }
+    }
+
+    #[test]
+    fn of_full_rank_it_is_adamw_where_that_is_linear() {
+        // AdamW divides value by value, so turned values take other steps; an eps far above them leaves the momentum
+        let slot = Slot::Layer(0, LayerSlot::Q);
+        for (rows, cols) in [(7, 12), (12, 7), (9, 9)] {
+            let p = Params::named(vec![("A".into(), slot, rows, cols)]).list.remove(0);
+            let o = OptimConfig { galore_rank: 100, galore_scale: 1.0, ..OptimConfig::default() };
+            let draw = |of: u64| -> Vec<f32> {
+                (0..rows * cols).map(|i| normal(1, Stream::Weights, of, i as u64)).collect()
+            };
+            let mut dense = Dense::new(1);
+            let (mut low, mut scratch) = (LowRank::new(&p, &o), draw(9));
+            let (mut w, mut plain) = (draw(0), draw(0));
+            let (mut m, mut v) = (vec![0.0; rows * cols], vec![0.0; rows * cols]);
+            for step in 0..4 {
+                let left = |beta: f64| (1.0 - beta.powi(step + 1)) as f32;
+                let adamw = AdamW {
+                    rate: 1e5,
+                    beta1: 0.9,
+                    beta2: 0.95,
+                    eps: 1e6,
+                    decay: 0.0,
+                    scale: 0.7,
+                    correction1: left(0.9),
+                    correction2: left(0.95),
+                };
+                let g = draw(1 + step as u64);
+                low.step(&mut dense, &o, &adamw, (1, step as u64, 0), &mut w, &g, &mut scratch);
+                dense.adamw(&adamw, &mut plain, &g, &mut m, &mut v);
+                for (a, b) in w.iter().zip(&plain) {
+                    assert!((a - b).abs() < 5e-6, "[{rows}, {cols}], step {step}: {a}, AdamW has {b}");
+                }
+            }
+            let moved = plain.iter().zip(draw(0)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(moved > 0.1, "{moved}");
+        }
+    }
+
+    #[test]
     fn a_matrix_of_low_rank_is_found_whole_and_the_same_each_time() {
         let mut dense = Dense::new(2);
         for (rows, cols) in [(20, 50), (50, 20)] {

@@ -13,6 +13,8 @@
 mod galore;
 mod muon;
 mod schedule;
+#[cfg(test)]
+mod tests;
 
 use llm::error::{Error, Result, Status};
 use llm_kernels::dense::{AdamW, Dense, Lion, Moments8, zeros};

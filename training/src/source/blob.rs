@@ -43,6 +43,12 @@ impl Blob {
         }
     }
 
+    /// What tells a file of a server from other contents of its name: length and ETag.
+    pub(super) fn identity(&self) -> Option<String> {
+        let Blob::Http { remote, len } = self else { return None };
+        Some(format!("{len:?} {:?}", remote.lock().unwrap_or_else(PoisonError::into_inner).etag()))
+    }
+
     /// Reads some bytes from `at` on; 0 at the end.
     pub(super) fn read_at(&self, at: u64, out: &mut [u8]) -> io::Result<usize> {
         match self {
@@ -66,10 +72,6 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    pub(super) fn new(blob: Arc<Blob>) -> Cursor {
-        Cursor::at(blob, 0)
-    }
-
     pub(super) fn at(blob: Arc<Blob>, at: u64) -> Cursor {
         Cursor { blob, at }
     }

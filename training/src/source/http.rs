@@ -11,6 +11,8 @@ use std::io::{self, Read};
 use std::time::Duration;
 
 use llm::error::{Error, Result, Status};
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::hash::HashAlgorithm;
 
 use super::BUFFER;
 
@@ -359,9 +361,9 @@ const NO_TLS: &str =
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const NO_TLS: &str = "https is not in builds for this processor; fetch the file with another tool";
 
-/// What secures connections, where this machine can.
+/// The cryptography of this machine, where it can have one.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn tls() -> Option<ureq::tls::TlsConfig> {
+fn provider() -> Option<CryptoProvider> {
     // the instructions without which graviola panics
     #[cfg(target_arch = "x86_64")]
     let able = {
@@ -373,15 +375,35 @@ fn tls() -> Option<ureq::tls::TlsConfig> {
         use std::arch::is_aarch64_feature_detected as has;
         has!("neon") && has!("aes") && has!("pmull") && has!("sha2")
     };
-    able.then(|| {
-        let provider = std::sync::Arc::new(rustls_graviola::default_provider());
-        ureq::tls::TlsConfig::builder().unversioned_rustls_crypto_provider(provider).build()
-    })
+    able.then(rustls_graviola::default_provider)
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn tls() -> Option<ureq::tls::TlsConfig> {
+fn provider() -> Option<CryptoProvider> {
     None
+}
+
+/// What secures connections, where this machine can.
+fn tls() -> Option<ureq::tls::TlsConfig> {
+    let provider = std::sync::Arc::new(provider()?);
+    Some(ureq::tls::TlsConfig::builder().unversioned_rustls_crypto_provider(provider).build())
+}
+
+/// The SHA-256 of what `from` holds, in hexadecimal digits, where this machine can secure connections.
+pub(super) fn sha256(mut from: impl Read) -> io::Result<Option<String>> {
+    let suites = provider().map_or_else(Vec::new, |provider| provider.cipher_suites);
+    let mut hashes = suites.iter().filter_map(|suite| Some(suite.tls13()?.common.hash_provider));
+    let Some(hash) = hashes.find(|hash| hash.algorithm() == HashAlgorithm::SHA256) else { return Ok(None) };
+    let (mut sum, mut buffer) = (hash.start(), vec![0; BUFFER]);
+    loop {
+        match from.read(&mut buffer)? {
+            0 => break,
+            n => sum.update(&buffer[..n]),
+        }
+    }
+    let sum = sum.finish();
+    let bytes: &[u8] = sum.as_ref();
+    Ok(Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
 }
 
 /// `bytes START-END/TOTAL`, TOTAL may be `*`.
@@ -395,6 +417,17 @@ fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_sum_of_a_text_is_the_published_one() {
+        let Some(sum) = sha256(&b"abc"[..]).unwrap() else {
+            return llm_testdata::not_run("SHA-256: this processor has no instructions for https");
+        };
+        // FIPS 180, and NIST's example of a million letters
+        assert_eq!(sum, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        let long = sha256(io::repeat(b'a').take(1_000_000)).unwrap().unwrap();
+        assert_eq!(long, "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+    }
 
     #[test]
     fn a_redirection_leads_where_a_browser_goes() {

@@ -7,7 +7,9 @@
 //! Layout: huggingface.co/docs/huggingface_hub, "Understand caching". The environment decides as it does there:
 //! `HF_ENDPOINT`, `HF_HUB_CACHE`, `HF_HOME`, `HF_TOKEN`. A file that is in the cache is read there; else it is streamed
 //! and the cache stays as it is, until `download` is asked for. What a broken download brought stays as
-//! `blobs/ETAG.part`; the next one goes on behind it, for an ETag names contents.
+//! `blobs/ETAG.part`; the next one goes on behind it, for an ETag names contents. That of a file which the Hub keeps
+//! apart from git (LFS), as it does large ones, is its SHA-256, and what does not have it is not taken; that of any other
+//! is git's own hash, which is not compared.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -148,7 +150,7 @@ impl HubFile {
             fs::create_dir_all(dir).map_err(here(dir))?;
         }
         if !blob.is_file() {
-            fetch(&mut remote, &blob)?;
+            fetch(&mut remote, &url, &blob)?;
         }
         let up = "../".repeat(self.path.split('/').count() + 1);
         let target = PathBuf::from(format!("{up}blobs/{etag}"));
@@ -170,8 +172,9 @@ impl HubFile {
     }
 }
 
-/// Writes the file `blob`, from where an earlier attempt broke off.
-fn fetch(remote: &mut Remote, blob: &Path) -> Result<()> {
+/// Writes the file `blob`, whose name is its ETag, from where an earlier attempt broke off.
+fn fetch(remote: &mut Remote, url: &str, blob: &Path) -> Result<()> {
+    let etag = blob.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let part = blob.with_extension("part");
     let here = |e: std::io::Error| Error::from(e).context(part.display());
     let mut file = OpenOptions::new().create(true).append(true).open(&part).map_err(here)?;
@@ -200,7 +203,26 @@ fn fetch(remote: &mut Remote, blob: &Path) -> Result<()> {
         }
         return Err(e);
     }
+    if let Err(e) = verify(&part, etag) {
+        let _ = fs::remove_file(&part);
+        return Err(e.context(url));
+    }
     fs::rename(&part, blob).map_err(|e| Error::from(e).context(blob.display()))
+}
+
+/// Compares the file `part` with its ETag, where that is a SHA-256 and this machine can compute one.
+fn verify(part: &Path, etag: &str) -> Result<()> {
+    if etag.len() != 64 || !etag.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(());
+    }
+    let found = File::open(part).and_then(super::http::sha256);
+    let found = found.map_err(|e| Error::from(e).context(part.display()))?;
+    let Some(found) = found.filter(|found| !found.eq_ignore_ascii_case(etag)) else { return Ok(()) };
+    let message = format!(
+        "what came has the SHA-256 {found}, expected {etag}, the server's ETag; nothing of it is kept, and another \
+         download begins anew"
+    );
+    Err(Error::new(Status::CHECKSUM, message))
 }
 
 /// Appends what follows the first `at` bytes. An error of the disk has the detail `os_error`, one of the server has none.

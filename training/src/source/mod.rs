@@ -5,21 +5,27 @@
 //!                                                             │                 └ .jsonl: a document per line
 //!                                                             └ .parquet: a document per row
 //! ```
-//! Everything is streamed: memory holds a piece of text, a line, or a page of a column. It does not know tokens.
+//! Everything is streamed: memory holds a piece of text, a line, or a page of a column. With each document comes a mark,
+//! from which another process can read on. It does not know tokens.
 
 mod blob;
 mod http;
 mod hub;
 mod parquet;
+#[cfg(test)]
+pub(crate) mod testing;
 mod text;
 mod zstd;
 
 use std::fmt;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use llm::error::{Error, Result, Status};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use blob::{Blob, Cursor};
 
@@ -106,53 +112,120 @@ impl Source {
         }
     }
 
-    fn open(&self) -> Result<Blob> {
-        match self {
+    /// Its name, and of a local file what tells it from other contents of that name.
+    ///
+    /// # Errors
+    /// As opening it.
+    pub(crate) fn described(&self) -> Result<Value> {
+        let Source::File(path) = self else { return Ok(json!({"name": self.to_string()})) };
+        let metadata = std::fs::metadata(path).map_err(|e| Error::from(e).context(path.display()))?;
+        let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let modified = modified.map(|since| since.as_nanos() as u64);
+        Ok(json!({"name": self.to_string(), "bytes": metadata.len(), "modified": modified}))
+    }
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `IO`.
+    pub(crate) fn open(&self) -> Result<Opened<'_>> {
+        let blob = match self {
             Source::File(path) => Blob::file(path),
             Source::Url(url) => Blob::http(url, None),
             Source::Hub(file) => file.open(&hub::Place::of_environment()?),
-        }
-    }
-
-    /// Calls `f(line, row)` for every JSON object of a `.jsonl`.
-    ///
-    /// # Errors
-    /// As [`Source::documents`]; `UNSUPPORTED` for a source of another kind.
-    pub(crate) fn rows(&self, f: &mut dyn FnMut(u64, &serde_json::Value) -> Result<()>) -> Result<()> {
-        let Format::Lines(packed) = self.format() else {
-            let message = format!("{self}: conversations are read from .jsonl, .jsonl.gz and .jsonl.zst");
-            return Err(Error::new(Status::UNSUPPORTED, message));
         };
-        text::rows(self.undone(&Arc::new(self.open()?), packed)?, self, f)
-    }
-
-    fn undone(&self, blob: &Arc<Blob>, packed: Option<Packed>) -> Result<Box<dyn BufRead>> {
-        let raw = BufReader::with_capacity(BUFFER, Cursor::new(blob.clone()));
-        Ok(match packed {
-            None => Box::new(raw),
-            Some(Packed::Gzip) => {
-                Box::new(BufReader::with_capacity(BUFFER, flate2::bufread::MultiGzDecoder::new(raw)))
-            }
-            Some(Packed::Zstd) => {
-                let undone = zstd::Frames::new(raw).map_err(|e| Error::from(e).context(self))?;
-                Box::new(BufReader::with_capacity(BUFFER, undone))
-            }
-        })
+        Ok(Opened { source: self, blob: Arc::new(blob?) })
     }
 
     /// Calls `f(piece, last)` for the pieces of each document; `last` marks the end of a document. In rows the text
     /// is the string `field`.
     ///
     /// # Errors
-    /// `NOT_FOUND`, `IO`; `BAD_UTF8` and `BAD_FORMAT` with file and line or row; what `f` returns.
+    /// As [`Source::open`] and [`Opened::documents`].
     pub(crate) fn documents(&self, field: &str, f: &mut dyn FnMut(&str, bool) -> Result<()>) -> Result<()> {
-        let blob = Arc::new(self.open()?);
-        let read = |packed| self.undone(&blob, packed);
-        match self.format() {
-            Format::Text(packed) => text::pieces(read(packed)?, self, f),
-            Format::Lines(packed) => text::lines(read(packed)?, self, field, &mut |text| f(text, true)),
-            Format::Columns => parquet::rows(blob.clone(), self, field, &mut |text| f(text, true)),
+        self.open()?.documents(Mark::default(), field, &mut |text, last, _| f(text, last))
+    }
+}
+
+/// A place in a source behind which it can be read on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    /// Of text: bytes before it, undone. Of columns: row groups before it.
+    pub place: u64,
+    /// Of text: bytes behind the place that the next piece begins with, whatever lies there.
+    pub carried: u64,
+    /// Of text: lines that were read. Of columns: strings of the row group that were read.
+    pub count: u64,
+}
+
+/// A source that was opened.
+pub(crate) struct Opened<'s> {
+    source: &'s Source,
+    blob: Arc<Blob>,
+}
+
+impl Opened<'_> {
+    /// What tells a file of a server from other contents of its name; `None` for a local file.
+    pub(crate) fn identity(&self) -> Option<String> {
+        self.blob.identity()
+    }
+
+    /// Calls `f(piece, last, mark)` for the pieces of each document from a mark on; `last` marks the end of a document,
+    /// the mark where to read on behind the piece. In rows the text is the string `field`.
+    ///
+    /// # Errors
+    /// `IO`; `BAD_UTF8` and `BAD_FORMAT` with file and line or row; what `f` returns.
+    pub(crate) fn documents(
+        &self,
+        from: Mark,
+        field: &str,
+        f: &mut dyn FnMut(&str, bool, Mark) -> Result<()>,
+    ) -> Result<()> {
+        let (source, read) = (self.source, |packed| self.undone(packed, from.place));
+        match source.format() {
+            Format::Text(packed) => text::pieces(read(packed)?, source, from, f),
+            Format::Lines(packed) => {
+                text::lines(read(packed)?, source, from, field, &mut |text, mark| f(text, true, mark))
+            }
+            Format::Columns => {
+                let blob = self.blob.clone();
+                parquet::rows(blob, source, from, field, &mut |text, mark| f(text, true, mark))
+            }
         }
+    }
+
+    /// Calls `f(line, row, mark)` for every JSON object of a `.jsonl` from a mark on.
+    ///
+    /// # Errors
+    /// As [`Opened::documents`]; `UNSUPPORTED` for a source of another kind.
+    pub(crate) fn rows(&self, from: Mark, f: &mut dyn FnMut(u64, &Value, Mark) -> Result<()>) -> Result<()> {
+        let Format::Lines(packed) = self.source.format() else {
+            let message =
+                format!("{}: conversations are read from .jsonl, .jsonl.gz and .jsonl.zst", self.source);
+            return Err(Error::new(Status::UNSUPPORTED, message));
+        };
+        text::rows(self.undone(packed, from.place)?, self.source, from, f)
+    }
+
+    /// The text from byte `from` on; what is packed is undone from the beginning to get there.
+    fn undone(&self, packed: Option<Packed>, from: u64) -> Result<Box<dyn BufRead>> {
+        let here = |e: io::Error| Error::from(e).context(self.source);
+        let begin = if packed.is_some() { 0 } else { from };
+        let raw = BufReader::with_capacity(BUFFER, Cursor::at(self.blob.clone(), begin));
+        let mut undone: Box<dyn BufRead> = match packed {
+            None => return Ok(Box::new(raw)),
+            Some(Packed::Gzip) => {
+                Box::new(BufReader::with_capacity(BUFFER, flate2::bufread::MultiGzDecoder::new(raw)))
+            }
+            Some(Packed::Zstd) => {
+                Box::new(BufReader::with_capacity(BUFFER, zstd::Frames::new(raw).map_err(here)?))
+            }
+        };
+        let passed = io::copy(&mut (&mut undone).take(from), &mut io::sink()).map_err(here)?;
+        if passed < from {
+            return Err(shorter(self.source));
+        }
+        Ok(undone)
     }
 }
 
@@ -194,6 +267,11 @@ impl From<&Path> for Source {
     fn from(path: &Path) -> Source {
         Source::File(path.into())
     }
+}
+
+/// An error about a source that ends before a mark of an earlier reading.
+fn shorter(source: &Source) -> Error {
+    Error::new(Status::MISMATCH, format!("{source}: it is shorter than when it was read before"))
 }
 
 /// An error about the contents of a source.

@@ -19,7 +19,7 @@ use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReade
 use parquet::file::serialized_reader::SerializedPageReader;
 
 use super::blob::{Blob, Cursor};
-use super::{BUFFER, Source, wrong, zstd};
+use super::{BUFFER, Mark, Source, wrong, zstd};
 
 /// Rows decoded at once.
 const ROWS: usize = 256;
@@ -165,12 +165,13 @@ fn guarded<T>(f: impl FnOnce() -> parquet::errors::Result<T>) -> parquet::errors
     read.unwrap_or_else(damaged)
 }
 
-/// The strings of column `field`, row by row; rows without one are skipped.
+/// The strings of column `field` behind the mark `from`, row by row; rows without one are skipped.
 pub(super) fn rows(
     blob: Arc<Blob>,
     source: &Source,
+    from: Mark,
     field: &str,
-    f: &mut dyn FnMut(&str) -> Result<()>,
+    f: &mut dyn FnMut(&str, Mark) -> Result<()>,
 ) -> Result<()> {
     let bad = |e: ParquetError| Error::new(Status::BAD_FORMAT, format!("{source}: {e}"));
     let len = blob.len().ok_or_else(|| {
@@ -190,6 +191,12 @@ pub(super) fn rows(
     }
     let mut row = 0u64;
     for number in 0..reader.num_row_groups() {
+        let mut mark = Mark { place: number as u64, carried: 0, count: 0 };
+        if mark.place < from.place {
+            row += u64::try_from(reader.metadata().row_group(number).num_rows()).unwrap_or(0);
+            continue;
+        }
+        let read_before = if mark.place == from.place { from.count } else { 0 };
         let group = guarded(|| reader.get_row_group(number)).map_err(bad)?;
         let (first, promised) = (row, group.metadata().num_rows());
         let found = group.metadata().column(index);
@@ -206,9 +213,13 @@ pub(super) fn rows(
                 break;
             }
             for value in &values {
+                mark.count += 1;
+                if mark.count <= read_before {
+                    continue;
+                }
                 let text = std::str::from_utf8(value.data())
                     .map_err(|e| wrong(Status::BAD_UTF8, source, format_args!("after row {row}"), e))?;
-                f(text)?;
+                f(text, mark)?;
             }
             row += records as u64;
         }

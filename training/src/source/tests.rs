@@ -1,128 +1,11 @@
 //! Sources against a server on this machine that behaves, and one that drops, stalls and lies.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::io::Write;
+use std::net::TcpListener;
+use std::sync::atomic::Ordering;
 
+use super::testing::{Fault, Server, columns, serve};
 use super::*;
-
-/// What a server does wrong.
-#[derive(Clone, Copy, PartialEq, Debug)]
-enum Fault {
-    None,
-    /// Closes the connection after so many bytes of each body.
-    DropsAfter(usize),
-    /// Answers 503 to the first so many requests.
-    Busy(usize),
-    /// Knows no ranges.
-    NoRanges,
-    /// Knows no ranges, and drops the first body half way.
-    NoRangesAndDrops,
-    /// Sends half of the first body, and then nothing.
-    Stalls,
-    /// Answers another range than the one asked for.
-    WrongRange,
-    /// Has another file from the second request on.
-    Changes,
-    /// Sends no byte of any body.
-    Empty,
-    /// Sends headers that are no numbers.
-    Nonsense,
-    /// Answers with so many bytes at once, and does not say how many there are in all.
-    Parts(usize),
-}
-
-/// Serves `file` at `/plain`, and below `/resolve/` by a redirection that says, as the Hub's does and its stores' answers do
-/// not, which blob of which commit it is.
-struct Server {
-    address: String,
-    requests: Arc<AtomicUsize>,
-}
-
-fn serve(file: Vec<u8>, fault: Fault) -> Server {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    let requests = Arc::new(AtomicUsize::new(0));
-    let count = requests.clone();
-    // the thread ends with the test's process
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let _ = answer(stream, &file, fault, &count); // a client that went away is no fault of the server
-        }
-    });
-    Server { address, requests }
-}
-
-fn answer(mut stream: TcpStream, file: &[u8], fault: Fault, count: &AtomicUsize) -> std::io::Result<()> {
-    let mut reader = BufReader::new(stream.try_clone()?);
-    let (mut first, mut start, mut line) = (String::new(), None, String::new());
-    reader.read_line(&mut first)?;
-    loop {
-        line.clear();
-        if reader.read_line(&mut line)? == 0 || line == "\r\n" {
-            break;
-        }
-        if let Some(range) = line.to_lowercase().strip_prefix("range: bytes=") {
-            start = range.trim().trim_end_matches('-').parse::<usize>().ok();
-        }
-    }
-    let path = first.split(' ').nth(1).unwrap_or_default();
-    if path.contains("/resolve/") {
-        let commit = "x-repo-commit: 0123abcd\r\nx-linked-etag: \"blob77\"";
-        return write!(
-            stream,
-            "HTTP/1.1 302 Found\r\nlocation: /plain\r\n{commit}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-        );
-    }
-    if path != "/plain" {
-        return write!(stream, "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-    }
-    let number = count.fetch_add(1, Ordering::SeqCst);
-    if matches!(fault, Fault::Busy(n) if number < n) {
-        return write!(stream, "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-    }
-    let total = file.len();
-    let ranges = !matches!(fault, Fault::NoRanges | Fault::NoRangesAndDrops);
-    let start = if ranges { start.unwrap_or(0).min(total) } else { 0 };
-    let said = if fault == Fault::WrongRange && number > 0 { start + 1 } else { start };
-    let etag = if fault == Fault::Changes && number > 0 { "other" } else { "of the store" };
-    let body = &file[start..];
-    if let Fault::Parts(n) = fault {
-        let (last, n) = ("HTTP/1.1 416 Beyond", n.min(body.len()));
-        let (first, range) = match n {
-            0 => (last, format!("*/{total}")),
-            _ => ("HTTP/1.1 206 Partial Content", format!("{start}-{}/*", start + n - 1)),
-        };
-        write!(
-            stream,
-            "{first}\r\ncontent-range: bytes {range}\r\ncontent-length: {n}\r\nconnection: close\r\n\r\n"
-        )?;
-        return stream.write_all(&body[..n]);
-    }
-    let range = match fault {
-        Fault::Nonsense => "content-range: bytes x-y/z\r\n".to_string(),
-        _ if ranges => format!("content-range: bytes {said}-{}/{total}\r\n", total - 1),
-        _ => String::new(),
-    };
-    let status = if ranges { "206 Partial Content" } else { "200 OK" };
-    write!(
-        stream,
-        "HTTP/1.1 {status}\r\n{range}etag: \"{etag}\"\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-        body.len()
-    )?;
-    let most = match fault {
-        Fault::DropsAfter(n) => n,
-        Fault::NoRangesAndDrops | Fault::Stalls if number == 0 => total / 2,
-        Fault::Changes | Fault::WrongRange if number == 0 => total / 2,
-        Fault::Empty => 0,
-        _ => usize::MAX,
-    };
-    stream.write_all(&body[..body.len().min(most)])?;
-    if fault == Fault::Stalls && number == 0 {
-        std::mem::forget(stream); // it stays open
-    }
-    Ok(())
-}
 
 /// About 700 kB of lines.
 fn text() -> String {
@@ -190,37 +73,6 @@ fn every_format_gives_the_same_documents() {
     let path = dir.path().join("two.txt.gz");
     std::fs::write(&path, [&gz[..], &gz[..]].concat()).unwrap();
     assert_eq!(read(&Source::File(path)).unwrap(), [lines.clone() + &lines]);
-}
-
-/// A Parquet file with a column `text` in several row groups, some rows without one.
-fn columns(documents: &[String]) -> Vec<u8> {
-    use ::parquet::basic::Compression;
-    use ::parquet::data_type::{ByteArray, ByteArrayType};
-    use ::parquet::file::properties::WriterProperties;
-    use ::parquet::file::writer::SerializedFileWriter;
-    let schema = ::parquet::schema::parser::parse_message_type(
-        "message m { REQUIRED INT64 id; OPTIONAL BYTE_ARRAY text (UTF8); }",
-    );
-    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
-    let mut out = Vec::new();
-    let mut writer =
-        SerializedFileWriter::new(&mut out, Arc::new(schema.unwrap()), Arc::new(properties)).unwrap();
-    for group in documents.chunks(120) {
-        let mut groups = writer.next_row_group().unwrap();
-        let mut ids = groups.next_column().unwrap().unwrap();
-        let rows = group.len() + 1;
-        ids.typed::<::parquet::data_type::Int64Type>().write_batch(&vec![7; rows], None, None).unwrap();
-        ids.close().unwrap();
-        let mut texts = groups.next_column().unwrap().unwrap();
-        let values: Vec<ByteArray> = group.iter().map(|d| d.as_bytes().to_vec().into()).collect();
-        let mut levels = vec![1; rows];
-        levels[rows / 2] = 0; // a row without text
-        texts.typed::<ByteArrayType>().write_batch(&values, Some(&levels), None).unwrap();
-        texts.close().unwrap();
-        groups.close().unwrap();
-    }
-    writer.close().unwrap();
-    out
 }
 
 /// Files that `tests/reference/columns.py` wrote, with pages of zstd.
@@ -350,7 +202,7 @@ fn a_token_goes_to_the_first_server_alone() {
     for (path, told) in [("/within/y", "yes"), ("/within/x", "yes"), ("/", "yes"), ("/away", "no")] {
         let blob = Blob::http(&format!("http://{first}{path}"), Some("secret")).unwrap();
         let mut text = String::new();
-        Cursor::new(Arc::new(blob)).read_to_string(&mut text).unwrap();
+        Cursor::at(Arc::new(blob), 0).read_to_string(&mut text).unwrap();
         assert_eq!(text, told, "{path}");
     }
 }
@@ -383,25 +235,64 @@ fn redirections_that_lead_nowhere_are_errors() {
     assert!(e.message().contains(&url) && !e.message().contains("attempts"), "{e}");
 }
 
+/// The Hub that a server plays, with a cache in `dir`, a file of it, and the directory of its blobs.
+fn cache(server: &Server, dir: &Path) -> (hub::Place, HubFile, PathBuf) {
+    let place = hub::Place { endpoint: server.address.clone(), cache: dir.into(), token: None };
+    let blobs = dir.join("datasets--a--b/blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    (place, HubFile::parse("hf://datasets/a/b/c.parquet").unwrap(), blobs)
+}
+
 #[test]
 fn a_broken_download_goes_on_where_it_broke_off_and_one_at_a_time() {
-    let file = columns(&["a document".to_string()]);
+    let file = text().into_bytes();
     let server = serve(file.clone(), Fault::None);
     let dir = tempfile::tempdir().unwrap();
-    let place = hub::Place { endpoint: server.address.clone(), cache: dir.path().into(), token: None };
-    let name = HubFile::parse("hf://datasets/a/b/c.parquet").unwrap();
-    let blobs = dir.path().join("datasets--a--b/blobs");
-    std::fs::create_dir_all(&blobs).unwrap();
-    let part = blobs.join("blob77.part");
-    std::fs::write(&part, [b'x'; 20]).unwrap();
+    let (place, name, blobs) = cache(&server, dir.path());
+    let part = blobs.join(format!("{}.part", server.etag));
+    let there = file.len() - 5000;
+    std::fs::write(&part, &file[..there]).unwrap();
     let busy = std::fs::File::open(&part).unwrap();
     busy.try_lock().unwrap();
     assert_eq!(name.download(&place).unwrap_err().status(), Status::BUSY);
     drop(busy);
+    server.starts.lock().unwrap().clear();
     let path = name.download(&place).unwrap();
-    // what was there stays as it was, what follows is fetched
-    assert_eq!(std::fs::read(path).unwrap(), [&[b'x'; 20][..], &file[20..]].concat());
+    assert_eq!(std::fs::read(path).unwrap(), file);
     assert!(!part.exists());
+    // the first question is for what the server says of the file
+    assert_eq!(server.starts.lock().unwrap()[..], [0, there]);
+}
+
+#[test]
+fn a_download_that_is_not_what_the_hub_says_is_refused_and_leaves_nothing() {
+    let file = columns(&["a document".to_string()]);
+    let dir = tempfile::tempdir().unwrap();
+    for (fault, before) in [(Fault::Lies, None), (Fault::None, Some(20)), (Fault::None, Some(file.len()))] {
+        let server = serve(file.clone(), fault);
+        let (place, name, blobs) = cache(&server, dir.path());
+        if server.etag.len() != 64 {
+            return llm_testdata::not_run("SHA-256: this processor has no instructions for https");
+        }
+        let part = blobs.join(format!("{}.part", server.etag));
+        if let Some(before) = before {
+            std::fs::write(&part, vec![b'x'; before]).unwrap();
+        }
+        let e = name.download(&place).unwrap_err();
+        assert_eq!(e.status(), Status::CHECKSUM);
+        assert!(e.message().starts_with(&server.address), "{e}");
+        let expected = format!(", expected {}, the server's ETag", server.etag);
+        assert!(
+            e.message().contains(": what came has the SHA-256 ") && e.message().contains(&expected),
+            "{e}"
+        );
+        assert!(std::fs::read_dir(&blobs).unwrap().next().is_none(), "{fault:?}");
+        // the next one begins anew
+        if fault == Fault::None {
+            assert_eq!(std::fs::read(name.download(&place).unwrap()).unwrap(), file);
+            std::fs::remove_dir_all(dir.path().join("datasets--a--b")).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -410,7 +301,7 @@ fn a_text_without_lines_that_follow_each_other_is_cut_all_the_same() {
     for end in ["\r\n", " \n", "\n\n", "\n  ", " \n \t\n\n"] {
         let text: String = (0..60_000).map(|i| format!("line {i} of the text{end}")).collect();
         let mut pieces: Vec<String> = Vec::new();
-        text::pieces(text.as_bytes(), &here, &mut |piece, _| {
+        text::pieces(text.as_bytes(), &here, Mark::default(), &mut |piece, _, _| {
             pieces.push(piece.into());
             Ok(())
         })
@@ -430,12 +321,81 @@ fn a_text_without_lines_that_follow_each_other_is_cut_all_the_same() {
     }
     // nothing but white space
     let (spaces, mut count) = (" \n".repeat(text::LONGEST), 0);
-    text::pieces(spaces.as_bytes(), &here, &mut |_, _| {
+    text::pieces(spaces.as_bytes(), &here, Mark::default(), &mut |_, _, _| {
         count += 1;
         Ok(())
     })
     .unwrap();
     assert_eq!(count, 2);
+}
+
+/// What lies behind a mark, each piece with the mark behind it.
+fn behind(source: &Source, from: Mark) -> Vec<(String, bool, Mark)> {
+    let mut all = Vec::new();
+    let mut take = |piece: &str, last, mark| {
+        all.push((piece.to_string(), last, mark));
+        Ok(())
+    };
+    source.open().unwrap().documents(from, "text", &mut take).unwrap();
+    all
+}
+
+#[test]
+fn what_is_read_on_from_a_mark_is_what_follows_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let documents: Vec<String> = (0..700).map(|i| format!("document {i}\n{}", "x".repeat(i))).collect();
+    let rows: String =
+        documents.iter().map(|d| serde_json::json!({"text": d}).to_string() + "\n\n").collect();
+    // one border of lines in all, and white space that is longer than any piece
+    let blank = " ".repeat(3 * text::LONGEST);
+    let lines: String = (0..50_000).map(|i| format!("line {i} of the text\r\n")).collect();
+    let spaced = format!("{lines}x\ny{blank}\nz\n{lines}{blank}\n{blank}{lines}");
+    let gz = |text: &str| {
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(text.as_bytes()).unwrap();
+        packed.finish().unwrap()
+    };
+    let zst = |x: &[u8]| ruzstd::encoding::compress_to_vec(x, ruzstd::encoding::CompressionLevel::Fastest);
+    for (name, bytes, pieces) in [
+        ("a.txt", text().repeat(3).into_bytes(), 6),
+        ("b.txt", spaced.clone().into_bytes(), 6),
+        ("c.txt.gz", gz(&spaced), 6),
+        ("d.jsonl", rows.clone().into_bytes(), 700),
+        ("e.jsonl.gz", gz(&rows), 700),
+        ("f.jsonl.zst", zst(rows.as_bytes()), 700),
+        ("g.parquet", columns(&documents), 700),
+    ] {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let source = Source::File(path);
+        let all = behind(&source, Mark::default());
+        assert!(all.len() >= pieces, "{name}: {}", all.len());
+        let every = if pieces < 700 { 1 } else { 59 };
+        // a text has one end
+        let ends = if pieces < 700 { 1 } else { 0 };
+        for i in (0..all.len() - ends).step_by(every) {
+            assert!(behind(&source, all[i].2) == all[i + 1..], "{name}: piece {i}");
+        }
+    }
+}
+
+#[test]
+fn a_source_that_became_shorter_than_a_mark_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, mark) in [
+        ("a.txt", Mark { place: 0, carried: 9, count: 1 }),
+        ("b.txt.gz", Mark { place: 9, carried: 0, count: 1 }),
+    ] {
+        let path = dir.path().join(name);
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(b"a text").unwrap();
+        let bytes = if name == "a.txt" { b"a text".to_vec() } else { packed.finish().unwrap() };
+        std::fs::write(&path, bytes).unwrap();
+        let source = Source::File(path);
+        let e = source.open().unwrap().documents(mark, "text", &mut |_, _, _| Ok(())).unwrap_err();
+        assert_eq!(e.status(), Status::MISMATCH);
+        assert!(e.message().contains(name) && e.message().contains("shorter"), "{e}");
+    }
 }
 
 #[test]
@@ -480,7 +440,7 @@ fn a_file_of_the_hub_is_streamed_then_kept_in_the_cache_and_read_there() {
         HubFile::parse("hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT/000_00000.parquet").unwrap();
     let rows = |blob: Blob| {
         let mut rows = Vec::new();
-        parquet::rows(Arc::new(blob), &Source::Hub(file.clone()), "text", &mut |t| {
+        parquet::rows(Arc::new(blob), &Source::Hub(file.clone()), Mark::default(), "text", &mut |t, _| {
             rows.push(t.to_string());
             Ok(())
         })
@@ -497,7 +457,7 @@ fn a_file_of_the_hub_is_streamed_then_kept_in_the_cache_and_read_there() {
     let folder = dir.path().join("datasets--HuggingFaceFW--fineweb-edu");
     assert_eq!(path, folder.join("snapshots/0123abcd/sample/10BT/000_00000.parquet"));
     assert_eq!(std::fs::read_to_string(folder.join("refs/main")).unwrap(), "0123abcd");
-    assert_eq!(std::fs::read(folder.join("blobs/blob77")).unwrap(), columns(&documents));
+    assert_eq!(std::fs::read(folder.join("blobs").join(&server.etag)).unwrap(), columns(&documents));
     let before = server.requests.load(Ordering::SeqCst);
     assert_eq!(rows(file.open(&place).unwrap()), documents);
     assert_eq!(file.download(&place).unwrap(), path);

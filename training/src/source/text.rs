@@ -4,7 +4,7 @@ use std::io::{BufRead, Read};
 
 use llm::error::{Error, Result, Status};
 
-use super::{Source, wrong};
+use super::{Mark, Source, shorter, wrong};
 
 /// A piece is cut once it has this many bytes and a border allows it.
 pub(super) const PIECE: usize = 256 << 10;
@@ -13,51 +13,68 @@ pub(super) const LONGEST: usize = 4 * PIECE;
 /// The longest line; what is longer is no text, or no lines.
 const LINE: u64 = 64 << 20;
 
-/// One document of text, in pieces; a text may be larger than memory, its lines may not.
+/// One document of text, in pieces; a text may be larger than memory, its lines may not. `reader` begins at the place
+/// of the mark `from`.
 pub(super) fn pieces(
     mut reader: impl BufRead,
     source: &Source,
-    f: &mut dyn FnMut(&str, bool) -> Result<()>,
+    from: Mark,
+    f: &mut dyn FnMut(&str, bool, Mark) -> Result<()>,
 ) -> Result<()> {
-    let (mut piece, mut line, mut number) = (String::new(), Vec::new(), 0);
+    let (mut place, mut number) = (from.place, from.count);
+    let (mut piece, mut line) = (String::new(), Vec::new());
+    let carried = (&mut reader).take(from.carried).read_to_string(&mut piece);
+    if (carried.map_err(|e| Error::from(e).context(source))? as u64) < from.carried {
+        return Err(shorter(source));
+    }
     while let Some(text) = next(&mut reader, source, &mut line, &mut number)? {
-        if piece.len() >= PIECE && border(&piece, text) {
-            f(&piece, false)?;
-            piece.clear();
+        let end = if piece.len() >= PIECE && border(&piece, text) {
+            piece.len()
         } else if piece.len() >= LONGEST {
             // lines that end with spaces or \r, or lie apart: a word ends before white space, too
-            let end = piece.trim_end().len();
-            let end = if end == 0 { piece.len() } else { end };
-            f(&piece[..end], false)?;
+            match piece.trim_end().len() {
+                0 => piece.len(),
+                end => end,
+            }
+        } else {
+            0
+        };
+        if end > 0 {
+            place += end as u64;
+            let carried = (piece.len() - end + text.len()) as u64;
+            f(&piece[..end], false, Mark { place, carried, count: number })?;
             piece.drain(..end);
         }
         piece.push_str(text);
     }
-    f(&piece, true)
+    f(&piece, true, Mark { place: place + piece.len() as u64, carried: 0, count: number })
 }
 
-/// A document per line, in the string `field` of a JSON object; empty lines are skipped.
+/// A document per line, in the string `field` of a JSON object; empty lines are skipped. `reader` as for [`pieces`].
 pub(super) fn lines(
     reader: impl BufRead,
     source: &Source,
+    from: Mark,
     field: &str,
-    f: &mut dyn FnMut(&str) -> Result<()>,
+    f: &mut dyn FnMut(&str, Mark) -> Result<()>,
 ) -> Result<()> {
-    rows(reader, source, &mut |number, row| {
+    rows(reader, source, from, &mut |number, row, mark| {
         let text = row.get(field).and_then(|v| v.as_str());
         let bad = || wrong(Status::BAD_FORMAT, source, number, format!("no string {field:?} in this object"));
-        f(text.ok_or_else(bad)?)
+        f(text.ok_or_else(bad)?, mark)
     })
 }
 
-/// A JSON object per line, with the line's number; empty lines are skipped.
+/// A JSON object per line, with the line's number; empty lines are skipped. `reader` as for [`pieces`].
 pub(super) fn rows(
     mut reader: impl BufRead,
     source: &Source,
-    f: &mut dyn FnMut(u64, &serde_json::Value) -> Result<()>,
+    from: Mark,
+    f: &mut dyn FnMut(u64, &serde_json::Value, Mark) -> Result<()>,
 ) -> Result<()> {
-    let (mut line, mut number) = (Vec::new(), 0);
+    let (mut line, mut number, mut place) = (Vec::new(), from.count, from.place);
     while let Some(text) = next(&mut reader, source, &mut line, &mut number)? {
+        place += text.len() as u64;
         if !text.trim().is_empty() {
             let bad = |e: serde_json::Error| {
                 wrong(
@@ -67,7 +84,8 @@ pub(super) fn rows(
                     format_args!("{e}; expected a JSON object per line"),
                 )
             };
-            f(number, &serde_json::from_str(text).map_err(bad)?)?;
+            let row: serde_json::Value = serde_json::from_str(text).map_err(bad)?;
+            f(number, &row, Mark { place, carried: 0, count: number })?;
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ mod whole;
 
 pub(crate) use designs::designs;
 use llm::model::arch::{LayerSlot, Slot};
-use llm_kernels::dense::{Bend, Curve, Heads, Rotated};
+use llm_kernels::dense::{Bend, Curve, Dense, Heads, Rotated};
 pub(crate) use shapes::{foreign, shapes};
 
 use crate::design;
@@ -54,11 +54,23 @@ pub(crate) fn tokens(rows: u32, vocab: u32) -> (Vec<u32>, Vec<u32>) {
 }
 
 fn linear(x: &[f64], w: &[f64], b: Option<&[f64]>, n: usize, k: usize) -> Vec<f64> {
-    let row = |x: &[f64], j: usize| -> f64 {
-        let sum: f64 = x.iter().zip(&w[j * k..]).map(|(a, b)| a * b).sum();
-        sum + b.map_or(0.0, |b| b[j])
-    };
-    x.chunks(k).flat_map(|x| (0..n).map(|j| row(x, j)).collect::<Vec<_>>()).collect()
+    let mut y = vec![0.0; x.len() / k * n];
+    // four rows side by side: one sum waits for itself, and layers of whole presets pass here
+    let beside = |rows: &[f64], i: usize| [0, 1, 2, 3].map(|r| rows.get(r * k + i).copied().unwrap_or(0.0));
+    let fours: Vec<Vec<[f64; 4]>> =
+        x.chunks(4 * k).map(|rows| (0..k).map(|i| beside(rows, i)).collect()).collect();
+    for (j, w) in w.chunks_exact(k).take(n).enumerate() {
+        for (x, y) in fours.iter().zip(y.chunks_mut(4 * n)) {
+            let mut sums = [0.0; 4];
+            for (x, w) in x.iter().zip(w) {
+                sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * w);
+            }
+            for (row, sum) in y.chunks_mut(n).zip(sums) {
+                row[j] = sum + b.map_or(0.0, |b| b[j]);
+            }
+        }
+    }
+    y
 }
 
 fn norm(x: &[f64], w: &[f64], b: Option<&[f64]>, center: bool, eps: f64) -> Vec<f64> {
@@ -93,8 +105,8 @@ fn rope(
     }
 }
 
-/// `sinks` in place of those of `h`, for differences.
-fn attention(h: &Heads, qkv: &[f64], sinks: &[f64]) -> Vec<f64> {
+/// `sinks` in place of those of `h`, for differences; `kept`: the factor on each probability, or empty.
+fn attention(h: &Heads, qkv: &[f64], sinks: &[f64], kept: &[f64]) -> Vec<f64> {
     let stride = h.heads * h.dim + h.kv_heads * (h.dim + h.value_dim);
     let rows = qkv.len() / stride;
     let mut out = vec![0.0; rows * h.heads * h.value_dim];
@@ -116,6 +128,7 @@ fn attention(h: &Heads, qkv: &[f64], sinks: &[f64]) -> Vec<f64> {
             let p: Vec<f64> = (low..=r).map(|k| score(k).exp()).collect();
             let sum = p.iter().sum::<f64>() + sinks.get(head).map_or(0.0, |s| s.exp());
             for (k, p) in (low..=r).zip(p) {
+                let p = p * kept.get((r * h.heads + head) * h.length + k - first).copied().unwrap_or(1.0);
                 let at = k * stride + (h.heads + h.kv_heads) * h.dim + kv * h.value_dim;
                 for (d, v) in qkv[at..at + h.value_dim].iter().enumerate() {
                     out[(r * h.heads + head) * h.value_dim + d] += p / sum * v;
@@ -124,6 +137,33 @@ fn attention(h: &Heads, qkv: &[f64], sinks: &[f64]) -> Vec<f64> {
         }
     }
     out
+}
+
+/// The factors that dropout of `rate` under `key` puts on `n` values, as its kernel draws them from ones.
+fn drawn(n: usize, rate: f32, key: u64) -> Vec<f64> {
+    let mut ones = vec![1.0; n];
+    Dense::new(1).dropout(&mut ones, rate, key);
+    factors(&ones, rate)
+}
+
+/// Those on the probabilities of attention, `[rows, heads, length]`, as its kernel draws them: scores are equal, and
+/// each value names its key.
+fn kept(h: &Heads, rows: usize) -> Vec<f64> {
+    let probe =
+        Heads { value_dim: h.length, dropout: h.dropout, key: h.key, ..Heads::new(h.heads, 1, 1, h.length) };
+    let stride = h.heads + 1 + h.length;
+    let mut qkv = vec![0.0; rows * stride];
+    for (r, row) in qkv.chunks_mut(stride).enumerate() {
+        row[h.heads + 1 + r % h.length] = 1.0;
+    }
+    let (mut y, mut lse) = (vec![0.0; rows * h.heads * h.length], vec![0.0; rows * h.heads]);
+    Dense::new(1).attention(&probe, &qkv, &mut y, &mut lse);
+    factors(&y, h.dropout)
+}
+
+/// What is left is scaled, so that the mean stays.
+fn factors(left: &[f32], rate: f32) -> Vec<f64> {
+    left.iter().map(|x| if *x > 0.0 { 1.0 / (1.0 - f64::from(rate)) } else { 0.0 }).collect()
 }
 
 /// The error function by its series.
@@ -178,7 +218,7 @@ fn values(n: usize, seed: u64) -> Vec<f32> {
     (0..n).map(|i| normal(seed, Stream::Weights, 0, i as u64)).collect()
 }
 
-fn wide(x: &[f32]) -> Vec<f64> {
+pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|x| f64::from(*x)).collect()
 }
 

@@ -161,43 +161,52 @@ fn gradients_of_attention_agree_with_finite_differences() {
             (vec![0.0; dy.len()], vec![0.0; rows * h.heads], vec![9.0; qkv.len()]);
         dense.attention(&h, &qkv, &mut y, &mut lse);
         let sinks = wide(h.sinks);
-        close("y", &y, &attention(&h, &wide(&qkv), &sinks));
+        close("y", &y, &attention(&h, &wide(&qkv), &sinks, &[]));
         dense.attention_back(&h, &qkv, &y, &lse, &dy, &mut dqkv);
         // One sequence is enough for the differences; the other must not leak into it.
         let (one, outs) = (length * stride, length * h.heads * h.value_dim);
-        compare("dqkv", &qkv[..one], &dqkv[..one], |x| dot(&attention(&h, x, &sinks), &dy[..outs]));
+        compare("dqkv", &qkv[..one], &dqkv[..one], |x| dot(&attention(&h, x, &sinks, &[]), &dy[..outs]));
         if !h.sinks.is_empty() {
             let mut dsinks = vec![1.0; h.heads];
             dense.sinks_back(&h, &y, &lse, &dy, &mut dsinks);
             dsinks.iter_mut().for_each(|g| *g -= 1.0);
-            compare("dsinks", h.sinks, &dsinks, |s| dot(&attention(&h, &wide(&qkv), s), &dy));
+            compare("dsinks", h.sinks, &dsinks, |s| dot(&attention(&h, &wide(&qkv), s, &[]), &dy));
         }
     }
 }
 
 #[test]
-fn gradients_of_attention_with_dropout_agree_with_differences_of_its_own_forward_pass() {
+fn gradients_of_attention_with_dropout_agree_with_finite_differences_under_the_same_mask() {
     let plain = Heads { dropout: 0.3, key: 77, window: 5, ..bare(2, 1, 4, 7) };
     let capped = Heads { softcap: 1.2, slopes: &[0.3, 0.1], sinks: &[0.5, -0.5], ..plain };
     for h in [plain, capped] {
-        let (qkv, dy) = (values(7 * 16, 1), values(7 * 8, 2));
-        let (mut y, mut lse, mut dqkv) = (vec![0.0; 56], vec![0.0; 14], vec![0.0; qkv.len()]);
+        // two sequences
+        let (qkv, dy) = (values(14 * 16, 1), values(14 * 8, 2));
+        let (mut y, mut lse, mut dqkv) = (vec![0.0; 14 * 8], vec![0.0; 14 * 2], vec![0.0; qkv.len()]);
         let mut dense = Dense::new(1);
         dense.attention(&h, &qkv, &mut y, &mut lse);
         dense.attention_back(&h, &qkv, &y, &lse, &dy, &mut dqkv);
-        let mut loss = |x: &[f32]| {
-            let (mut y, mut lse) = (vec![0.0; 56], vec![0.0; 14]);
-            dense.attention(&h, x, &mut y, &mut lse);
-            dot(&wide(&y), &dy)
-        };
-        for i in 0..qkv.len() {
-            let (mut above, mut below) = (qkv.clone(), qkv.clone());
-            above[i] += 1e-2;
-            below[i] -= 1e-2;
-            let expected = (loss(&above) - loss(&below)) / f64::from(above[i] - below[i]);
-            assert!((f64::from(dqkv[i]) - expected).abs() < 2e-3, "[{i}]: {} {expected}", dqkv[i]);
+        let (sinks, mask) = (wide(h.sinks), kept(&h, 14));
+        close("y", &y, &attention(&h, &wide(&qkv), &sinks, &mask));
+        compare("dqkv", &qkv, &dqkv, |x| dot(&attention(&h, x, &sinks, &mask), &dy));
+        if !h.sinks.is_empty() {
+            let mut dsinks = vec![0.0; h.heads];
+            dense.sinks_back(&h, &y, &lse, &dy, &mut dsinks);
+            compare("dsinks", h.sinks, &dsinks, |s| dot(&attention(&h, &wide(&qkv), s, &mask), &dy));
         }
     }
+}
+
+#[test]
+fn attention_drops_the_asked_share_of_its_probabilities() {
+    let length = 200;
+    let mask = kept(&Heads { dropout: 0.3, key: 77, ..bare(2, 1, 4, length) }, length);
+    // what comes behind a query is never seen
+    let seen = (0..mask.len()).filter(|i| i % length <= i / (2 * length)).map(|i| mask[i]);
+    let (all, dropped) = seen.fold((0, 0), |(all, dropped), x| (all + 1, dropped + u32::from(x == 0.0)));
+    assert_eq!(all, length * (length + 1));
+    let share = f64::from(dropped) / all as f64;
+    assert!((share - 0.3).abs() < 0.01, "{share}");
 }
 
 #[test]

@@ -14,6 +14,23 @@ pub fn designs() -> Vec<(&'static str, ModelConfig)> {
         ModelConfig { experts: ExpertsDesign { ffn: 0, ..moe.clone() }, tied: false, ..tiny.clone() };
     let latent = LatentDesign { kv_rank: 6, q_rank: 0, nope: 4, rope: 2, value: 3 };
     let deepseek = ModelConfig { latent: latent.clone(), eps: 1e-6, tied: false, ..tiny.clone() };
+    // three rotated pairs: most scalings leave the fastest as it is
+    let scaled = |rope_scaling| {
+        let latent = LatentDesign { rope: 6, ..latent.clone() };
+        ModelConfig { latent, rope_scaling, ..deepseek.clone() }
+    };
+    // wavelengths between `original` and four times as much are blended
+    let blended = RopeScaling { low: 0.25, high: 1.0, ..scaling(ScalingKind::Llama3) };
+    let groups = ExpertsDesign {
+        count: 8,
+        active: 3,
+        groups: 4,
+        active_groups: 2,
+        shared: 1,
+        dense_layers: 1,
+        scale: 2.5,
+        ..sigmoids.clone()
+    };
     vec![
         ("llama", tiny.clone()),
         ("llama, untied, one key head", ModelConfig { tied: false, kv_heads: 1, ..tiny.clone() }),
@@ -26,7 +43,6 @@ pub fn designs() -> Vec<(&'static str, ModelConfig)> {
         ("qwen3", ModelConfig { qk_norm: QkDesign::Head, head_dim: 6, ..tiny.clone() }),
         ("olmo2", ModelConfig { qk_norm: QkDesign::Row, norm_place: Place::Post, ..tiny.clone() }),
         ("gpt2", gpt2.clone()),
-        ("gpt2, sinusoidal", ModelConfig { position: Position::Sinusoidal, ..gpt2.clone() }),
         ("gpt2, relu2", ModelConfig { feed: Feed::Relu2, ..gpt2.clone() }),
         ("bloom", ModelConfig { position: Position::Alibi, embedding_norm: true, ffn: 64, ..gpt2.clone() }),
         (
@@ -42,6 +58,9 @@ pub fn designs() -> Vec<(&'static str, ModelConfig)> {
         ),
         ("mixtral", mixtral.clone()),
         ("deepseek_v2, dense", deepseek.clone()),
+        ("deepseek_v2, linear", scaled(scaling(ScalingKind::Linear))),
+        ("deepseek_v2, llama3", scaled(blended)),
+        ("deepseek_v2, yarn", scaled(scaling(ScalingKind::Yarn))),
         (
             "deepseek_v2",
             ModelConfig {
@@ -64,23 +83,10 @@ pub fn designs() -> Vec<(&'static str, ModelConfig)> {
                 ..deepseek.clone()
             },
         ),
-        (
-            "deepseek_v3",
-            ModelConfig {
-                experts: ExpertsDesign {
-                    count: 8,
-                    active: 3,
-                    groups: 4,
-                    active_groups: 2,
-                    shared: 1,
-                    dense_layers: 1,
-                    scale: 2.5,
-                    ..sigmoids.clone()
-                },
-                ..deepseek.clone()
-            },
-        ),
+        ("deepseek_v3, yarn", ModelConfig { experts: groups.clone(), ..scaled(scaling(ScalingKind::Yarn)) }),
+        ("deepseek_v3", ModelConfig { experts: groups, ..deepseek.clone() }),
         ("own: latent without rotation", ModelConfig { position: Position::None, ..deepseek }),
+        ("own: sinusoidal positions", ModelConfig { position: Position::Sinusoidal, ..gpt2 }),
         (
             "own: no positions",
             ModelConfig { position: Position::None, norm: NormDesign::Layer, ..tiny.clone() },

@@ -1,6 +1,6 @@
 """200 steps of GPT-2's design in PyTorch, from the weights, data and settings that the tests wrote.
 
-    LLM_TRAIN_REFERENCE=DIR cargo test -p llm-train --test curve
+    LLM_TRAIN_REFERENCE=DIR cargo test -p llm-train --test curve -- --include-ignored
     python training/tests/reference/curve.py DIR [NAME]
 
 Trains from DIR/curve-NAME/begin and writes the losses to curve.json beside this file. Samples are drawn here by the rule

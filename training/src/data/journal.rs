@@ -1,0 +1,104 @@
+//! What says how to go on with a preparation that was broken off: a file beside the temporary token files, written now
+//! and then, whole or not at all.
+//!
+//! It holds what was asked for (another preparation begins anew), how far the reading is, and what was written by then.
+//! What was written later is cut off: the ids that follow from there are the same.
+
+use std::path::{Path, PathBuf};
+
+use llm::error::{Error, Result, Status};
+use llm_format::TempFile;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::writer::Written;
+use super::{PrepareOptions, optional, vocabulary_hash};
+use crate::source::{Mark, Source};
+
+/// How far the reading is.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct At {
+    /// The input that is read, counted from 0.
+    pub input: usize,
+    /// What tells it from other contents of its name, where it is on a server.
+    pub identity: Option<String>,
+    /// Where to read on in it.
+    pub mark: Mark,
+    /// Bytes of its text so far.
+    pub seen: u64,
+    /// Rows and pieces so far, of all inputs.
+    pub number: u64,
+}
+
+/// What the file holds.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Journal {
+    pub asked: Value,
+    pub at: At,
+    pub written: [Written; 2],
+}
+
+/// The file of a directory.
+pub(super) fn path(output: &Path) -> PathBuf {
+    output.join("prepare.journal")
+}
+
+/// What a process of this number may have begun to write of the file.
+pub(super) fn unfinished(output: &Path) -> Vec<PathBuf> {
+    TempFile::unfinished(&path(output))
+}
+
+/// Everything that the ids depend on, so far as it is known before texts are read.
+///
+/// # Errors
+/// Those of looking at the inputs.
+pub(super) fn asked(
+    options: &PrepareOptions,
+    tokenizer: u64,
+    config: Option<&[u8]>,
+    template: Option<&str>,
+    end: Option<u32>,
+) -> Result<Value> {
+    let inputs = options.inputs.iter().map(Source::described).collect::<Result<Vec<Value>>>()?;
+    Ok(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "inputs": inputs,
+        "tokenizer": format!("{tokenizer:016x}"),
+        "tokenizer_config": config.map(|bytes| format!("{:016x}", vocabulary_hash(bytes))),
+        "chat_template": template.map(|text| format!("{:016x}", vocabulary_hash(text.as_bytes()))),
+        "field": options.field,
+        "held_out": options.held_out.to_string(),
+        "end": end,
+    }))
+}
+
+impl Journal {
+    /// That of a directory; `None` where there is none, or none that can be read.
+    ///
+    /// # Errors
+    /// Those of reading it.
+    pub fn read(output: &Path) -> Result<Option<Journal>> {
+        Ok(optional(&path(output))?.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// Those of writing a file.
+    pub fn write(&self, output: &Path) -> Result<()> {
+        let wrong = |e: serde_json::Error| Error::new(Status::INTERNAL, format!("the journal: {e}"));
+        crate::checkpoint::write_file(&path(output), &serde_json::to_vec_pretty(self).map_err(wrong)?)
+    }
+
+    /// Takes that of a directory away, if there is one.
+    ///
+    /// # Errors
+    /// Those of removing it.
+    pub fn remove(output: &Path) -> Result<()> {
+        let path = path(output);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::from(e).context(path.display())),
+            _ => Ok(()),
+        }
+    }
+}
