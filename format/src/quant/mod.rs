@@ -198,7 +198,9 @@ pub fn head(ty: Type, absmax: f32) -> [u8; HEAD] {
     for (to, value) in head.iter_mut().zip(table) {
         *to = *value as u8;
     }
-    let magnitude = if absmax.is_finite() { absmax.abs() / 127.0 } else { 1.0 };
+    // Of a table's ends the last is the nearer one.
+    let end = table.last().map_or(127.0, |&end| f32::from(end));
+    let magnitude = if absmax.is_finite() { absmax.abs() / end } else { 1.0 };
     // The exponent field: floor(log2) of a normal number. Outside ±100 the scale itself would leave the normal f32.
     let log2 = (magnitude.to_bits() >> 23) as i32 - 127;
     head[16] = (log2 - 13).clamp(-100, 100) as i8 as u8;

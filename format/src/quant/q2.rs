@@ -33,5 +33,6 @@ impl Packing for Two {
     }
 }
 
-/// The table written with every q2 matrix: odd, ascending, denser around zero.
-pub const TABLE: [i8; 4] = [-127, -43, 15, 85];
+/// The table written with every q2 matrix: odd, ascending, denser around zero. It ends well below 127 on purpose:
+/// see [`super::search`].
+pub const TABLE: [i8; 4] = [-41, -13, 5, 29];

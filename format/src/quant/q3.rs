@@ -33,5 +33,6 @@ impl Packing for Three {
     }
 }
 
-/// The table written with every q3 matrix: odd, ascending, denser around zero.
-pub const TABLE: [i8; 8] = [-127, -79, -47, -19, 7, 35, 67, 115];
+/// The table written with every q3 matrix: odd, ascending, denser around zero. It ends well below 127 on purpose:
+/// see [`super::search`].
+pub const TABLE: [i8; 8] = [-51, -33, -19, -7, 3, 13, 27, 47];

@@ -8,7 +8,8 @@
 //! int8 weight = (table[code] * m + 64) >> 7           never a tie: the table is odd and m is never +-64
 //! ```
 //! The multiplier scales the table, not the weights: 16 products per group make a lookup table, and what comes out
-//! is int8 like every other type. The steps of the table grow outwards as the density of weights falls. Lines: see [`super::packed`].
+//! is int8 like every other type. The steps of the table grow outwards as the density of weights falls. Lines: see
+//! [`super::packed`].
 
 use super::packed::{self, Packed, Packing, table_weight};
 use super::search::Search;
@@ -33,5 +34,6 @@ impl Packing for Four {
     }
 }
 
-/// The table written with every q4 matrix: odd, ascending, denser around zero.
-pub const TABLE: [i8; 16] = [-127, -101, -81, -63, -47, -33, -21, -9, 3, 15, 27, 39, 53, 69, 91, 123];
+/// The table written with every q4 matrix: odd, ascending, denser around zero. It ends well below 127 on purpose:
+/// see [`super::search`].
+pub const TABLE: [i8; 16] = [-79, -63, -49, -39, -29, -21, -13, -5, 1, 9, 17, 25, 35, 45, 57, 77];

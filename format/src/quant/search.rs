@@ -1,13 +1,20 @@
 //! The search for scales, multipliers and codes, for every type that has multipliers.
 //!
 //! ```text
-//! for some scales S around that of the largest value:        y = x / S, in units of the decoded integers
-//!     for each group, for some multipliers m of either sign:  error of y against the integers that m can decode to
-//! then the scale that suits the integers found best, multipliers near those found, and again
+//! for each group:                                   its best step of either sign, were multipliers not rounded
+//! for some scales S:                                y = x / S, in units of the decoded integers
+//!     for each group, for WINDOW multipliers m of either sign around step / S:
+//!                                                   error of y against the integers that m can decode to
+//! then the scale that suits the integers found best, and multipliers under it, and again
 //! ```
 //! The integers of a multiplier are those that will really be decoded, so their rounding is part of what is searched.
-//! Halfway points between integers are multiples of ½: the half step that y lies in says exactly which level is the
-//! nearest, and a table from half steps to levels, one per multiplier, is the whole of the rounding.
+//! It bends the levels of every multiplier in another way, and the more ways there are to choose from, the better one
+//! of them fits. That gains more than finer integers would: tables end well below 127, and scales are tried that are up
+//! to 1.8 times as large as the multipliers need.
+//!
+//! Halfway points between integers are multiples of ½: the half step that y lies in says exactly which level of a
+//! multiplier is the nearest. Those levels make a row per half step, a multiplier beside the other, so that the errors
+//! of an input under all multipliers of a window are vectors.
 //!
 //! It does not know how codes are packed.
 
@@ -17,14 +24,24 @@ use super::{INPUTS, absmax};
 const CELLS: usize = 512;
 /// The most multipliers that 256 inputs have.
 const GROUPS: usize = INPUTS / 16;
+/// Magnitudes of multipliers.
+const MAGNITUDES: usize = 128;
+/// Levels of a row. Were it a power of two, the same column of all rows would lie in a few places of the cache.
+const ROW: usize = MAGNITUDES + 16;
+/// Neighbouring magnitudes of multipliers that are tried at once.
+const WINDOW: usize = 12;
+/// How many scales are tried. The first gives the widest step of all groups the greatest multiplier.
+const SCALES: usize = 16;
+/// From one of them to the next.
+const RATIO: f32 = 1.04;
 /// How often a better scale is looked for in the integers found.
-const REFINEMENTS: usize = 1;
+const REFINEMENTS: usize = 2;
 /// Factors on the outermost level, of either end, that a group's largest value is tried at.
 const PLACES: [f32; 12] = [1.2, 1.15, 1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65];
-/// Factors that are tried on the scale that gives the group of the largest step the greatest multiplier.
-const SCALES: [f32; 6] = [1.06, 1.03, 1.0, 0.97, 0.94, 0.91];
 /// The multiplier whose levels stand for those of a multiplier that is not rounded.
-const REFERENCE: i8 = 113;
+const REFERENCE: usize = 113;
+/// The level of multipliers that must not be used: so far off that no other is worse.
+const FAR: f32 = 1e15;
 
 /// What was found for 256 inputs of a row.
 pub(super) struct Found {
@@ -34,27 +51,28 @@ pub(super) struct Found {
     pub codes: [u8; INPUTS],
 }
 
-/// The levels of one multiplier.
-struct Levels {
-    /// From a half step to the nearest level.
-    nearest: [f32; CELLS],
-    /// From a level + 128 to its code.
-    code: [u8; 256],
-}
-
 /// What a type's search needs: its levels under every multiplier.
 pub(super) struct Search {
     group: usize,
-    /// Of the multipliers 0 to 127, `None` where one would make ties. Those of −m are the same, mirrored.
-    levels: Vec<Option<Box<Levels>>>,
+    /// Of a half step, the nearest level under every magnitude of a multiplier. Those of −m are the same, mirrored.
+    nearest: Vec<[f32; ROW]>,
+    /// Of a magnitude, from a level + 128 to its code.
+    codes: Vec<[u8; 256]>,
     /// The greatest magnitude of a level.
     top: f32,
     /// The greatest multiplier.
-    most: i32,
-    /// The levels of [`REFERENCE`].
-    reference: [f32; CELLS],
-    /// Where among them a group's largest value is tried.
-    places: Vec<f32>,
+    most: usize,
+    /// Of a half step where the largest input is 128, the nearest level of [`REFERENCE`] once that input lies at each
+    /// of [`PLACES`]: at those of the first level, then of the last.
+    placed: Vec<[[f32; PLACES.len()]; 2]>,
+}
+
+/// The best step of a group under positive multipliers, under negative ones, and the better of them.
+#[derive(Clone, Copy, Default)]
+struct Steps {
+    plus: f32,
+    minus: f32,
+    better: f32,
 }
 
 /// A scale and multipliers for 256 inputs, and their squared error in units that do not depend on the scale.
@@ -70,6 +88,18 @@ struct Choice {
 fn cell(y: f32) -> usize {
     let moved = (2.0 * y + (CELLS / 2) as f32 - 0.5).clamp(0.0, (CELLS - 1) as f32);
     (moved + 8_388_608.0).to_bits() as usize % CELLS
+}
+
+/// The nearest to `y` of two or more ascending levels.
+fn nearest(levels: &[f32], y: f32) -> f32 {
+    let above = levels.partition_point(|&level| level < y).clamp(1, levels.len() - 1);
+    let (below, above) = (levels[above - 1], levels[above]);
+    if y - below < above - y { below } else { above }
+}
+
+/// Where a level stands among 256.
+fn place(level: f32) -> usize {
+    (level as i32 + 128) as usize
 }
 
 /// Inputs over a scale.
@@ -94,46 +124,44 @@ impl Scaled {
     }
 }
 
-/// One group's part of [`Scaled`], with the weights of its errors.
-struct Group<'a> {
-    y: &'a [f32],
-    cells: &'a [u16],
-    weights: &'a [f32],
-}
-
 impl Search {
     /// Of a type with `codes` codes, of which code c under multiplier m is `weight(c, m)`. Multipliers that would
     /// leave an int8 without −128 are not used.
     pub fn new(group: usize, codes: u8, ties: fn(i8) -> bool, weight: impl Fn(u8, i8) -> i32) -> Search {
-        let mut top = 0;
-        let mut of = |m: i8| {
-            if ties(m) {
-                return None;
-            }
-            let levels: Vec<i32> = (0..codes).map(|c| weight(c, m)).collect();
-            let most = levels.iter().fold(0, |most, w| most.max(w.abs()));
-            if most > 127 {
-                return None;
-            }
-            top = most.max(top);
-            let mut out = Box::new(Levels { nearest: [0.0; CELLS], code: [0; 256] });
-            for (cell, to) in out.nearest.iter_mut().enumerate() {
-                // the middle of the half step, in quarters
-                let y = 2 * cell as i32 + 1 - CELLS as i32;
-                let far = |w: &i32| (4 * w - y).abs();
-                *to = levels.iter().copied().min_by_key(far).unwrap_or(0) as f32;
-            }
-            for (code, &w) in levels.iter().enumerate() {
-                out.code[(w + 128) as usize] = code as u8;
-            }
-            Some(out)
+        let levels = |m: usize| -> Vec<f32> { (0..codes).map(|c| weight(c, m as i8) as f32).collect() };
+        let middle = |cell: usize| ((2 * cell + 1) as f32 - CELLS as f32) / 4.0;
+        let mut search = Search {
+            group,
+            nearest: vec![[FAR; ROW]; CELLS],
+            codes: vec![[0; 256]; MAGNITUDES],
+            top: 0.0,
+            most: 0,
+            placed: vec![[[0.0; PLACES.len()]; 2]; CELLS],
         };
-        let levels: Vec<Option<Box<Levels>>> = (0..=127).map(&mut of).collect();
-        let most = levels.iter().rposition(Option::is_some).unwrap_or(0) as i32;
-        let reference = levels[REFERENCE as usize].as_ref().map_or([0.0; CELLS], |l| l.nearest);
-        let ends = [weight(0, REFERENCE), weight(codes - 1, REFERENCE)].map(|w| w as f32);
-        let places = ends.iter().flat_map(|end| PLACES.iter().map(move |place| end * place)).collect();
-        Search { group, levels, top: top as f32, most, reference, places }
+        for m in 0..MAGNITUDES {
+            let levels = levels(m);
+            let top = levels.iter().fold(0.0f32, |top, w| top.max(w.abs()));
+            if ties(m as i8) || top > 127.0 {
+                continue;
+            }
+            search.top = search.top.max(top);
+            search.most = m;
+            for (cell, row) in search.nearest.iter_mut().enumerate() {
+                row[m] = nearest(&levels, middle(cell));
+            }
+            for (code, &level) in levels.iter().enumerate() {
+                search.codes[m][place(level)] = code as u8;
+            }
+        }
+        let levels = levels(REFERENCE);
+        for (cell, ends) in search.placed.iter_mut().enumerate() {
+            for (row, end) in ends.iter_mut().zip([levels[0], levels[usize::from(codes) - 1]]) {
+                for (to, place) in row.iter_mut().zip(PLACES) {
+                    *to = nearest(&levels, middle(cell) / 128.0 * place * end);
+                }
+            }
+        }
+        search
     }
 
     /// Scale, multipliers and codes for up to 256 inputs of a row; `None` where all are stored as zero or one is not
@@ -144,36 +172,29 @@ impl Search {
         importance: Option<&[f32]>,
         mut store: impl FnMut(f32) -> f32,
     ) -> Option<Found> {
-        let largest = absmax(x);
-        let start = store(largest / self.top);
+        let start = store(absmax(x) / self.top);
         if start.is_nan() || start == 0.0 {
             return None;
         }
         let weights = weights(importance);
-        let mut unit = [0.0; INPUTS];
-        for (to, x) in unit.iter_mut().zip(x) {
-            *to = x / largest;
+        let mut steps = [Steps::default(); GROUPS];
+        let groups = x.chunks(self.group).zip(weights.chunks(self.group));
+        for ((x, weights), steps) in groups.zip(&mut steps) {
+            *steps = self.steps(x, weights);
         }
-        let mut steps = [0.0; GROUPS];
-        let groups = unit.chunks_exact(self.group).zip(weights.chunks_exact(self.group));
-        for ((unit, weights), step) in groups.zip(&mut steps) {
-            *step = self.step(unit, weights) * largest;
-        }
-        // The scale that gives the largest step the largest multiplier, and some around it.
-        let widest = steps.iter().fold(0.0f32, |w, s| w.max(s.abs())) / self.most as f32;
+        let widest = steps.iter().fold(0.0f32, |widest, steps| widest.max(steps.better));
         let mut best = Choice { error: f32::INFINITY, scale: start, multipliers: [0; GROUPS] };
-        for factor in SCALES {
-            let scale = store(widest * factor);
-            let near = steps.map(|step| self.allowed((step / scale).round()));
-            let choice = self.choose(x, &weights, scale, start, &near, false);
+        let mut wanted = widest / self.most as f32;
+        for _ in 0..SCALES {
+            let choice = self.choose(x, &weights, store(wanted), start, &steps);
             if choice.error < best.error {
                 best = choice;
             }
+            wanted *= RATIO;
         }
-        for refinement in 0..=REFINEMENTS {
-            let factor = if refinement == 0 { 1.0 } else { self.fit(x, &weights, &best) };
-            let scale = store(best.scale * factor);
-            let choice = self.choose(x, &weights, scale, start, &best.multipliers, true);
+        for _ in 0..REFINEMENTS {
+            let scale = store(best.scale * self.fit(x, &weights, &best));
+            let choice = self.choose(x, &weights, scale, start, &steps);
             if choice.error >= best.error {
                 break;
             }
@@ -183,120 +204,109 @@ impl Search {
         Some(Found { multipliers: best.multipliers, codes: self.codes(x, scale, &best.multipliers) })
     }
 
-    /// The signed step for which the levels, were multipliers not rounded, lie closest to `x`; 0 for zeros.
-    fn step(&self, x: &[f32], weights: &[f32]) -> f32 {
+    /// The steps for which the levels, were multipliers not rounded, lie closest to `x`; zero for zeros.
+    fn steps(&self, x: &[f32], weights: &[f32]) -> Steps {
         let peak = x.iter().fold(0.0f32, |b, &v| if v.abs() > b.abs() { v } else { b });
         if peak == 0.0 {
-            return 0.0;
+            return Steps::default();
         }
-        let mut best = (-1.0, 0.0);
-        for place in &self.places {
-            // Scaled so that the peak lies at this place of the reference levels.
-            let factor = place / peak;
-            let (mut cross, mut square) = ([0.0f32; 4], [0.0f32; 4]);
-            for (x, weights) in x.chunks_exact(4).zip(weights.chunks_exact(4)) {
-                for j in 0..4 {
-                    let level = self.reference[cell(x[j] * factor)];
-                    let weighted = weights[j] * level;
-                    cross[j] += weighted * x[j];
-                    square[j] += weighted * level;
+        let factor = 128.0 / peak;
+        let mut cross = [[0.0f32; PLACES.len()]; 2];
+        let mut square = cross;
+        for (x, weight) in x.iter().zip(weights) {
+            let x = x * factor;
+            for (end, row) in self.placed[cell(x)].iter().enumerate() {
+                for (k, level) in row.iter().enumerate() {
+                    let weighted = weight * level;
+                    cross[end][k] += weighted * x;
+                    square[end][k] += weighted * level;
                 }
             }
-            let cross = (cross[0] + cross[1]) + (cross[2] + cross[3]);
-            let square = (square[0] + square[1]) + (square[2] + square[3]);
-            // At the best step, cross / square, the error is |x|^2 - cross^2 / square.
-            let gain = cross * cross / square;
-            if gain > best.0 {
-                best = (gain, cross / square);
-            }
         }
-        best.1 * REFERENCE as f32
+        let [first, last] = [0, 1].map(|end| {
+            let mut best = (-1.0, 0.0);
+            for (cross, square) in cross[end].iter().zip(&square[end]) {
+                // At the best step, cross / square, the error is |x|^2 - cross^2 / square.
+                let gain = cross * cross / square;
+                if gain > best.0 {
+                    best = (gain, (cross / square).abs() * (REFERENCE as f32 / factor.abs()));
+                }
+            }
+            best
+        });
+        let better = if first.0 > last.0 { first.1 } else { last.1 };
+        // The first level is negative: a peak of its sign lies there under a positive multiplier.
+        let (plus, minus) = if peak > 0.0 { (last.1, first.1) } else { (first.1, last.1) };
+        Steps { plus, minus, better }
     }
 
-    /// The nearest multiplier that makes no ties.
-    fn allowed(&self, m: f32) -> i8 {
-        let m = m.clamp(-self.most as f32, self.most as f32) as i8;
-        if self.levels[usize::from(m.unsigned_abs())].is_some() { m } else { m - m.signum() }
-    }
-
-    /// Multipliers `near` under `scale`, or the best around them where `walk`. Errors are in units of `unit`.
+    /// The best multipliers around `steps` under `scale`. Errors are in units of `unit`.
     fn choose(
         &self,
         x: &[f32],
         weights: &[f32; INPUTS],
         scale: f32,
         unit: f32,
-        near: &[i8; GROUPS],
-        walk: bool,
+        steps: &[Steps; GROUPS],
     ) -> Choice {
-        let mut choice = Choice { error: 0.0, scale, multipliers: *near };
+        let mut choice = Choice { error: 0.0, scale, multipliers: [0; GROUPS] };
         let scaled = Scaled::new(x, scale);
-        let groups = x.len().div_ceil(self.group);
-        for (g, (&near, to)) in near.iter().zip(&mut choice.multipliers).enumerate().take(groups) {
-            let range = g * self.group..(g + 1) * self.group;
-            let group = Group {
-                y: &scaled.y[range.clone()],
-                cells: &scaled.cells[range.clone()],
-                weights: &weights[range],
-            };
-            let m = i32::from(near);
-            let (error, m) = if walk { self.walk(m, &group) } else { (self.error(m, &group), m) };
-            choice.error += error;
-            *to = m as i8;
+        let y = scaled.y[..x.len()].chunks(self.group);
+        let groups = y.zip(scaled.cells.chunks(self.group)).zip(weights.chunks(self.group));
+        for (((y, cells), weights), (steps, to)) in groups.zip(steps.iter().zip(&mut choice.multipliers)) {
+            let first = [steps.plus, steps.minus].map(|step| {
+                ((step / scale) as usize).saturating_sub(WINDOW / 2 - 1).min(self.most + 1 - WINDOW)
+            });
+            let mut best = (f32::INFINITY, 0);
+            let errors = self.errors(y, cells, weights, first);
+            for ((errors, first), sign) in errors.into_iter().zip(first).zip([1, -1]) {
+                for (m, error) in (first..).zip(errors) {
+                    if error < best.0 {
+                        best = (error, sign * m as i32);
+                    }
+                }
+            }
+            choice.error += best.0;
+            *to = best.1 as i8;
         }
         choice.error *= (scale / unit) * (scale / unit);
         choice
     }
 
-    /// From multiplier `m` to its neighbours as long as they are better, over those that would make ties.
-    fn walk(&self, m: i32, group: &Group<'_>) -> (f32, i32) {
-        let mut best = (self.error(m, group), m);
-        for step in [1, -1] {
-            let mut m = best.1 + step;
-            while m.abs() <= 127 {
-                let error = self.error(m, group);
-                if error < best.0 {
-                    best = (error, m);
-                } else if self.levels[m.unsigned_abs() as usize].is_some() {
-                    break;
-                }
-                m += step;
+    /// The weighted squared errors of a group under multipliers of magnitudes from `first`: positive, then negative.
+    /// Not inlined, for its sums to stay in registers.
+    #[inline(never)]
+    fn errors(&self, y: &[f32], cells: &[u16], weights: &[f32], first: [usize; 2]) -> [[f32; WINDOW]; 2] {
+        let (mut plus, mut minus) = ([0.0f32; WINDOW], [0.0f32; WINDOW]);
+        for ((y, cell), weight) in y.iter().zip(cells).zip(weights) {
+            let cell = usize::from(*cell) % CELLS;
+            let levels = &self.nearest[cell][first[0]..first[0] + WINDOW];
+            for (sum, level) in plus.iter_mut().zip(levels) {
+                let off = y - level;
+                *sum += weight * (off * off);
+            }
+            let levels = &self.nearest[CELLS - 1 - cell][first[1]..first[1] + WINDOW];
+            for (sum, level) in minus.iter_mut().zip(levels) {
+                let off = y + level;
+                *sum += weight * (off * off);
             }
         }
-        best
+        [plus, minus]
     }
 
-    /// The weighted squared error of a group under multiplier `m`; infinite where it would make ties.
-    fn error(&self, m: i32, group: &Group<'_>) -> f32 {
-        let Some(levels) = &self.levels[m.unsigned_abs() as usize] else { return f32::INFINITY };
-        let (mirror, sign) = if m < 0 { (CELLS - 1, -1.0) } else { (0, 1.0f32) };
-        let mut sums = [0.0f32; 4];
-        let parts =
-            group.y.chunks_exact(4).zip(group.cells.chunks_exact(4)).zip(group.weights.chunks_exact(4));
-        for ((y, cells), weights) in parts {
-            for j in 0..4 {
-                let level = levels.nearest[(usize::from(cells[j]) ^ mirror) % CELLS];
-                let off = sign * y[j] - level;
-                sums[j] += weights[j] * off * off;
-            }
-        }
-        (sums[0] + sums[1]) + (sums[2] + sums[3])
-    }
-
-    /// The nearest level to each input, and the multiplier's index and sign.
-    fn level(&self, cell: u16, m: i8) -> (Option<&Levels>, f32) {
-        let Some(levels) = &self.levels[usize::from(m.unsigned_abs()) % 128] else { return (None, 0.0) };
+    /// The nearest level under the magnitude of `m` to an input in that half step, mirrored where `m` is negative.
+    fn level(&self, cell: u16, m: i8) -> f32 {
         let mirror = if m < 0 { CELLS - 1 } else { 0 };
-        (Some(levels), levels.nearest[(usize::from(cell) ^ mirror) % CELLS])
+        self.nearest[(usize::from(cell) ^ mirror) % CELLS][usize::from(m.unsigned_abs())]
     }
 
     /// The factor on the scale of `choice` that suits its integers best, in the least-squares sense.
     fn fit(&self, x: &[f32], weights: &[f32; INPUTS], choice: &Choice) -> f32 {
         let scaled = Scaled::new(x, choice.scale);
         let (mut cross, mut square) = (0.0f64, 0.0f64);
-        for (k, &weight) in weights.iter().enumerate() {
+        for (k, &weight) in weights.iter().enumerate().take(x.len()) {
             let m = choice.multipliers[k / self.group];
-            let w = f64::from(self.level(scaled.cells[k], m).1) * if m < 0 { -1.0 } else { 1.0 };
+            let w = f64::from(self.level(scaled.cells[k], m)) * if m < 0 { -1.0 } else { 1.0 };
             cross += f64::from(weight) * w * f64::from(scaled.y[k]);
             square += f64::from(weight) * w * w;
         }
@@ -306,9 +316,9 @@ impl Search {
     /// The codes of the nearest levels.
     fn codes(&self, x: &[f32], scale: f32, multipliers: &[i8; GROUPS]) -> [u8; INPUTS] {
         let scaled = Scaled::new(x, scale);
-        std::array::from_fn(|k| match self.level(scaled.cells[k], multipliers[k / self.group]) {
-            (Some(levels), level) => levels.code[(level as i32 + 128) as usize],
-            (None, _) => 0,
+        std::array::from_fn(|k| {
+            let m = multipliers[k / self.group];
+            self.codes[usize::from(m.unsigned_abs())][place(self.level(scaled.cells[k], m))]
         })
     }
 }
