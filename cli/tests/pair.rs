@@ -63,7 +63,10 @@ fn a_model_and_its_draft_come_of_one_command_each_and_guess_without_changing_a_t
     let changed = train("pair", &target, &["width=96"]);
     assert_eq!(changed.status, Some(1), "{changed:?}");
     let said = one_line(&changed);
-    assert!(said.contains("the run's data was made of text.txt (") && said.contains("`text=`"), "{said}");
+    assert!(
+        said.contains("the run's data was made of text.txt (") && said.contains("`text= tokenizer= data="),
+        "{said}"
+    );
     let said = refused(&["train", "--resume", "-o", &target, "--data", p(dir.path())]);
     assert!(said.contains("--data and the setting `text` both name the data"), "{said}");
 }

@@ -16,6 +16,9 @@ use crate::tokenizer::pattern::Expression;
 /// PEFT's rank and alpha where the file does not say.
 const DEFAULT: u32 = 8;
 
+/// The most patterns of a kind: every one may be tried on every module.
+const PATTERNS: usize = 1024;
+
 /// The settings of an adapter that its numbers depend on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -127,6 +130,9 @@ fn by_pattern<T>(
 ) -> Result<Vec<(String, T)>> {
     match config.get(key) {
         None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Object(map)) if map.len() > PATTERNS => {
+            Err(bad(format!("`{key}` has {} patterns, at most {PATTERNS} are read", map.len())))
+        }
         Some(Value::Object(map)) => {
             let one = |(pattern, value): (&String, &Value)| {
                 Ok((pattern.clone(), read(&format!("{key}: {pattern}"), value)?))
@@ -225,12 +231,15 @@ mod tests {
 
     #[test]
     fn values_of_another_kind_and_patterns_that_are_none_are_refused_with_their_place() {
+        let many: Value = (0..1025).map(|i| (i.to_string(), json!(1))).collect();
         for (key, value, expected) in [
             ("r", json!(0), "`r` is 0, expected a whole number above 0"),
             ("lora_alpha", json!("much"), "`lora_alpha` is \"much\", expected a number"),
             ("rank_pattern", json!({"q": 1.5}), "`rank_pattern: q` is 1.5, expected a whole number above 0"),
             ("alpha_pattern", json!([2]), "`alpha_pattern` is [2], expected names with numbers"),
             ("rank_pattern", json!({"q(": 2}), "`rank_pattern`: `q(`: "),
+            ("rank_pattern", json!({"(?:abcdefgh){9999}": 2}), "written out it takes more than 4096"),
+            ("alpha_pattern", many.clone(), "`alpha_pattern` has 1025 patterns, at most 1024"),
         ] {
             let mut config = json!({"peft_type": "LORA", "r": 4, "lora_alpha": 6});
             config[key] = value;

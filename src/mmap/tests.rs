@@ -56,7 +56,7 @@ fn a_prefetch_brings_all_of_a_file_into_memory_wherever_it_begins() {
     use std::os::fd::AsRawFd;
     let Owner::Mapping(tried) = Bytes::map(&file(&[7]), 0, 0).unwrap().owner else { panic!("a mapping") };
     if tried.advise_range(memmap2::Advice::PopulateRead, 0, 1).is_err() {
-        return llm_testdata::not_run("prefetch: the system reads no mapping ahead (Linux 5.14 does)");
+        return llm_testdata::lacks("a system that reads mappings ahead (Linux 5.14): prefetch is not shown");
     }
     // Beside this program and not in the temporary directory, which may be memory.
     let program = std::env::current_exe().unwrap();
@@ -69,7 +69,7 @@ fn a_prefetch_brings_all_of_a_file_into_memory_wherever_it_begins() {
         let mapped = Bytes::map(&file, 0, 0).unwrap();
         let before = resident(&mapped);
         if !before.contains(&false) {
-            return llm_testdata::not_run("prefetch: the system keeps files that were written in memory");
+            return llm_testdata::lacks("a disk whose files leave memory when asked: prefetch is not shown");
         }
         let mut prefetch = mapped.prefetch(first, true).unwrap();
         prefetch.thread.take().unwrap().join().unwrap();

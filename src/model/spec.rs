@@ -193,7 +193,7 @@ pub struct Dense {
 
 /// Activations.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Activation {
     /// x · sigmoid(x)
     Silu,

@@ -32,6 +32,12 @@ pub fn not_run(why: &str) {
     let _ = std::io::stderr().write_all(format!("\nnot run: 1 ({why})\n").as_bytes());
 }
 
+/// Says what this machine lacks, past the test runner's capture. It is no `not run:` line: nothing that can be installed
+/// would bring it, and tests that run hold the same claims elsewhere.
+pub fn lacks(what: &str) {
+    let _ = std::io::stderr().write_all(format!("\nthis machine lacks {what}\n").as_bytes());
+}
+
 /// The rows of a JSON-lines file, split at line feeds only (the strings may hold U+2028 and U+0085).
 pub fn json_lines(path: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));

@@ -144,7 +144,9 @@ pub fn train(config: &Config, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) 
             summary.checkpoint = out.join(checkpoint::name(step));
             let lost = "the checkpoint was not written; the run goes on from the one before it with the same command";
             trainer.save(&summary.checkpoint).map_err(|e| e.context(lost))?;
-            checkpoint::prune(out, config.keep)?;
+            if !trainer.is_off_course() {
+                checkpoint::prune(out, config.keep)?;
+            }
             metrics.report(config)?;
             stop |= watch(&Event::Saved(summary.checkpoint.clone())).is_break();
         }

@@ -232,7 +232,11 @@ impl Trainer {
                         Some((place, theirs, own)) => {
                             format!("{place} is {theirs} there, the configuration asks for {own}")
                         }
-                        None => "the run began from a model of another shape".into(),
+                        None => {
+                            let (theirs, own) =
+                                (&found.spec.architecture, &trainer.blueprint.spec.architecture);
+                            format!("a {theirs} of another shape than the {own} of the configuration")
+                        }
                     };
                     let message = format!("{}: holds another model: {what}", dir.display());
                     return Err(Error::new(Status::MISMATCH, message));

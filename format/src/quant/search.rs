@@ -261,7 +261,7 @@ impl Search {
             let errors = self.errors(y, cells, weights, first);
             for ((errors, first), sign) in errors.into_iter().zip(first).zip([1, -1]) {
                 for (m, error) in (first..).zip(errors) {
-                    if error < best.0 {
+                    if error < best.0 && self.nearest[0][m] != FAR {
                         best = (error, sign * m as i32);
                     }
                 }

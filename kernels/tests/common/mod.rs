@@ -3,7 +3,6 @@
 
 use llm_emulator::{Unit, install};
 use llm_kernels::{Cpu, Isa, Type, available};
-use std::io::Write;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 /// A small generator (splitmix64), so that a failure repeats.
@@ -40,15 +39,13 @@ pub fn cpus() -> Vec<Cpu> {
     all.map(|cpu| cpu.expect("available")).collect()
 }
 
-/// Says once, past the test runner's capture, which of the architecture's instruction sets these tests go without. It
-/// is no `not run:` line, for those that run hold the same claims and few machines have all.
+/// Says once which of the architecture's instruction sets these tests go without.
 fn tell_lacking() {
     static TOLD: Once = Once::new();
     TOLD.call_once(|| {
         let is_ours = |isa: &Isa| isa.name().starts_with("neon") == cfg!(target_arch = "aarch64");
         for isa in Isa::ALL.into_iter().filter(is_ours).filter(|isa| !isa.is_available()) {
-            let line = format!("\nthis machine lacks {}: these tests go without it\n", isa.name());
-            let _ = std::io::stderr().write_all(line.as_bytes());
+            llm_testdata::lacks(&format!("{}: these tests go without it", isa.name()));
         }
     });
 }

@@ -110,14 +110,23 @@ impl Matcher {
     }
 }
 
-/// An expression that a text has or has not.
+/// An expression that a name has or has not: a small one, of which a file may have many.
 pub(crate) struct Expression(Program);
 
 impl Expression {
+    /// The most steps, and bytes of texts.
+    const MOST: usize = 4096;
+    /// Steps that a search may take.
+    const BUDGET: u64 = 100_000;
+
     /// # Errors
     /// What about the expression is not known, or what is too large.
     pub(crate) fn new(text: &str) -> std::result::Result<Expression, String> {
-        program(text).map(Expression)
+        let program = program(text)?;
+        if program.steps.len() > Expression::MOST || program.text.len() > Expression::MOST {
+            return Err(format!("written out it takes more than {} steps or bytes", Expression::MOST));
+        }
+        Ok(Expression(program))
     }
 
     /// Whether there is a match anywhere in `text`.
@@ -125,7 +134,7 @@ impl Expression {
     /// # Errors
     /// Why it gave up.
     pub(crate) fn is_in(&self, text: &str) -> std::result::Result<bool, String> {
-        Ok(Search::new(&self.0, text).find(0)?.is_some())
+        Ok(Search::new(&self.0, text).within(Expression::BUDGET).find(0)?.is_some())
     }
 }
 

@@ -80,6 +80,11 @@ impl<'a> Search<'a> {
         Search { program, text: text.as_bytes(), ways, borders, marks, left, last_line }
     }
 
+    /// The same with so many steps for all of the text.
+    pub(super) fn within(self, left: u64) -> Search<'a> {
+        Search { left, ..self }
+    }
+
     /// The first match that begins at `from` or behind.
     ///
     /// # Errors

@@ -34,10 +34,10 @@ pub(super) fn conversation(row: &Value) -> Result<Conversation> {
     if given(row, "rejected").is_some() {
         return Err(wrong("`rejected`: two answers to compare; expected rows with one to learn"));
     }
-    if row.get("label") == Some(&Value::Bool(false)) {
-        return Err(wrong(
-            "`label` is false: answers that are unwanted; expected rows with answers to learn",
-        ));
+    if let Some(key) = ["label", "kto_tag"].into_iter().find(|key| row.get(*key) == Some(&json!(false))) {
+        let message =
+            format!("`{key}` is false: answers that are unwanted; expected rows with answers to learn");
+        return Err(wrong(message));
     }
     let list = ["messages", "conversations"].into_iter().find_map(|key| Some((key, given(row, key)?)));
     let (mut messages, as_they_are) = match list {
@@ -59,7 +59,7 @@ fn listed(key: &str, list: &Value) -> Result<(Vec<Value>, bool)> {
     let list = list.as_array().ok_or_else(expected)?;
     let (mut calls, mut as_they_are) = (Calls::default(), true);
     let messages = list.iter().enumerate().map(|(i, message)| {
-        if message.get("role").is_some() || message.get("from").is_none() {
+        if given(message, "role").is_some() || given(message, "from").is_none() {
             return Ok(message.clone());
         }
         as_they_are = false;
@@ -96,7 +96,7 @@ fn answered(row: &Value) -> Result<Vec<Value>> {
     let mut asked = needed(row, question)?.to_string();
     let input = below.map(|key| text(row, key)).transpose()?.flatten();
     if let Some(input) = input.filter(|input| !input.is_empty()) {
-        asked = format!("{asked}\n{input}");
+        asked = if asked.is_empty() { input.into() } else { format!("{asked}\n{input}") };
     }
     messages.extend([message("user", &asked), message("assistant", needed(row, answer)?)]);
     Ok(messages)

@@ -265,6 +265,12 @@ fn what_a_form_may_have_is_read() {
     let row = json!({"instruction": "how are you?", "input": null, "output": "fine", "system": "be kind",
                      "history": [["hello", "hello there"]], "label": true, "tools": "[]"});
     compare(&m, &row, "", &turns);
+    // nothing asked but the input, and keys without a value
+    let row = json!({"instruction": "", "input": "how are you?", "output": "fine"});
+    compare(&m, &row, "", &pair("how are you?", "fine"));
+    let row = json!({"messages": [{"role": null, "from": "human", "value": "hello"},
+                                  {"role": null, "from": "gpt", "value": "hello there"}]});
+    compare(&m, &row, "", &pair("hello", "hello there"));
     // two calls at once, arguments as a text, tools with all that belongs around them
     let calls = r#"[{"name": "find", "arguments": {"a": 1}}, {"name": "add", "arguments": "{\"b\": 2.5}"}]"#;
     let row = json!({"messages": [
@@ -300,6 +306,7 @@ fn what_is_of_no_form_is_refused_with_its_key_and_what_was_expected() {
         (json!({"messages": "a"}), "`messages`: expected a list of messages, got a text"),
         (json!({"prompt": "a", "chosen": "b", "rejected": "c"}), "`rejected`: two answers to compare"),
         (json!({"prompt": "a", "response": "b", "label": false}), "`label` is false"),
+        (json!({"prompt": "a", "response": "b", "kto_tag": false}), "`kto_tag` is false"),
         (json!({"prompt": "a", "response": "b", "tools": "x"}), "`tools`: expected value"),
         (json!({"prompt": "a", "response": "b", "tools": {}}), "`tools`: expected a list, got an object"),
         (json!({"system": "a", "messages": [{"role": "system", "content": "b"}]}), "`system` beside"),

@@ -20,8 +20,8 @@ use crate::source::{Mark, Source};
 pub(super) struct At {
     /// The input that is read, counted from 0.
     pub input: usize,
-    /// What tells it from other contents of its name, where it is on a server.
-    pub identity: Option<String>,
+    /// What tells it from other contents of its name.
+    pub identity: String,
     /// Where to read on in it.
     pub mark: Mark,
     /// Bytes of its text so far.
@@ -36,6 +36,8 @@ pub(super) struct Journal {
     pub asked: Value,
     pub at: At,
     pub written: [Written; 2],
+    /// Checksum of the others.
+    crc: String,
 }
 
 /// The file of a directory.
@@ -73,12 +75,27 @@ pub(super) fn asked(
 }
 
 impl Journal {
-    /// That of a directory; `None` where there is none, or none that can be read.
+    pub fn new(asked: &Value, at: &At, written: [Written; 2]) -> Journal {
+        let (asked, at) = (asked.clone(), at.clone());
+        let mut journal = Journal { asked, at, written, crc: String::new() };
+        journal.crc = journal.checksum();
+        journal
+    }
+
+    fn checksum(&self) -> String {
+        let all = json!([self.asked, self.at, self.written]).to_string();
+        format!("{:016x}", vocabulary_hash(all.as_bytes()))
+    }
+
+    /// That of a directory; `None` where there is none, an error's text where it cannot be read.
     ///
     /// # Errors
     /// Those of reading it.
-    pub fn read(output: &Path) -> Result<Option<Journal>> {
-        Ok(optional(&path(output))?.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+    pub fn read(output: &Path) -> Result<Option<std::result::Result<Journal, String>>> {
+        let place = path(output);
+        let Some(bytes) = optional(&place)? else { return Ok(None) };
+        let journal = serde_json::from_slice::<Journal>(&bytes).ok().filter(|j| j.crc == j.checksum());
+        Ok(Some(journal.ok_or_else(|| format!("{} is damaged", place.display()))))
     }
 
     /// Writes it.

@@ -13,7 +13,7 @@ use llm::error::{Error, Result, Status};
 use serde_json::Value;
 
 use super::journal::{self, At, Journal};
-use super::writer::{TokenWriter, offsets, part};
+use super::writer::{TokenWriter, is_claimed, offsets, part};
 use super::{optional, vocabulary_hash};
 use crate::chat_data::{Marker, marker};
 use crate::corpus::difference;
@@ -87,8 +87,8 @@ impl PrepareOptions {
     pub fn unfinished(&self) -> Vec<PathBuf> {
         let mut all = journal::unfinished(&self.output);
         if !journal::path(&self.output).exists() {
-            let files = FILES.map(|name| self.output.join(name));
-            all.extend(files.iter().flat_map(|path| [part(path), offsets(path)]));
+            let files = FILES.map(|name| self.output.join(name)).into_iter().filter(|path| is_claimed(path));
+            all.extend(files.flat_map(|path| [part(&path), offsets(&path)]));
         }
         all
     }
@@ -174,6 +174,11 @@ pub fn tokenize(options: &PrepareOptions, tell: &mut dyn FnMut(Earlier)) -> Resu
 }
 
 impl Tokenized {
+    /// What was prepared.
+    pub fn prepared(&self) -> Prepared {
+        self.prepared
+    }
+
     /// Gives the files their names, in place of older ones: all are whole on the disk before.
     ///
     /// # Errors
@@ -224,7 +229,11 @@ impl Work<'_> {
     fn begin(&mut self, tell: &mut dyn FnMut(Earlier)) -> Result<()> {
         let options = self.options;
         if let Some(journal) = Journal::read(&options.output)? {
-            match self.go_on(journal)? {
+            let refused = match journal {
+                Ok(journal) => self.go_on(journal)?,
+                Err(damaged) => Some(damaged),
+            };
+            match refused {
                 None => {
                     self.noted = self.tokens();
                     tell(Earlier::Continued(self.noted));
@@ -239,7 +248,7 @@ impl Work<'_> {
 
     /// Goes on where a journal says, or tells why that cannot be.
     fn go_on(&mut self, journal: Journal) -> Result<Option<String>> {
-        let Journal { asked, at, written } = journal;
+        let Journal { asked, at, written, .. } = journal;
         if let Some((place, before, now)) = difference(&asked, &self.asked, "") {
             return Ok(Some(format!("{place} was {before} and is {now}")));
         }
@@ -266,7 +275,12 @@ impl Work<'_> {
     /// Reads an input from where the work is.
     fn read(&mut self, source: &Source, marker: Option<&Marker>) -> Result<()> {
         let opened = source.open()?;
-        self.at.identity = opened.identity();
+        let now = opened.identity();
+        if self.at.mark != Mark::default() && now != self.at.identity {
+            let message = format!("{source} became another file meanwhile; the same command begins anew");
+            return Err(Error::new(Status::MISMATCH, message));
+        }
+        self.at.identity = now;
         if let Some(marker) = marker {
             return self.conversations(source, &opened, marker);
         }
@@ -383,8 +397,7 @@ impl Work<'_> {
         }
         let [train, held_out] = &mut self.out;
         let written = [train.sync()?, held_out.sync()?];
-        let journal = Journal { asked: self.asked.clone(), at: self.at.clone(), written };
-        journal.write(&self.options.output)?;
+        Journal::new(&self.asked, &self.at, written).write(&self.options.output)?;
         self.out.iter_mut().for_each(|out| out.kept = true);
         self.noted = tokens;
         Ok(())

@@ -281,7 +281,7 @@ fn what_was_broken_off_at_any_moment_goes_on_to_the_same_bytes() {
             assert!(e.message().contains(name), "{e}");
             // a process that is ended from outside takes nothing away that it can go on with
             let journal = options.output.join("prepare.journal").exists();
-            assert_eq!(options.unfinished().is_empty(), journal);
+            assert!(options.unfinished().is_empty());
             assert!(journal || count(&options.output) == 0);
             write_unseen(&path, &bytes);
             match heard(&options) {
@@ -313,7 +313,7 @@ fn what_was_broken_off_begins_anew_where_it_does_not_fit() {
         ..Default::default()
     };
     type Change<'c> = (&'c str, &'c dyn Fn(&mut PrepareOptions));
-    let changes: [Change<'_>; 6] = [
+    let changes: [Change<'_>; 7] = [
         ("held_out was \"0.5\" and is \"0.25\"", &|options| options.held_out = 0.25),
         ("end was 0 and is null", &|options| options.end = Some(String::new())),
         ("inputs.0.modified was 1000000000000000000 and is ", &|_| std::fs::write(&path, &rows).unwrap()),
@@ -326,7 +326,14 @@ fn what_was_broken_off_begins_anew_where_it_does_not_fit() {
         ("held_out.tokens.part does not hold what was written", &|options| {
             std::fs::write(options.output.join("held_out.offsets.tmp"), [0; 8]).unwrap();
         }),
-        ("", &|options| std::fs::write(options.output.join("prepare.journal"), "{").unwrap()),
+        ("prepare.journal is damaged", &|options| {
+            std::fs::write(options.output.join("prepare.journal"), "{").unwrap();
+        }),
+        ("prepare.journal is damaged", &|options| {
+            let journal = options.output.join("prepare.journal");
+            let other = std::fs::read_to_string(&journal).unwrap().replacen("\"place\": ", "\"place\": 1", 1);
+            std::fs::write(journal, other).unwrap();
+        }),
     ];
     for (reason, change) in changes {
         let mut broken = rows.clone();
@@ -337,8 +344,8 @@ fn what_was_broken_off_begins_anew_where_it_does_not_fit() {
         let mut options = asked.clone();
         change(&mut options);
         match heard(&options) {
-            Some(Earlier::Replaced(said)) => assert!(!reason.is_empty() && said.contains(reason), "{said}"),
-            other => assert!(reason.is_empty() && other.is_none(), "{reason}: {other:?}"),
+            Some(Earlier::Replaced(said)) => assert!(said.contains(reason), "{said}"),
+            other => panic!("{reason}: {other:?}"),
         }
         assert_eq!(count(&output), 3, "{reason}");
         options.output = dir.path().join("other");
@@ -348,6 +355,25 @@ fn what_was_broken_off_begins_anew_where_it_does_not_fit() {
             std::fs::remove_dir_all(made).unwrap();
         }
     }
+}
+
+#[test]
+fn a_process_takes_away_what_it_began_to_write_itself_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    prepared(dir.path());
+    let options = PrepareOptions {
+        inputs: vec![dir.path().join("b.jsonl").into()],
+        tokenizer: dir.path().join("tokenizer.json"),
+        output: dir.path().join("out"),
+        ..Default::default()
+    };
+    let tokenized = tokenize(&options, &mut |_| ()).unwrap();
+    assert_eq!(options.unfinished().len(), 4);
+    assert!(options.unfinished().iter().all(|path| path.exists()));
+    // as though another process had them
+    drop(tokenized);
+    std::fs::write(part(&options.output.join(FILES[0])), "ids").unwrap();
+    assert_eq!(options.unfinished(), [] as [PathBuf; 0]);
 }
 
 #[test]

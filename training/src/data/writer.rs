@@ -8,6 +8,7 @@
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crc_fast::{CrcAlgorithm, Digest, checksum};
 use llm::error::{Error, Result, Status};
@@ -26,6 +27,18 @@ pub(super) fn part(path: &Path) -> PathBuf {
 /// The name under which offsets wait until all ids are there.
 pub(super) fn offsets(path: &Path) -> PathBuf {
     path.with_extension("offsets.tmp")
+}
+
+/// Token files whose temporary names this process has for itself.
+static CLAIMED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn claimed() -> MutexGuard<'static, Vec<PathBuf>> {
+    CLAIMED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether this process writes the token file `path`.
+pub(super) fn is_claimed(path: &Path) -> bool {
+    claimed().iter().any(|claimed| claimed == path)
 }
 
 /// Opens a file as it is, or a new one.
@@ -174,10 +187,12 @@ impl TokenWriter {
     pub(super) fn claim(path: &Path, vocab: usize, hash: u64, marked: bool) -> Result<TokenWriter> {
         let (part, beside) = (part(path), offsets(path));
         let file = claim(&part)?;
+        let beside = Growing::new(beside.clone(), open(&beside)?, 0);
+        claimed().push(path.into());
         Ok(TokenWriter {
             path: path.into(),
             ids: Growing::new(part, file, HEAD as u64),
-            offsets: Growing::new(beside.clone(), open(&beside)?, 0),
+            offsets: beside,
             wide: vocab > 1 << 16 || marked,
             marked,
             vocab,
@@ -279,11 +294,11 @@ impl TokenWriter {
     }
 
     pub(super) fn settle(mut self) -> Result<()> {
+        // before the rename: after it the temporary names may be another process's
+        let _ = std::fs::remove_file(&self.offsets.path);
         let named = std::fs::rename(&self.ids.path, &self.path);
         named.map_err(|e| Error::from(e).context(self.path.display()))?;
-        // After a rename the temporary name may be another process's.
         self.kept = true;
-        let _ = std::fs::remove_file(&self.offsets.path);
         Ok(())
     }
 }
@@ -294,5 +309,6 @@ impl Drop for TokenWriter {
             let _ = std::fs::remove_file(&self.ids.path);
             let _ = std::fs::remove_file(&self.offsets.path);
         }
+        claimed().retain(|claimed| *claimed != self.path);
     }
 }

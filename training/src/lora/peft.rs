@@ -114,7 +114,14 @@ pub(crate) fn read_config(dir: &Path) -> Result<LoraConfig> {
     let targets = match c.get("target_modules") {
         Some(Value::Array(list)) if !list.is_empty() && !narrowed => {
             let names: Option<Vec<String>> = list.iter().map(|v| v.as_str().map(String::from)).collect();
-            names.ok_or_else(|| wrong("target_modules: expected names".into()))?
+            let mut names = names.ok_or_else(|| wrong("target_modules: expected names".into()))?;
+            // as PEFT does, without those that no module has
+            let there = modules(dir)?;
+            let ends = |module: &str, name: &str| {
+                module.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+            };
+            names.retain(|name| there.iter().any(|module| ends(module, name)));
+            if names.is_empty() { there } else { names }
         }
         // an expression, or names of more modules than there are
         _ => modules(dir)?,
@@ -184,6 +191,9 @@ pub(crate) fn read(dir: &Path, config: &LoraConfig, model: &Params) -> Result<(L
         let stored = floats(tensor.dtype(), tensor.data());
         let stored =
             stored.ok_or_else(|| wrong(format!("{name:?} is {:?}, expected floats", tensor.dtype())))?;
+        if let Some(value) = stored.iter().find(|value| !value.is_finite()) {
+            return Err(wrong(format!("{name:?} holds {value}, expected finite values")));
+        }
         let out = &mut values[p.range()];
         if whole {
             out.copy_from_slice(&stored);

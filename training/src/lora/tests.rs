@@ -222,8 +222,10 @@ fn an_adapter_survives_its_files_and_one_of_another_model_is_refused() {
         let case = case(&model);
         let lora = Lora::new(&config(3), &case.model).unwrap();
         let values = filled(&lora);
-        let text = super::config(&lora, "base").to_string();
-        std::fs::write(dir.path().join("adapter_config.json"), text).unwrap();
+        let mut written = super::config(&lora, "base");
+        // PEFT needs one of the names to be there, not all
+        written["target_modules"].as_array_mut().unwrap().push("nowhere".into());
+        std::fs::write(dir.path().join("adapter_config.json"), written.to_string()).unwrap();
         let path = dir.path().join("adapter_model.safetensors");
         safetensors::serialize_to_file(tensors(&lora, &values), None, &path).unwrap();
         let found = read_config(dir.path()).unwrap();
@@ -231,6 +233,12 @@ fn an_adapter_survives_its_files_and_one_of_another_model_is_refused() {
         let (again, read_values) =
             read(dir.path(), &found, &case.model).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!((again.modules.len(), &read_values), (lora.modules.len(), &values), "{name}");
+        let mut spoilt = values.clone();
+        spoilt[5] = f32::NAN;
+        safetensors::serialize_to_file(tensors(&lora, &spoilt), None, &path).unwrap();
+        let error = read(dir.path(), &found, &case.model).unwrap_err();
+        assert!(error.message().contains("holds NaN, expected finite values"), "{name}: {error}");
+        safetensors::serialize_to_file(tensors(&lora, &values), None, &path).unwrap();
         // a wider model has the same names and other shapes
         let wider = ModelConfig { width: 32, ffn: 128, ..model };
         if let Ok(other) = Blueprint::of_design(&wider) {

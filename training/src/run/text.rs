@@ -21,7 +21,7 @@ use super::Event;
 use crate::bpe::{TokenizerOptions, train_tokenizer};
 use crate::checkpoint;
 use crate::config::Config;
-use crate::data::{PrepareOptions, optional, prepare};
+use crate::data::{PrepareOptions, optional, tokenize};
 use crate::source::Source;
 
 /// What the data of a run was made of, each as it is told to users.
@@ -50,7 +50,7 @@ pub(crate) fn check(config: &Config) -> Result<()> {
 ///
 /// # Errors
 /// `INVALID_ARG` for settings that do not fit, `MISMATCH` for other texts or another tokenizer than those behind the
-/// checkpoints; those of [`train_tokenizer`] and [`prepare`].
+/// checkpoints; those of [`train_tokenizer`] and [`tokenize`].
 pub(super) fn prepared(config: &Config, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Result<Config> {
     if config.text.is_empty() {
         return Ok(config.clone());
@@ -67,18 +67,19 @@ pub(super) fn prepared(config: &Config, watch: &mut dyn FnMut(&Event) -> Control
     let record = config.data.join("text.json");
     let before = optional(&record)?.and_then(|bytes| serde_json::from_slice::<Made>(&bytes).ok());
     let made = made(&config, &inputs, named.as_deref(), before.as_ref())?;
-    if before.as_ref() == Some(&made) {
-        if config.data.join("train.tokens").is_file() {
-            return Ok(config);
-        }
-    } else if let Some(before) = before
+    let same = before.as_ref() == Some(&made);
+    if same && config.data.join("train.tokens").is_file() {
+        return Ok(config);
+    }
+    if let Some(before) = before.filter(|_| !same)
         && !checkpoint::list(&config.out)?.is_empty()
     {
         let message = format!(
-            "{}: the run's data was made of {}; give it as it was, another `out`, or `text=` to go on with the data \
-             that there is",
+            "{}: the run's data was made of {}; give it as it was, another `out`, or `text= tokenizer= data={}` to go on \
+             with the data that there is",
             record.display(),
-            difference(&before, &made)
+            difference(&before, &made),
+            config.data.display()
         );
         return Err(Error::new(Status::MISMATCH, message));
     }
@@ -88,11 +89,16 @@ pub(super) fn prepared(config: &Config, watch: &mut dyn FnMut(&Event) -> Control
         output: config.data.clone(),
         ..PrepareOptions::default()
     };
-    let _ = watch(&Event::Preparing(options.clone()));
-    // from here on until all is made again it says nothing about the files beside it
-    match fs::remove_file(&record) {
-        Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::from(e).context(record.display())),
-        _ => {}
+    if watch(&Event::Preparing(options.clone())).is_break() {
+        let message = "stopped before the text was prepared; the same command begins again";
+        return Err(Error::new(Status::CANCELLED, message));
+    }
+    // of other files than those beside it it says nothing any more
+    if !same
+        && let Err(e) = fs::remove_file(&record)
+        && e.kind() != ErrorKind::NotFound
+    {
+        return Err(Error::from(e).context(record.display()));
     }
     if named.is_none() {
         train_tokenizer(&TokenizerOptions {
@@ -102,10 +108,11 @@ pub(super) fn prepared(config: &Config, watch: &mut dyn FnMut(&Event) -> Control
             ..TokenizerOptions::default()
         })?;
     }
-    let prepared = prepare(&options)?;
+    let tokenized = tokenize(&options, &mut |_| ())?;
+    let _ = watch(&Event::Prepared(tokenized.prepared()));
+    tokenized.settle()?;
     let text = format!("{:#}\n", json!({"text": made.text, "tokenizer": made.tokenizer}));
     checkpoint::write_file(&record, text.as_bytes())?;
-    let _ = watch(&Event::Prepared(prepared));
     Ok(config)
 }
 
@@ -119,12 +126,12 @@ fn tokenizer(config: &Config) -> Option<PathBuf> {
 
 /// What the data is made of now.
 fn made(config: &Config, inputs: &[Source], tokenizer: Option<&Path>, before: Option<&Made>) -> Result<Made> {
-    let text = inputs.iter().map(|source| match source {
-        Source::File(path) => mark(path, before.map_or(&[][..], |b| &b.text[..])),
+    let text = inputs.iter().enumerate().map(|(i, source)| match source {
+        Source::File(path) => mark(path, before.and_then(|before| before.text.get(i))),
         remote => Ok(remote.to_string()),
     });
     let tokenizer = match tokenizer {
-        Some(path) => mark(path, before.map_or(&[][..], |b| std::slice::from_ref(&b.tokenizer)))
+        Some(path) => mark(path, before.map(|before| &before.tokenizer))
             .map_err(|e| e.context("the tokenizer of the text"))?,
         None => format!("a tokenizer of {} tokens, trained on it", config.tokenizer_size),
     };
@@ -132,11 +139,11 @@ fn made(config: &Config, inputs: &[Source], tokenizer: Option<&Path>, before: Op
 }
 
 /// What the file `path` is known by. Of one that is gone what was `known` of it before.
-fn mark(path: &Path, known: &[String]) -> Result<String> {
+fn mark(path: &Path, known: Option<&String>) -> Result<String> {
     let name = path.file_name().unwrap_or(path.as_os_str()).display();
     let here = |e: std::io::Error| Error::from(e).context(path.display());
     let begin = format!("{name} (");
-    let mut file = match (File::open(path), known.iter().find(|k| k.starts_with(&begin))) {
+    let mut file = match (File::open(path), known.filter(|known| known.starts_with(&begin))) {
         (Err(e), Some(known)) if e.kind() == ErrorKind::NotFound => return Ok(known.clone()),
         (opened, _) => opened.map_err(here)?,
     };

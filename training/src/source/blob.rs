@@ -1,5 +1,6 @@
 //! Bytes at offsets: of a file, or of a server that answers ranges. And a cursor that reads them in order.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -11,7 +12,7 @@ use super::http::Remote;
 
 /// Something that can be read at any offset.
 pub(super) enum Blob {
-    File { file: Mutex<File>, len: u64 },
+    File { file: Mutex<File>, len: u64, name: Option<OsString> },
     Http { remote: Box<Mutex<Remote>>, len: Option<u64> },
 }
 
@@ -24,8 +25,9 @@ impl Blob {
             let message = "expected a file; a directory, a pipe or a device cannot be read at any place";
             return Err(Error::new(Status::INVALID_ARG, format!("{}: {message}", path.display())));
         }
-        let len = metadata.len();
-        Ok(Blob::File { file: Mutex::new(file), len })
+        let real = path.canonicalize().map_err(here)?;
+        let (len, name) = (metadata.len(), real.file_name().map(OsString::from));
+        Ok(Blob::File { file: Mutex::new(file), len, name })
     }
 
     /// Asks the server for the first bytes; `token` is for that server alone.
@@ -43,10 +45,15 @@ impl Blob {
         }
     }
 
-    /// What tells a file of a server from other contents of its name: length and ETag.
-    pub(super) fn identity(&self) -> Option<String> {
-        let Blob::Http { remote, len } = self else { return None };
-        Some(format!("{len:?} {:?}", remote.lock().unwrap_or_else(PoisonError::into_inner).etag()))
+    /// What tells a file from other contents of its name: of a server length and ETag; of a local one length and the
+    /// name that links lead to, which in the Hub's cache is the ETag.
+    pub(super) fn identity(&self) -> String {
+        match self {
+            Blob::File { len, name, .. } => format!("{len} {name:?}"),
+            Blob::Http { remote, len } => {
+                format!("{len:?} {:?}", remote.lock().unwrap_or_else(PoisonError::into_inner).etag())
+            }
+        }
     }
 
     /// Reads some bytes from `at` on; 0 at the end.

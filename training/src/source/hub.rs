@@ -204,7 +204,9 @@ fn fetch(remote: &mut Remote, url: &str, blob: &Path) -> Result<()> {
         return Err(e);
     }
     if let Err(e) = verify(&part, etag) {
-        let _ = fs::remove_file(&part);
+        if e.status() == Status::CHECKSUM {
+            let _ = fs::remove_file(&part);
+        }
         return Err(e.context(url));
     }
     fs::rename(&part, blob).map_err(|e| Error::from(e).context(blob.display()))

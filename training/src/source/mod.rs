@@ -165,8 +165,8 @@ pub(crate) struct Opened<'s> {
 }
 
 impl Opened<'_> {
-    /// What tells a file of a server from other contents of its name; `None` for a local file.
-    pub(crate) fn identity(&self) -> Option<String> {
+    /// What tells a file from other contents of its name.
+    pub(crate) fn identity(&self) -> String {
         self.blob.identity()
     }
 
@@ -223,7 +223,7 @@ impl Opened<'_> {
         };
         let passed = io::copy(&mut (&mut undone).take(from), &mut io::sink()).map_err(here)?;
         if passed < from {
-            return Err(shorter(self.source));
+            return Err(shorter(self.source, from, passed));
         }
         Ok(undone)
     }
@@ -270,8 +270,12 @@ impl From<&Path> for Source {
 }
 
 /// An error about a source that ends before a mark of an earlier reading.
-fn shorter(source: &Source) -> Error {
-    Error::new(Status::MISMATCH, format!("{source}: it is shorter than when it was read before"))
+fn shorter(source: &Source, expected: u64, got: u64) -> Error {
+    let message = format!(
+        "{source}: ends behind {got} bytes, but at least {expected} were read of it before; remove prepare.journal in the \
+         output directory to begin anew"
+    );
+    Error::new(Status::MISMATCH, message)
 }
 
 /// An error about the contents of a source.

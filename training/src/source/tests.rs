@@ -394,7 +394,10 @@ fn a_source_that_became_shorter_than_a_mark_is_an_error() {
         let source = Source::File(path);
         let e = source.open().unwrap().documents(mark, "text", &mut |_, _, _| Ok(())).unwrap_err();
         assert_eq!(e.status(), Status::MISMATCH);
-        assert!(e.message().contains(name) && e.message().contains("shorter"), "{e}");
+        assert!(
+            e.message().contains(name) && e.message().contains("ends behind 6 bytes, but at least 9"),
+            "{e}"
+        );
     }
 }
 

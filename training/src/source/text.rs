@@ -24,8 +24,9 @@ pub(super) fn pieces(
     let (mut place, mut number) = (from.place, from.count);
     let (mut piece, mut line) = (String::new(), Vec::new());
     let carried = (&mut reader).take(from.carried).read_to_string(&mut piece);
-    if (carried.map_err(|e| Error::from(e).context(source))? as u64) < from.carried {
-        return Err(shorter(source));
+    let carried = carried.map_err(|e| Error::from(e).context(source))? as u64;
+    if carried < from.carried {
+        return Err(shorter(source, from.place + from.carried, from.place + carried));
     }
     while let Some(text) = next(&mut reader, source, &mut line, &mut number)? {
         let end = if piece.len() >= PIECE && border(&piece, text) {
