@@ -40,6 +40,14 @@ pub(crate) fn optional(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
+/// Takes a file away, if there is one.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::from(e).context(path.display())),
+        _ => Ok(()),
+    }
+}
+
 /// The hash that ties token files to the tokenizer that made them.
 pub(crate) fn vocabulary_hash(tokenizer_json: &[u8]) -> u64 {
     checksum(CrcAlgorithm::Crc64Nvme, tokenizer_json)

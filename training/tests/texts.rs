@@ -9,16 +9,7 @@ use llm_train::{Config, Event, ModelConfig, Part, train};
 
 #[allow(dead_code)] // each test of the crate uses a part of it
 mod common;
-use common::data;
-
-/// A text of words in an order that `seed` decides.
-fn write(path: &Path, seed: usize) {
-    let words = ["sun", "moon", "rain", "wind", "stone", "river", "cloud"];
-    let text: String = (0..3000usize)
-        .map(|i| words[(i * i + i / seed) % 7].to_string() + if i % 9 == 8 { ".\n" } else { " " })
-        .collect();
-    fs::write(path, text).unwrap();
-}
+use common::{data, write};
 
 /// A small run on a text of `dir`.
 fn config(dir: &Path) -> Config {

@@ -106,16 +106,4 @@ impl Journal {
         let wrong = |e: serde_json::Error| Error::new(Status::INTERNAL, format!("the journal: {e}"));
         crate::checkpoint::write_file(&path(output), &serde_json::to_vec_pretty(self).map_err(wrong)?)
     }
-
-    /// Takes that of a directory away, if there is one.
-    ///
-    /// # Errors
-    /// Those of removing it.
-    pub fn remove(output: &Path) -> Result<()> {
-        let path = path(output);
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::from(e).context(path.display())),
-            _ => Ok(()),
-        }
-    }
 }

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::journal::{self, At, Journal};
 use super::writer::{TokenWriter, is_claimed, offsets, part};
-use super::{optional, vocabulary_hash};
+use super::{optional, remove, vocabulary_hash};
 use crate::chat_data::{Marker, marker};
 use crate::corpus::difference;
 use crate::encode::{Encoder, Place};
@@ -189,17 +189,12 @@ impl Tokenized {
         match &self.config {
             Some(config) => crate::checkpoint::write_file(&path, config)?,
             // that of data that was here before says nothing about this
-            None => match std::fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::from(e).context(path.display()));
-                }
-                _ => {}
-            },
+            None => remove(&path)?,
         }
         let [train, held_out] = self.out;
         held_out.settle()?;
         train.settle()?;
-        Journal::remove(&self.output)?;
+        remove(&journal::path(&self.output))?;
         // The names are durable once their directory is. Not every file system can sync one; the files are whole either way.
         if cfg!(unix)
             && let Ok(directory) = File::open(&self.output)
@@ -242,7 +237,7 @@ impl Work<'_> {
                 Some(reason) => tell(Earlier::Replaced(reason)),
             }
         }
-        Journal::remove(&options.output)?;
+        remove(&journal::path(&options.output))?;
         self.out.iter_mut().try_for_each(TokenWriter::begin)
     }
 

@@ -7,7 +7,7 @@
 //! ```
 //! Once the data is there the texts are only compared, and may be gone.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use super::Event;
 use crate::bpe::{TokenizerOptions, train_tokenizer};
 use crate::checkpoint;
 use crate::config::Config;
-use crate::data::{PrepareOptions, optional, tokenize};
+use crate::data::{PrepareOptions, optional, remove, tokenize};
 use crate::source::Source;
 
 /// What the data of a run was made of, each as it is told to users.
@@ -94,11 +94,8 @@ pub(super) fn prepared(config: &Config, watch: &mut dyn FnMut(&Event) -> Control
         return Err(Error::new(Status::CANCELLED, message));
     }
     // of other files than those beside it it says nothing any more
-    if !same
-        && let Err(e) = fs::remove_file(&record)
-        && e.kind() != ErrorKind::NotFound
-    {
-        return Err(Error::from(e).context(record.display()));
+    if !same {
+        remove(&record)?;
     }
     if named.is_none() {
         train_tokenizer(&TokenizerOptions {

@@ -6,14 +6,19 @@ use llm_train::{Config, ModelConfig, PrepareOptions, TokenizerOptions, Trainer, 
 
 /// Prepared data and a small configuration in `dir`.
 pub fn setup(dir: &Path) -> Config {
-    let words = ["sun", "moon", "rain", "wind", "stone", "river", "cloud"];
-    let text: String = (0..3000usize)
-        .map(|i| words[(i * i + i / 7) % 7].to_string() + if i % 9 == 8 { ".\n" } else { " " })
-        .collect();
     let input = dir.join("text.txt");
-    std::fs::write(&input, text).unwrap();
+    write(&input, 7);
     data(&input, 280, dir.join("tokenizer.json"), dir.join("data"));
     settings(dir)
+}
+
+/// A text of words in an order that `seed` decides.
+pub fn write(path: &Path, seed: usize) {
+    let words = ["sun", "moon", "rain", "wind", "stone", "river", "cloud"];
+    let text: String = (0..3000usize)
+        .map(|i| words[(i * i + i / seed) % 7].to_string() + if i % 9 == 8 { ".\n" } else { " " })
+        .collect();
+    std::fs::write(path, text).unwrap();
 }
 
 /// Trains a tokenizer of `vocab` tokens on a text, and prepares the text with it.
