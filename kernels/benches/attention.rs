@@ -5,6 +5,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use llm_kernels::{Attention, Cpu, KeyType, KvLayout, Level, Row, ValueType, read_streams};
+use memmap2::MmapMut;
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -61,7 +62,7 @@ const SHAPES: [Shape; 10] = [
 struct Setup<'a> {
     shape: &'a Shape,
     layout: KvLayout,
-    pool: Vec<u8>,
+    pool: MmapMut,
     table: Vec<u32>,
     q: Vec<f32>,
     out: Vec<f32>,
@@ -79,14 +80,20 @@ impl<'a> Setup<'a> {
             latent: shape.latent,
         };
         let pages = (bytes / layout.page_bytes()).max(positions.div_ceil(64));
+        // as the library keeps it: in large pages where the system has them
+        let mut pool = MmapMut::map_anon(pages * layout.page_bytes()).expect("memory for the pool");
+        #[cfg(target_os = "linux")]
+        drop(pool.advise(memmap2::Advice::HugePage));
         // halves of moderate size, read as bytes or as halves
-        let halves = (0..pages * layout.page_bytes() / 2).map(|i| (i * 40_503 % 1024 + 0x2c00) as u16);
+        for (i, half) in pool.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            *half = ((i * 40_503 % 1024 + 0x2c00) as u16).to_le_bytes();
+        }
         // a step that has no factor in common with the number of pages goes through all of them
         let step = (pages / 3..).find(|step| gcd(*step, pages) == 1).unwrap_or(1);
         Setup {
             shape,
             layout,
-            pool: halves.flat_map(u16::to_le_bytes).collect(),
+            pool,
             table: (0..pages).map(|i| (i * step % pages) as u32).collect(),
             q: (0..rows * shape.heads * shape.key_dim)
                 .map(|i| (i * 7919 % 2003) as f32 / 1e3 - 1.0)

@@ -137,17 +137,17 @@ pub unsafe trait Simd: Copy + 'static {
             Self::load(out.as_ptr())
         }
     }
-    /// Lane i of the result is `top(rows[i])`.
+    /// Lane i of the result, and every fourth after it, is `tree(rows[i])`.
     #[inline(always)]
-    unsafe fn top16(rows: &[Self::F; 16]) -> Self::F {
-        let mut out = [0f32; 16];
-        // SAFETY: the trait's promises; the array holds 16 values
-        unsafe {
-            for (o, r) in out.iter_mut().zip(rows) {
-                *o = Self::top(*r);
-            }
-            Self::load(out.as_ptr())
-        }
+    unsafe fn tree4(rows: [Self::F; 4]) -> Self::F {
+        // SAFETY: the trait's promises
+        unsafe { Self::repeat4(rows.map(|row| Self::tree(row)).as_ptr()) }
+    }
+    /// Lane i of the result, and every fourth after it, is `top(rows[i])`.
+    #[inline(always)]
+    unsafe fn top4(rows: [Self::F; 4]) -> Self::F {
+        // SAFETY: the trait's promises
+        unsafe { Self::repeat4(rows.map(|row| Self::top(row)).as_ptr()) }
     }
 
     unsafe fn b_load(p: *const u8) -> Self::B;

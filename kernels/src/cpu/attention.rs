@@ -192,30 +192,32 @@ impl Cpu {
         let group = a.heads / a.layout.kv_heads;
         let tiles = rows.div_ceil(plan.rows);
         let cuts = group.div_ceil(plan.heads);
-        self.pool.run(tiles * a.layout.kv_heads * cuts * plan.splits, |chunk| {
+        let kv_heads = a.layout.kv_heads;
+        self.pool.run(tiles * kv_heads.div_ceil(plan.kv_heads) * cuts * plan.splits, |chunk| {
             // heads outermost: neighbouring chunks read the same keys; later rows first, they cost most
             let (chunk, split) = (chunk / plan.splits, chunk % plan.splits);
-            let (head, rest) = (chunk / (tiles * cuts), chunk % (tiles * cuts));
+            let (kv, rest) = (chunk / (tiles * cuts), chunk % (tiles * cuts));
             let (tile, cut) = (tiles - 1 - rest / cuts, rest % cuts);
             let heads = cut * plan.heads..((cut + 1) * plan.heads).min(group);
+            let kv = kv * plan.kv_heads..((kv + 1) * plan.kv_heads).min(kv_heads);
             let mut i = tile * plan.rows;
             let end = (i + plan.rows).min(rows);
             while i < end {
                 let table = a.rows[i].table;
                 let n = a.rows[i..end].iter().take_while(|r| std::ptr::eq(r.table, table)).count();
-                self.tile(a, plan, head, i..i + n, heads.clone(), split, out, records);
+                self.tile(a, plan, kv.clone(), i..i + n, heads.clone(), split, out, records);
                 i += n;
             }
         });
     }
 
-    /// Rows `rows` of one sequence, heads `heads` of kv head `kv`'s group, one of the plan's splits.
+    /// Rows `rows` of one sequence, heads `heads` of the groups of kv heads `kv`, one of the plan's splits.
     #[allow(clippy::too_many_arguments)] // the place of a tile
     fn tile(
         &self,
         a: &Attention,
         plan: &Plan,
-        kv: usize,
+        kv: Range<usize>,
         rows: Range<usize>,
         heads: Range<usize>,
         split: usize,
@@ -238,10 +240,9 @@ impl Cpu {
         let table = a.rows[rows.start].table;
         let mut queries = [const { MaybeUninit::<Query>::uninit() }; HEADS];
         let mut count = 0;
-        for i in rows {
+        for (head, i) in kv.clone().flat_map(|kv| rows.clone().map(move |i| (kv * group, i))) {
             let (low, high) = visible(a.rows[i].position, a.window);
-            for h in heads.clone() {
-                let head = kv * group + h;
+            for head in heads.clone().map(|h| head + h) {
                 let at = i * a.heads + head;
                 // SAFETY: this (row, head)'s output, or the records of these parts of it, are this thread's alone
                 let out = unsafe {
@@ -268,16 +269,18 @@ impl Cpu {
         // SAFETY: the first `count` have been written
         let queries = unsafe { std::slice::from_raw_parts(queries.as_ptr().cast::<Query>(), count) };
         SCRATCH.with_borrow_mut(|scratch| {
-            let lines = Scratch::bytes(l, count).div_ceil(size_of::<Line>());
+            let lines =
+                Scratch::bytes(l, kv.len() * Scratch::room(count / kv.len())).div_ceil(size_of::<Line>());
             if scratch.len() < lines {
                 scratch.resize(lines, Line::default());
             }
             let tile = Tile {
                 layout: *l,
-                pool: a.pool[a.offset + kv * l.head_bytes()..].as_ptr(),
+                pool: a.pool[a.offset + kv.start * l.head_bytes()..].as_ptr(),
                 stride: a.stride,
                 table: table.as_ptr(),
                 queries,
+                heads: kv.len(),
                 keys: self.ops.keys,
                 scale: a.scale,
                 softcap: a.softcap.unwrap_or(0.0),
@@ -313,8 +316,9 @@ thread_local! {
 
 /// How a batch is cut into tiles, and these into ranges of parts. It changes no bits.
 struct Plan {
-    /// Rows and heads of a tile.
+    /// Rows of a tile, and its heads: of each of so many groups so many.
     rows: usize,
+    kv_heads: usize,
     heads: usize,
     /// Ranges into which a tile's parts are cut, for different threads.
     splits: usize,
@@ -338,12 +342,17 @@ impl Plan {
             most = most.max(high - low);
             all += high - low;
         }
-        let all = (all * l.kv_heads * group.div_ceil(heads)).div_ceil(rows);
+        let cuts = group.div_ceil(heads);
+        let tiles = a.rows.len().div_ceil(rows) * cuts;
+        // heads that lie beside each other are read together where parts of the sequence give the threads enough to do
+        let groups = (threads * PIECES).div_ceil(tiles * parts);
+        let kv_heads = l.kv_heads.div_ceil(groups.min(l.kv_heads)).min((QUERIES / (rows * heads)).max(1));
+        let all = (all * l.kv_heads.div_ceil(kv_heads) * cuts).div_ceil(rows);
         let mut splits = (most * threads * PIECES).div_ceil(all.max(1)).min(parts);
         if threads == 1 || a.rows.len() * a.heads * parts * record(l) > RECORDS {
             splits = 1;
         }
-        Plan { rows, heads, splits, parts }
+        Plan { rows, kv_heads, heads, splits, parts }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Parts of a sequence to one result, in ascending order.
 
+use super::scratch::state;
 use super::{Scratch, Tile, finish};
 use crate::generic::math::exp;
 use crate::simd::Simd;
@@ -73,25 +74,26 @@ unsafe fn outputs<S: Simd>(total: *mut f32, f: f32, o: *const f32, g: f32, width
     }
 }
 
-/// What a tile's queries found at positions from..to, a part, into their totals; sixteen queries at a time.
+/// What a tile's queries found at positions from..to, a part, into their totals; four queries at a time.
 #[inline(always)]
 pub unsafe fn all<S: Simd>(a: &Tile, s: &Scratch, from: usize, to: usize) {
-    // SAFETY: maxima and sums have room for sixteen queries
+    // SAFETY: maxima and sums have a register's room for four queries
     unsafe {
         let width = a.layout.value_width();
         let mut first = 0;
         while first < a.queries.len() {
-            let (total_max, total_sum) = (s.total_max.add(first), s.total_sum.add(first));
-            let (old, max) = (S::load(total_max), S::load(s.max.add(first)));
+            let at = state(first);
+            let (total_max, total_sum) = (s.total_max.add(at), s.total_sum.add(at));
+            let (old, max) = (S::load(total_max), S::load(s.max.add(at)));
             let new = S::max(max, old);
             let (f, g) = (exp::<S>(S::sub(old, new)), exp::<S>(S::sub(max, new)));
-            let sum = S::fma(S::load(s.sum.add(first)), g, S::mul(S::load(total_sum), f));
+            let sum = S::fma(S::load(s.sum.add(at)), g, S::mul(S::load(total_sum), f));
             let (mut news, mut sums, mut fs, mut gs) = ([0f32; 16], [0f32; 16], [0f32; 16], [0f32; 16]);
             S::store(news.as_mut_ptr(), new);
             S::store(sums.as_mut_ptr(), sum);
             S::store(fs.as_mut_ptr(), f);
             S::store(gs.as_mut_ptr(), g);
-            for i in 0..(a.queries.len() - first).min(16) {
+            for i in 0..(a.queries.len() - first).min(4) {
                 let q = &a.queries[first + i];
                 // a query that saw nothing stays as it is
                 if q.low.max(from) < q.high.min(to) {
@@ -101,7 +103,7 @@ pub unsafe fn all<S: Simd>(a: &Tile, s: &Scratch, from: usize, to: usize) {
                     outputs::<S>(s.total.add(at), fs[i], s.o.add(at), gs[i], width);
                 }
             }
-            first += 16;
+            first += 4;
         }
     }
 }

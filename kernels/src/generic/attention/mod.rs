@@ -28,6 +28,7 @@ pub use scratch::Scratch;
 pub use store::store;
 
 use ahead::Ahead;
+use scratch::state;
 
 use super::norm::{fetch, put};
 use super::quantize::quantize;
@@ -53,15 +54,17 @@ pub struct Query {
     pub sink: f32,
 }
 
-/// Queries of one kv head over one page table.
+/// Queries of kv heads that follow each other, over one page table.
 pub struct Tile<'a> {
     pub layout: KvLayout,
-    /// The pool, at this layer's and kv head's part of page 0.
+    /// The pool, at this layer's and the first kv head's part of page 0.
     pub pool: *const u8,
     /// Bytes between pages.
     pub stride: usize,
     pub table: *const u32,
+    /// Equally many of every kv head, head by head.
     pub queries: &'a [Query],
+    pub heads: usize,
     /// [`keys`] of the instruction set.
     pub keys: unsafe fn(&mut Keys<'_>),
     pub scale: f32,
@@ -101,6 +104,14 @@ struct Block {
 }
 
 impl Tile<'_> {
+    /// That of one of the heads.
+    #[inline(never)]
+    fn head(&self, head: usize) -> Tile<'_> {
+        let n = self.queries.len() / self.heads;
+        let pool = self.pool.wrapping_add(head * self.layout.head_bytes());
+        Tile { pool, queries: &self.queries[head * n..][..n], heads: 1, ..*self }
+    }
+
     /// Start of the head's part of the page that holds `position`.
     #[inline(always)]
     fn page(&self, position: usize) -> *const u8 {
@@ -132,73 +143,96 @@ impl Tile<'_> {
 }
 
 /// Attends over the tile's parts: fills every query's output, or its records.
+///
+/// Blocks are taken by spans, as many as are fetched together: of one head after the other, so that in every page what is
+/// read next follows what was read before.
 #[inline(always)]
 pub unsafe fn attend<S: Simd>(a: &Tile) {
     // SAFETY: `Tile`'s pointers cover what the layout and the visible ranges say
     unsafe {
-        let s = &Scratch::new(a.scratch, &a.layout, a.queries.len());
+        let room = Scratch::room(a.queries.len() / a.heads);
+        let all = &Scratch::new(a.scratch, &a.layout, a.heads * room);
         let vw = a.layout.value_width();
         let (mut low, mut high) = (usize::MAX, 0);
-        // what every query sees, and whether the spans say so of a block
-        let (mut common, mut filled) = (0..usize::MAX, false);
-        for (i, q) in a.queries.iter().enumerate() {
-            load::<S>(a, s, i, q);
-            low = low.min(q.low);
-            high = high.max(q.high);
-            common = common.start.max(q.low)..common.end.min(q.high);
-            if a.whole {
-                s.total_max.add(i).write(q.sink);
-                s.total_sum.add(i).write(if q.sink == f32::NEG_INFINITY { 0.0 } else { 1.0 });
-                core::ptr::write_bytes(s.total.add(i * vw), 0, vw);
+        // what every query sees
+        let mut common = 0..usize::MAX;
+        for head in 0..a.heads {
+            let (a, s) = (&a.head(head), &all.from(&a.layout, head * room));
+            for (i, q) in a.queries.iter().enumerate() {
+                load::<S>(a, s, i, q);
+                low = low.min(q.low);
+                high = high.max(q.high);
+                common = common.start.max(q.low)..common.end.min(q.high);
+                if a.whole {
+                    s.total_max.add(state(i)).write(q.sink);
+                    s.total_sum.add(state(i)).write(if q.sink == f32::NEG_INFINITY { 0.0 } else { 1.0 });
+                    core::ptr::write_bytes(s.total.add(i * vw), 0, vw);
+                }
             }
         }
         let end = high.min(a.last * PART);
         let mut part = a.first.max(low / PART);
-        // a block is waited for, then one is fetched during it, two during that, and so on
-        let (work, most, mut size) = (work(a), ahead::blocks(a), 1);
-        let mut fetched = low.max(part * PART) / BLOCK * BLOCK;
-        let mut switch = fetched;
-        let mut ahead = Ahead::new(a, fetched, 1, end, 1);
-        ahead.drain::<S>();
-        fetched += BLOCK;
+        let (work, span) = (work(a), ahead::blocks(a) * BLOCK);
+        // the first block is waited for, the rest of the first span is fetched during it, and then always the next one
+        let first = low.max(part * PART) / BLOCK * BLOCK;
+        Ahead::new(&a.head(0), first, 1, end, 1).drain::<S>();
+        // where the first head's first span ends to be fetched; whether the spans are those of a block that all see
+        let (mut switch, mut filled) = (first + BLOCK, false);
         while part * PART < end {
             let (from, to) = (part * PART, end.min((part + 1) * PART));
-            let count = a.queries.len();
-            for i in 0..count.next_multiple_of(16) {
-                s.max.add(i).write(f32::NEG_INFINITY);
-                s.sum.add(i).write(0.0);
+            for i in 0..state(a.heads * room) {
+                all.max.add(i).write(f32::NEG_INFINITY);
+                all.sum.add(i).write(0.0);
             }
-            core::ptr::write_bytes(s.o, 0, count * vw);
+            core::ptr::write_bytes(all.o, 0, a.heads * room * vw);
             let mut start = low.max(from) / BLOCK * BLOCK;
             while start < to {
-                let whole = common.start <= start && start + BLOCK <= common.end;
-                if whole || a.seen(start, start + BLOCK) {
-                    let block = a.block(start, whole);
-                    if start >= switch {
-                        fetched = fetched.max(start + BLOCK);
-                        let during = (fetched - start) / BLOCK;
-                        ahead = Ahead::new(a, fetched, size, end, work * during);
-                        (switch, fetched) = (fetched, fetched + size * BLOCK);
-                        size = most.min(size * 2);
+                let stop = to.min(start + span);
+                let blocks = (stop - start).div_ceil(BLOCK);
+                let before = filled;
+                for head in 0..a.heads {
+                    let (next, then) = if head + 1 < a.heads { (head + 1, start) } else { (0, stop) };
+                    let next = &a.head(next);
+                    let (a, s) = (&a.head(head), &all.from(&a.layout, head * room));
+                    let mut ahead = if switch < stop {
+                        Ahead::new(a, start, span / BLOCK, end, work)
+                    } else {
+                        Ahead::new(next, then, span / BLOCK, end, work * blocks)
+                    };
+                    filled = before;
+                    let mut at = start;
+                    while at < stop {
+                        if at == switch {
+                            ahead = Ahead::new(next, then, span / BLOCK, end, work * (blocks - 1));
+                        }
+                        let whole = common.start <= at && at + BLOCK <= common.end;
+                        if whole || a.seen(at, at + BLOCK) {
+                            let block = a.block(at, whole);
+                            if !(whole && filled) {
+                                spans::fill(S::ACCUMULATORS, a, s, at);
+                                filled = whole;
+                            }
+                            scores::products::<S>(a, s, &block, &mut ahead);
+                            softmax::weights::<S>(a, s, &block, &mut ahead);
+                            values::add::<S>(a, s, &block, &mut ahead);
+                        }
+                        at += BLOCK;
                     }
-                    if !(whole && filled) {
-                        spans::fill::<S>(a, s, start);
-                        filled = whole;
-                    }
-                    scores::products::<S>(a, s, &block, &mut ahead);
-                    softmax::weights::<S>(a, s, &block, &mut ahead);
-                    values::add::<S>(a, s, &block, &mut ahead);
+                    switch = usize::MAX;
                 }
-                start += BLOCK;
+                start = stop;
             }
-            if a.whole {
-                join::all::<S>(a, s, from, to);
-            } else {
+            for head in 0..a.heads {
+                let (a, s) = (&a.head(head), &all.from(&a.layout, head * room));
+                if a.whole {
+                    join::all::<S>(a, s, from, to);
+                    continue;
+                }
                 for (i, q) in a.queries.iter().enumerate() {
                     if q.low.max(from) < q.high.min(to) {
                         let to = q.out.add((part - q.low / PART) * record(&a.layout));
-                        to.write(*s.max.add(i));
-                        to.add(1).write(*s.sum.add(i));
+                        to.write(*s.max.add(state(i)));
+                        to.add(1).write(*s.sum.add(state(i)));
                         core::ptr::copy_nonoverlapping(s.o.add(i * vw), to.add(16), vw);
                     }
                 }
@@ -206,8 +240,11 @@ pub unsafe fn attend<S: Simd>(a: &Tile) {
             part += 1;
         }
         if a.whole {
-            for (i, q) in a.queries.iter().enumerate() {
-                finish::<S>(s.total.add(i * vw), *s.total_sum.add(i), q.out, a.layout.value_dim);
+            for head in 0..a.heads {
+                let (a, s) = (&a.head(head), &all.from(&a.layout, head * room));
+                for (i, q) in a.queries.iter().enumerate() {
+                    finish::<S>(s.total.add(i * vw), *s.total_sum.add(state(i)), q.out, a.layout.value_dim);
+                }
             }
         }
     }
@@ -216,7 +253,7 @@ pub unsafe fn attend<S: Simd>(a: &Tile) {
 /// About how many vector operations a block takes that pay for lines: those of the first group of queries.
 #[inline(always)]
 fn work(a: &Tile) -> usize {
-    let n = a.queries.len().min(8);
+    let n = (a.queries.len() / a.heads).min(8);
     let (kw, vw) = (a.layout.key_width(), a.layout.value_width());
     let products = if a.layout.key == KeyType::I8 { n * kw } else { n * kw * 4 };
     products + n * SOFTMAX + n * vw * 4

@@ -17,13 +17,13 @@ pub struct Scratch {
     pub p: *mut f32,
     /// What of the block the queries see, `[n]`.
     pub spans: *mut Span,
-    /// A part's maxima, sums and rescaling factors, `[n]` rounded up to 16.
+    /// A part's maxima, sums and rescaling factors, at [`state`] of every query.
     pub max: *mut f32,
     pub sum: *mut f32,
     pub factor: *mut f32,
     /// A part's outputs, `[n][value width]`.
     pub o: *mut f32,
-    /// Maxima, sums (`[n]` rounded up to 16) and outputs of the parts so far.
+    /// Maxima, sums (likewise) and outputs of the parts so far.
     pub total_max: *mut f32,
     pub total_sum: *mut f32,
     pub total: *mut f32,
@@ -31,6 +31,12 @@ pub struct Scratch {
     pub keys: *mut f32,
     /// A slice of the block's values as floats, `[BLOCK][SLICE]`.
     pub values: *mut f32,
+}
+
+/// Where query i's maximum, sum and factor are: four queries have a register each.
+#[inline(always)]
+pub fn state(i: usize) -> usize {
+    i / 4 * 16 + i % 4
 }
 
 /// Takes `n` values of a type off the piece, each at a multiple of 64 bytes.
@@ -45,6 +51,33 @@ impl Cursor {
 }
 
 impl Scratch {
+    /// Queries that `n` of one kv head take the room of: by fours.
+    pub fn room(n: usize) -> usize {
+        n.next_multiple_of(4)
+    }
+
+    /// The queries from `first` on, which begins a [`Scratch::room`].
+    #[inline(never)]
+    pub fn from(&self, l: &KvLayout, first: usize) -> Scratch {
+        let (kw, vw) = (l.key_width(), l.value_width());
+        Scratch {
+            q: self.q.wrapping_add(first * kw),
+            q8: self.q8.wrapping_add(first * kw),
+            q_scale: self.q_scale.wrapping_add(first * 4),
+            q_sum: self.q_sum.wrapping_add(first * 4),
+            p: self.p.wrapping_add(first * BLOCK),
+            spans: self.spans.wrapping_add(first),
+            max: self.max.wrapping_add(state(first)),
+            sum: self.sum.wrapping_add(state(first)),
+            factor: self.factor.wrapping_add(state(first)),
+            o: self.o.wrapping_add(first * vw),
+            total_max: self.total_max.wrapping_add(state(first)),
+            total_sum: self.total_sum.wrapping_add(state(first)),
+            total: self.total.wrapping_add(first * vw),
+            ..*self
+        }
+    }
+
     /// In the piece at `at`.
     pub fn new(at: *mut u8, layout: &KvLayout, n: usize) -> Scratch {
         Scratch::carve(&mut Cursor(at, 0), layout, n)
@@ -58,7 +91,7 @@ impl Scratch {
     }
 
     fn carve(c: &mut Cursor, l: &KvLayout, n: usize) -> Scratch {
-        let (kw, vw, padded) = (l.key_width(), l.value_width(), n.next_multiple_of(16));
+        let (kw, vw, states) = (l.key_width(), l.value_width(), state(Scratch::room(n)));
         let (ints, floats) = if l.key == KeyType::I8 { (n, 0) } else { (0, n) };
         Scratch {
             q: c.take(floats * kw),
@@ -67,12 +100,12 @@ impl Scratch {
             q_sum: c.take(ints * 4),
             p: c.take(n * BLOCK),
             spans: c.take(n),
-            max: c.take(padded),
-            sum: c.take(padded),
-            factor: c.take(padded),
+            max: c.take(states),
+            sum: c.take(states),
+            factor: c.take(states),
             o: c.take(n * vw),
-            total_max: c.take(padded),
-            total_sum: c.take(padded),
+            total_max: c.take(states),
+            total_sum: c.take(states),
             total: c.take(n * vw),
             keys: c.take(if floats > 0 { 16 * kw } else { 0 }),
             values: c.take(BLOCK * SLICE),

@@ -1,8 +1,9 @@
 //! Scores of a block to weights: scale, cap, slope, mask, the new maximum, one rescale, the sum.
 //!
-//! Sixteen queries at a time: their maxima, factors and sums are each one register.
+//! Four queries at a time: their maxima, factors and sums are each one register.
 
 use super::ahead::Ahead;
+use super::scratch::state;
 use super::spans::Span;
 use super::{BLOCK, Block, SOFTMAX, Scratch, Tile};
 use crate::generic::math::exp;
@@ -33,15 +34,15 @@ pub unsafe fn weights<S: Simd>(a: &Tile, s: &Scratch, b: &Block, ahead: &mut Ahe
         }
         let mut i = 0;
         while i < a.queries.len() {
-            sixteen::<S>(a, s, b, i, scales_at.is_some().then_some(&scales), ahead);
-            i += 16;
+            four::<S>(a, s, b, i, scales_at.is_some().then_some(&scales), ahead);
+            i += 4;
         }
     }
 }
 
-/// Queries first..first + 16, as far as there are.
+/// Queries first..first + 4, as far as there are.
 #[inline(always)]
-unsafe fn sixteen<S: Simd>(
+unsafe fn four<S: Simd>(
     a: &Tile,
     s: &Scratch,
     b: &Block,
@@ -49,26 +50,25 @@ unsafe fn sixteen<S: Simd>(
     scales: Option<&[S::F; STEPS]>,
     ahead: &mut Ahead,
 ) {
-    // SAFETY: as `attend`; maxima, sums and factors have room for sixteen
+    // SAFETY: as `attend`; maxima, sums and factors have a register's room for four queries
     unsafe {
-        let count = (a.queries.len() - first).min(16);
-        let (max, sum) = (s.max.add(first), s.sum.add(first));
-        let mut tops = [S::splat(f32::NEG_INFINITY); 16];
+        let count = (a.queries.len() - first).min(4);
+        let (max, sum) = (s.max.add(state(first)), s.sum.add(state(first)));
+        let mut tops = [S::splat(f32::NEG_INFINITY); 4];
         for i in 0..count {
             if (*s.spans.add(first + i)).sees() {
                 tops[i] = logits::<S>(a, s, b, first + i);
-                ahead.pay::<S>(SOFTMAX / 2);
             }
+            ahead.pay::<S>(SOFTMAX / 2);
         }
         let old = S::load(max);
         // NaN may get lost in the maximum but not in the weights
-        let new = S::max(S::top16(&tops), old);
+        let new = S::max(S::top4(tops), old);
         let factor = exp::<S>(S::sub(old, new));
-        let (mut old_max, mut news, mut old_sum, mut sums) = ([0f32; 16], [0f32; 16], [0f32; 16], [0f32; 16]);
-        S::store(old_max.as_mut_ptr(), old);
+        let mut news = [0f32; 16];
         S::store(news.as_mut_ptr(), new);
-        S::store(s.factor.add(first), factor);
-        let mut rows = [S::splat(0.0); 16];
+        S::store(s.factor.add(state(first)), factor);
+        let mut rows = [S::splat(0.0); 4];
         let mut i = 0;
         if S::ACCUMULATORS == 16 {
             while count - i >= 2 {
@@ -83,13 +83,20 @@ unsafe fn sixteen<S: Simd>(
             i += 1;
         }
         let before = S::load(sum);
-        S::store(old_sum.as_mut_ptr(), before);
-        S::store(sums.as_mut_ptr(), S::fma(before, factor, S::tree16(&rows)));
+        let after = S::fma(before, factor, S::tree4(rows));
+        if b.whole {
+            S::store(max, new);
+            S::store(sum, after);
+            return;
+        }
+        let mut sums = [0f32; 16];
+        S::store(sums.as_mut_ptr(), after);
         for i in 0..count {
             // a query that sees nothing here stays as it is
-            let sees = (*s.spans.add(first + i)).sees();
-            max.add(i).write(if sees { news[i] } else { old_max[i] });
-            sum.add(i).write(if sees { sums[i] } else { old_sum[i] });
+            if (*s.spans.add(first + i)).sees() {
+                max.add(i).write(news[i]);
+                sum.add(i).write(sums[i]);
+            }
         }
     }
 }

@@ -10,7 +10,6 @@
 //! ```
 
 use super::{BLOCK, Scratch, Tile};
-use crate::simd::Simd;
 
 /// Positions relative to the block.
 #[derive(Clone, Copy)]
@@ -33,27 +32,26 @@ impl Span {
     }
 }
 
-/// How many of `left` queries form the next group.
-#[inline(always)]
-pub fn group<S: Simd>(left: usize) -> usize {
+/// How many of `left` queries form the next group, of an instruction set with so many accumulators.
+fn group(accumulators: usize, left: usize) -> usize {
     match left {
-        8.. if S::ACCUMULATORS == 16 => 8,
-        4.. if S::ACCUMULATORS > 1 => 4,
-        3 if S::ACCUMULATORS == 16 => 3,
-        2.. if S::ACCUMULATORS > 1 => 2,
+        8.. if accumulators == 16 => 8,
+        4.. if accumulators > 1 => 4,
+        3 if accumulators == 16 => 3,
+        2.. if accumulators > 1 => 2,
         _ => 1,
     }
 }
 
 /// Fills `s.spans` for the block at `start`.
-#[inline(always)]
-pub unsafe fn fill<S: Simd>(a: &Tile, s: &Scratch, start: usize) {
+#[inline(never)]
+pub unsafe fn fill(accumulators: usize, a: &Tile, s: &Scratch, start: usize) {
     // SAFETY: there is a span for every query
     unsafe {
         let n = a.queries.len();
         let mut i = 0;
         while i < n {
-            let count = group::<S>(n - i);
+            let count = group(accumulators, n - i);
             let (mut first, mut last, mut alike) = (0, BLOCK, count > 1);
             for j in i..i + count {
                 let q = &a.queries[j];

@@ -5,6 +5,7 @@
 
 use super::ahead::Ahead;
 use super::scores::groups;
+use super::scratch::state;
 use super::{BLOCK, Block, Scratch, Tile};
 use crate::kv::{KeyType, ValueType};
 use crate::simd::Simd;
@@ -252,7 +253,7 @@ unsafe fn chunk<S: Simd, const K: u8, const Q: usize, const D: usize>(
         let o = o.add(first * width + d);
         let mut acc = [[S::splat(0.0); D]; Q];
         for q in 0..Q {
-            let factor = if rescale { S::splat(*s.factor.add(first + q)) } else { S::splat(1.0) };
+            let factor = if rescale { S::splat(*s.factor.add(state(first + q))) } else { S::splat(1.0) };
             for c in 0..D {
                 acc[q][c] = S::mul(S::load(o.add(q * width + c * 16)), factor);
             }

@@ -135,21 +135,24 @@ unsafe impl Simd for Avx512 {
             let y = two(four(r[2], r[6], r[10], r[14]), four(r[3], r[7], r[11], r[15]));
             _mm512_add_ps(_mm512_shuffle_ps::<0x88>(x, y), _mm512_shuffle_ps::<0xdd>(x, y))
         }
-        fn top16(rows: &[Self::F; 16]) -> Self::F {
-            // as `tree16`, the greater in place of the sum
-            let mut quads = [_mm512_setzero_ps(); 4];
-            for i in 0..4 {
-                let (a, b, c, d) = (rows[i], rows[i + 4], rows[i + 8], rows[i + 12]);
-                let x = _mm512_max_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
-                let y = _mm512_max_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
-                let (low, high) = (_mm512_shuffle_f32x4::<0x88>(x, y), _mm512_shuffle_f32x4::<0xdd>(x, y));
-                quads[i] = _mm512_max_ps(low, high);
-            }
-            let x = _mm512_max_ps(_mm512_unpacklo_ps(quads[0], quads[1]), _mm512_unpackhi_ps(quads[0], quads[1]));
-            let y = _mm512_max_ps(_mm512_unpacklo_ps(quads[2], quads[3]), _mm512_unpackhi_ps(quads[2], quads[3]));
+        fn tree4(rows: [Self::F; 4]) -> Self::F {
+            let r = rows;
+            let lanes = four(r[0], r[1], r[2], r[3]);
+            let lanes = _mm512_add_ps(lanes, _mm512_permute_ps::<0x4e>(lanes));
+            let lanes = _mm512_add_ps(lanes, _mm512_permute_ps::<0xb1>(lanes));
+            const PLACE: [i32; 16] = [0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12];
+            let place = _mm512_loadu_si512(PLACE.as_ptr().cast());
+            _mm512_permutexvar_ps(place, lanes)
+        }
+        fn top4(rows: [Self::F; 4]) -> Self::F {
+            let r = rows;
+            let x = _mm512_max_ps(_mm512_unpacklo_ps(r[0], r[1]), _mm512_unpackhi_ps(r[0], r[1]));
+            let y = _mm512_max_ps(_mm512_unpacklo_ps(r[2], r[3]), _mm512_unpackhi_ps(r[2], r[3]));
             let (x, y) = (_mm512_castps_pd(x), _mm512_castps_pd(y));
             let (low, high) = (_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
-            _mm512_max_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+            let lanes = _mm512_max_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+            let lanes = _mm512_max_ps(lanes, _mm512_shuffle_f32x4::<0x4e>(lanes, lanes));
+            _mm512_max_ps(lanes, _mm512_shuffle_f32x4::<0xb1>(lanes, lanes))
         }
         fn b_load(p: *const u8) -> Self::B { _mm512_loadu_si512(p.cast()) }
         fn b_store(p: *mut u8, x: Self::B) { _mm512_storeu_si512(p.cast(), x) }
