@@ -360,6 +360,7 @@ impl Input {
                         scale: scales[at..][..vectors].as_ptr(),
                         sum: sums[at..][..vectors].as_ptr(),
                         vectors,
+                        alone: (slot.to - slot.from) * terms <= LANES,
                         to: to.as_mut_ptr().cast(),
                         to_scale: scale.slice(lane, SUMS).as_mut_ptr(),
                         to_start: start.slice(lane, SUMS).as_mut_ptr(),
@@ -380,6 +381,7 @@ impl Input {
             scale: side.scale.as_ptr().wrapping_add(lane),
             start: side.start.as_ptr().wrapping_add(lane),
             packs: side.packs,
+            alone: (slot.to - slot.from) * terms <= LANES,
         }
     }
 

@@ -331,8 +331,8 @@ pub unsafe trait Simd: Copy + 'static {
 
     /// [`crate::generic::panel::portions`] of the tile sizes below.
     #[inline(always)]
-    unsafe fn portions(vectors: usize) -> usize {
-        crate::generic::panel::portions::<1, 4, 4>(vectors)
+    unsafe fn portions(vectors: usize, alone: bool) -> usize {
+        crate::generic::panel::portions::<1, 4, 4>(vectors, alone)
     }
     /// Runs [`crate::generic::panel::tiles`] with this machine's tile sizes.
     #[inline(always)]

@@ -10,7 +10,8 @@
 //!   w = 8     two halves of a vector's sum each, of rows r and r + 16 folded into one register
 //!   w = 16    four quarters, of rows r, r + 8, r + 16, r + 24
 //!
-//! 9 to 12 vectors are a pack of 8 and behind it one of 4
+//! 9 to 12 vectors are a pack of 8 and behind it one of 4. Where registers are many, 5 to 8 and 13 to 16 vectors that are
+//! alone are two packs of 4 or 8: what is broadcast is used twice, or else more bytes are loaded than multiplied.
 //! ```
 //! So nothing of the weights is transposed, few lanes are idle at any number of vectors, and sums of a record are
 //! folded into as many registers as there are results. Order and rounding of the float sums are those of `rows.rs`.
@@ -48,11 +49,13 @@ pub struct Packs {
     pub start: *const i32,
     /// Packs from one record to the next.
     pub packs: usize,
+    /// There are no vectors but one pack's.
+    pub alone: bool,
 }
 
 /// Vectors of a pack, of those of more than which a second one follows.
 const EIGHT: usize = 8;
-/// Sums of a pack: sixteen, and sixteen of the pack of 4 that may follow one of 8.
+/// Sums of a pack: sixteen, and sixteen of the smaller one that may follow one.
 pub const SUMS: usize = 2 * LANES;
 
 /// Lanes that `n` ≤ 16 vectors get: all of a pack of 4, 8 or 16, or of one of 8 and one of 4.
@@ -62,6 +65,17 @@ pub const fn lanes(n: usize) -> usize {
         5..=8 => 8,
         9..=12 => 12,
         _ => 16,
+    }
+}
+
+/// How many of a pack's vectors are in its first one, where it is two; `alone`: where no pack is beside it.
+#[inline(always)]
+fn first<S: Simd>(vectors: usize, alone: bool) -> usize {
+    match vectors {
+        9..=12 => EIGHT,
+        5..=8 if alone && S::ACCUMULATORS == 16 => 4,
+        13..=16 if alone && S::ACCUMULATORS == 16 => EIGHT,
+        _ => vectors,
     }
 }
 
@@ -83,6 +97,8 @@ pub struct Packing {
     pub sum: *const i32,
     /// 1..=16.
     pub vectors: usize,
+    /// There are no others.
+    pub alone: bool,
     pub to: *mut i8,
     /// [`SUMS`] of them.
     pub to_scale: *mut f32,
@@ -94,7 +110,7 @@ pub struct Packing {
 pub unsafe fn pack<S: Simd>(a: &Packing) {
     // SAFETY: the caller has `vectors` vectors and room for a pack of as many lanes as they get
     unsafe {
-        let first = if lanes(a.vectors) == 12 { EIGHT } else { a.vectors };
+        let first = first::<S>(a.vectors, a.alone);
         pack_one::<S>(&Packing { vectors: first, ..*a });
         if first < a.vectors {
             pack_one::<S>(&Packing {
@@ -102,6 +118,7 @@ pub unsafe fn pack<S: Simd>(a: &Packing) {
                 scale: a.scale.add(first),
                 sum: a.sum.add(first),
                 vectors: a.vectors - first,
+                alone: false,
                 to: a.to.add(first * DEPTH),
                 to_scale: a.to_scale.add(LANES),
                 to_start: a.to_start.add(LANES),
@@ -157,6 +174,8 @@ pub struct Tiles<'a> {
     pub x: *const i8,
     /// Vectors in them.
     pub vectors: usize,
+    /// They are all there are.
+    pub alone: bool,
     /// `[packs][`[`SUMS`]`]`.
     pub scale: *const f32,
     pub start: *const i32,
@@ -194,7 +213,7 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock, first: usize, tiles
                     // some of the hints while the record is decoded, which takes its share of the time
                     let hints = Hints::new::<BITS>(a, at, halves, s, streams, 16 * halves);
                     decode::<S, BITS>(table, record, halves, panel, &hints);
-                    hints.spread::<BITS>(S::portions(vectors));
+                    hints.spread::<BITS>(S::portions(vectors, p.alone));
                     let mut rows = Aligned([0f32; 32]);
                     for tile in 0..2 {
                         let scales = S::load_f16(record.cast::<u16>().add(tile * 16));
@@ -206,6 +225,7 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock, first: usize, tiles
                         depth: halves * 128,
                         x: p.x.add(r * p.record + before * LANES * DEPTH),
                         vectors,
+                        alone: p.alone,
                         scale: p.scale.add(pack * SUMS),
                         start: p.start.add(pack * SUMS),
                         rows: rows.0.as_ptr(),
@@ -219,10 +239,11 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock, first: usize, tiles
                     let acc = acc.add((s * packs + pack) * 512);
                     let n = (vectors - pack * LANES).min(LANES);
                     let (block, at) = (s * a.run + first, from + pack * LANES);
-                    let eight = if lanes(n) == 12 { EIGHT } else { n };
-                    finish::<S, BITS>(a, block, at, eight, acc);
-                    if eight < n {
-                        finish::<S, BITS>(a, block, at + eight, n - eight, acc.add(AFTER_EIGHT));
+                    let (mut from, mut to) = (0, self::first::<S>(n, p.alone));
+                    while from < n {
+                        let acc = if from > 0 { acc.add(AFTER_EIGHT) } else { acc };
+                        finish::<S, BITS>(a, block, at + from, to - from, acc);
+                        (from, to) = (to, n);
                     }
                 }
             }
@@ -252,7 +273,13 @@ unsafe fn decode<S: Simd, const BITS: u8>(
 }
 
 /// Portions of hints that [`tiles`] gives.
-pub const fn portions<const N: usize, const R: usize, const ONE: usize>(vectors: usize) -> usize {
+pub const fn portions<const N: usize, const R: usize, const ONE: usize>(
+    vectors: usize,
+    alone: bool,
+) -> usize {
+    if ONE == 16 && alone && matches!(vectors, 5..=8 | 13..) {
+        return 32 / R * parts(2, 8);
+    }
     let (whole, rest) = (vectors / LANES, vectors % LANES);
     let (whole, narrow) = match lanes(rest) {
         _ if rest == 0 => (whole, 0),
@@ -273,6 +300,14 @@ pub unsafe fn tiles<S: Simd, const N: usize, const R: usize, const ONE: usize>(a
     unsafe {
         let (whole, rest) = (a.vectors / LANES, a.vectors % LANES);
         let (whole, rest) = if rest > 12 { (whole + 1, 0) } else { (whole, rest) };
+        if S::ACCUMULATORS == 16 && a.alone {
+            let alone = Narrow { x: a.x.cast(), sums: 0, acc: a.acc };
+            match a.vectors {
+                5..=8 => return narrow::<S, 16, 2, R>(a, &alone),
+                13..=16 => return narrow::<S, 8, 2, R>(a, &alone),
+                _ => {}
+            }
+        }
         let mut pack = 0;
         while pack + N <= whole {
             for row in (0..32).step_by(R) {
@@ -298,13 +333,13 @@ pub unsafe fn tiles<S: Simd, const N: usize, const R: usize, const ONE: usize>(a
             acc: a.acc.wrapping_add(pack * 512),
         };
         if rest > 4 {
-            narrow::<S, 8, ONE>(a, &at);
+            narrow::<S, 8, 1, ONE>(a, &at);
             at.x = at.x.wrapping_add(EIGHT * DEPTH);
             at.sums += LANES;
             at.acc = at.acc.wrapping_add(AFTER_EIGHT);
         }
         if (1..=4).contains(&rest) || rest > EIGHT {
-            narrow::<S, 16, ONE>(a, &at);
+            narrow::<S, 16, 1, ONE>(a, &at);
         }
     }
 }
@@ -355,15 +390,14 @@ unsafe fn wide<S: Simd, const N: usize, const R: usize>(a: &Tiles, pack: usize, 
     }
 }
 
-/// A pack of 8 or 4 vectors, `W` = 8 or 16 bytes of each at a time; `ONE` sums at a time.
+/// `N` packs of 8 or 4 vectors, `W` = 8 or 16 bytes of each at a time; `R` rows at a time.
 #[inline(always)]
-unsafe fn narrow<S: Simd, const W: usize, const ONE: usize>(a: &Tiles, at: &Narrow) {
-    // SAFETY: the pack exists, and has 64 / W lanes
+unsafe fn narrow<S: Simd, const W: usize, const N: usize, const R: usize>(a: &Tiles, at: &Narrow) {
+    // SAFETY: the packs exist, and have 64 / W lanes
     unsafe {
         let folds = W / 4;
         // rows of a part, results of a register, registers at a time
-        let (apart, together) = (32 / folds, ONE / folds);
-        let start = S::i_load(a.start.add(at.sums));
+        let (apart, together) = (32 / folds, R / folds);
         // the scales of a register's rows, in the order that folding leaves
         let mut rows = [[0f32; 4]; 16];
         for j in 0..apart {
@@ -372,29 +406,43 @@ unsafe fn narrow<S: Simd, const W: usize, const ONE: usize>(a: &Tiles, at: &Narr
             }
         }
         for row in (0..apart).step_by(together) {
-            let mut sums = [start; ONE];
+            let mut sums = [[S::i_splat(0); N]; R];
+            for n in 0..N {
+                let start = S::i_load(a.start.add(at.sums + n * LANES));
+                for r in 0..R {
+                    sums[r][n] = start;
+                }
+            }
             let panel = a.panel.add(row * DEPTH);
-            let part = a.depth / W / parts(1, W);
+            let part = a.depth / W / parts(N, W);
             for first in (0..a.depth / W).step_by(part) {
                 a.hints.give::<S>();
                 for g in first..first + part {
-                    let line = S::b_load(at.x.add(g * 64));
-                    for i in 0..ONE {
-                        let at = (i / folds + i % folds * apart) * DEPTH + g * W;
-                        sums[i] = S::dot_lanes::<W>(sums[i], panel.add(at), line);
+                    let mut line = [S::b_load(at.x.add(g * 64)); N];
+                    for n in 1..N {
+                        line[n] = S::b_load(at.x.add((n * DEPTH / W + g) * 64));
+                    }
+                    for r in 0..R {
+                        let at = (r / folds + r % folds * apart) * DEPTH + g * W;
+                        for n in 0..N {
+                            sums[r][n] = S::dot_lanes::<W>(sums[r][n], panel.add(at), line[n]);
+                        }
                     }
                 }
             }
-            let scale = S::load(a.scale.add(at.sums));
-            for j in 0..together {
-                let sum = if W == 8 {
-                    S::fold_pairs(sums[j * 2], sums[j * 2 + 1])
-                } else {
-                    S::fold_quads([sums[j * 4], sums[j * 4 + 1], sums[j * 4 + 2], sums[j * 4 + 3]])
-                };
-                let s = S::mul(S::repeat4(rows[row + j].as_ptr()), scale);
-                let to = at.acc.add((row + j) * LANES);
-                S::store(to, S::fma(S::from_int(sum), s, S::load(to)));
+            for n in 0..N {
+                let scale = S::load(a.scale.add(at.sums + n * LANES));
+                for j in 0..together {
+                    let sum = if W == 8 {
+                        S::fold_pairs(sums[j * 2][n], sums[j * 2 + 1][n])
+                    } else {
+                        let q = j * 4;
+                        S::fold_quads([sums[q][n], sums[q + 1][n], sums[q + 2][n], sums[q + 3][n]])
+                    };
+                    let s = S::mul(S::repeat4(rows[row + j].as_ptr()), scale);
+                    let to = at.acc.add(n * AFTER_EIGHT + (row + j) * LANES);
+                    S::store(to, S::fma(S::from_int(sum), s, S::load(to)));
+                }
             }
         }
     }

@@ -292,7 +292,7 @@ unsafe impl Simd for Avx512 {
         }
         fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         fn prefetch_far(p: *const u8) { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
-        fn portions(vectors: usize) -> usize { panel::portions::<3, 8, 16>(vectors) }
+        fn portions(vectors: usize, alone: bool) -> usize { panel::portions::<3, 8, 16>(vectors, alone) }
         fn tiles(a: &panel::Tiles) { panel::tiles::<Self, 3, 8, 16>(a) }
         fn float_tiles(a: &float::FloatBlock) {
             // up to here reading takes the time, and a block is read once for eight tokens
