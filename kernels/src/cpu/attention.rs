@@ -300,7 +300,7 @@ impl Cpu {
 
 /// Queries of a tile where there are many rows.
 const QUERIES: usize = 64;
-/// Heads of a tile, at most.
+/// Queries of a tile, at most: where one row of a group has more than [`QUERIES`].
 const HEADS: usize = 128;
 /// A tile's working memory should stay in the second cache.
 const SCRATCH_BYTES: usize = 768 << 10;
@@ -346,7 +346,8 @@ impl Plan {
         let tiles = a.rows.len().div_ceil(rows) * cuts;
         // heads that lie beside each other are read together where parts of the sequence give the threads enough to do
         let groups = (threads * PIECES).div_ceil(tiles * parts);
-        let kv_heads = l.kv_heads.div_ceil(groups.min(l.kv_heads)).min((QUERIES / (rows * heads)).max(1));
+        let kv_heads =
+            l.kv_heads.div_ceil(groups.min(l.kv_heads)).min((QUERIES.min(fit) / (rows * heads)).max(1));
         let all = (all * l.kv_heads.div_ceil(kv_heads) * cuts).div_ceil(rows);
         let mut splits = (most * threads * PIECES).div_ceil(all.max(1)).min(parts);
         if threads == 1 || a.rows.len() * a.heads * parts * record(l) > RECORDS {

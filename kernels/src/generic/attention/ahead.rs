@@ -1,8 +1,8 @@
 //! Fetching the next positions while these are computed.
 //!
 //! A core has few requests to memory under way at a time, and one more waits, with all that follows it. So lines are
-//! asked for one by one at an even pace, in proportion to the work done, and from two stretches in turn (from four where
-//! pages are so small): the machine's own prefetcher follows each of them and runs ahead. What lies in them is used next,
+//! asked for at an even pace, in proportion to the work done, and from two stretches in turn (from four where a block has as
+//! many pages): the machine's own prefetcher follows each of them and runs ahead. What lies in them is used next,
 //! while it is still in the first cache.
 //!
 //! ```text
@@ -13,7 +13,7 @@
 use super::{BLOCK, Tile};
 use crate::simd::Simd;
 
-/// Stretches that are fetched side by side, where pages are not as small as to be more.
+/// Stretches that are fetched side by side, unless a block has more pages.
 const STRETCHES: usize = 2;
 /// The most there are: pages of a block.
 const MOST: usize = BLOCK / 16;
@@ -21,8 +21,7 @@ const MOST: usize = BLOCK / 16;
 const BYTES: usize = 100 << 10;
 /// Positions of the last span that are not worth a fetch.
 const FEW: usize = 16;
-
-/// A line in the fractions in which it is paid for.
+/// A line, in the parts in which it is paid for.
 const LINE: usize = 1 << 16;
 
 /// Lines to come, and how many of them a piece of work pays for.
@@ -30,7 +29,7 @@ pub struct Ahead {
     stretches: [*const u8; MOST],
     /// Whether they are all used, and not [`STRETCHES`] alone.
     more: bool,
-    /// Which lines of the stretches are to come, of how many, and how many a unit of work pays for, in 1/65536.
+    /// Which line of every stretch is to come, of how many, and how many a unit of work pays for, in parts of [`LINE`].
     at: usize,
     len: usize,
     rate: usize,
@@ -62,7 +61,7 @@ impl Ahead {
             let position = (start + i / each * tokens).min(end - 1);
             ahead.stretches[i] = a.page(position).wrapping_add(i % each * lines * 64);
         }
-        ahead.len = lines << 16;
+        ahead.len = lines * LINE;
         ahead.rate = ahead.len / work + 1;
         ahead
     }
@@ -76,8 +75,8 @@ impl Ahead {
         }
     }
 
-    /// Asks for the lines that `work` pays for. It takes the same way every time, which the machine foresees, even if a
-    /// line is then asked for twice: whether another whole one has been paid for by now, it would not.
+    /// Asks for the lines that `work` pays for. Whether a whole one more has been paid for by now is not looked at: the
+    /// machine would not foresee it. So the same work asks for the same number every time, and for some lines twice.
     #[inline(always)]
     pub unsafe fn pay<S: Simd>(&mut self, work: usize) {
         let mut paid = self.rate * work;
