@@ -140,14 +140,16 @@ pub unsafe trait Simd: Copy + 'static {
     /// Lane i of the result, and every fourth after it, is `tree(rows[i])`.
     #[inline(always)]
     unsafe fn tree4(rows: [Self::F; 4]) -> Self::F {
-        // SAFETY: the trait's promises
-        unsafe { Self::repeat4(rows.map(|row| Self::tree(row)).as_ptr()) }
+        let [a, b, c, d] = rows;
+        // SAFETY: the trait's promises; the array holds 4 values
+        unsafe { Self::repeat4([Self::tree(a), Self::tree(b), Self::tree(c), Self::tree(d)].as_ptr()) }
     }
     /// Lane i of the result, and every fourth after it, is `top(rows[i])`.
     #[inline(always)]
     unsafe fn top4(rows: [Self::F; 4]) -> Self::F {
-        // SAFETY: the trait's promises
-        unsafe { Self::repeat4(rows.map(|row| Self::top(row)).as_ptr()) }
+        let [a, b, c, d] = rows;
+        // SAFETY: the trait's promises; the array holds 4 values
+        unsafe { Self::repeat4([Self::top(a), Self::top(b), Self::top(c), Self::top(d)].as_ptr()) }
     }
 
     unsafe fn b_load(p: *const u8) -> Self::B;

@@ -239,11 +239,11 @@ pub unsafe fn product<S: Simd, const BITS: u8>(a: &IntBlock, first: usize, tiles
                     let acc = acc.add((s * packs + pack) * 512);
                     let n = (vectors - pack * LANES).min(LANES);
                     let (block, at) = (s * a.run + first, from + pack * LANES);
-                    let (mut from, mut to) = (0, self::first::<S>(n, p.alone));
-                    while from < n {
-                        let acc = if from > 0 { acc.add(AFTER_EIGHT) } else { acc };
-                        finish::<S, BITS>(a, block, at + from, to - from, acc);
-                        (from, to) = (to, n);
+                    let (mut done, mut next) = (0, self::first::<S>(n, p.alone));
+                    while done < n {
+                        let acc = if done > 0 { acc.add(AFTER_EIGHT) } else { acc };
+                        finish::<S, BITS>(a, block, at + done, next - done, acc);
+                        (done, next) = (next, n);
                     }
                 }
             }
